@@ -1,0 +1,55 @@
+# make demo | test | lint | docs | clean. Each target installs what it needs into $(VENV), once, and no more.
+#
+#   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, in an environment of its own
+#   make demo DEMO="--dataset fashion-mnist"        another demo; see `simjax demo --help`
+#   make test PYTEST="-x tests/test_model.py"       other tests
+
+PYTHON ?=
+VENV ?= .venv
+DEMO ?= --dataset digits
+PYTEST ?= -n auto
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CANDIDATES := python3.12 python3.11 python3.13 python3 python
+SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: demo test lint format docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-oracles
+	$(BIN)/simjax demo --output demo-output --force $(DEMO)
+
+test: $(VENV)/.installed-oracles,test
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.installed-oracles,test,lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-oracles,test,lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# A stamp for each set of extras, so that a second run installs nothing.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/.made
+	@echo "Installing simjax[$*] into $(VENV) ..."
+	@$(PIP) install -e '.[$*]'
+	@touch $@
+
+$(VENV)/.made:
+	@for python in $(or $(PYTHON),$(CANDIDATES)); do \
+	  if "$$python" -c '$(SUITABLE)' 2>/dev/null; then \
+	    "$$python" -m venv $(VENV) && touch $@ && exit 0 || exit 1; \
+	  fi; \
+	done; \
+	echo "No suitable Python among: $(or $(PYTHON),$(CANDIDATES)). simjax needs Python >= 3.11 with the venv" \
+	     "module (on Debian and Ubuntu: apt-get install python3-venv). Name another by make PYTHON=/path/to/python." >&2; \
+	exit 1

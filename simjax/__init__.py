@@ -1,0 +1,42 @@
+"""simjax: state-driven implicit modeling in JAX, with a certificate for every row."""
+
+from simjax.certificate import Certificate, certify
+from simjax.constraints import Free, L1Ball
+from simjax.fit import FitResult, adaptive_weights, fit
+from simjax.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
+from simjax.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
+from simjax.problem import RowProblem, row_problem
+from simjax.solve import Solution, solve_rows
+from simjax.solvers.iterate import Progress
+from simjax.states import States, collect_states
+from simjax.status import ConvergenceWarning, Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "Certificate",
+    "ConvergenceWarning",
+    "ElasticNet",
+    "EquilibriumInfo",
+    "EquilibriumWarning",
+    "FitResult",
+    "Free",
+    "ImplicitModel",
+    "L1Ball",
+    "NoPenalty",
+    "Penalty",
+    "Perspective",
+    "Progress",
+    "Ridge",
+    "RowProblem",
+    "Solution",
+    "States",
+    "Status",
+    "adaptive_weights",
+    "certify",
+    "collect_states",
+    "fit",
+    "row_problem",
+    "solve_rows",
+]

@@ -1,0 +1,249 @@
+"""Certificates: primal, dual, gap and feasibility of given weights. Knows no solver.
+
+For any y, with s = Φᵀy, weak duality bounds the optimum from below (g = h + indicator of the constraint):
+
+    penalised   P(w) = λ‖t − Φw‖² + h(w)        D(y) = yᵀt − ‖y‖²/(4λ) − g*(s)
+    exact       P(w) = h(w),  Φw = t            D(y) = yᵀt − g*(s)
+
+The gap P − D is evaluated as a sum of nonnegative parts, which does not lose digits when P is small against λ‖t‖²:
+
+    penalised   P − D = ‖2λ(t − Φw) − y‖²/(4λ) + [h(w) + g*(s) − sᵀw]
+    exact       P − D ≤ |yᵀ(Φw − t)| + [h(w) + g*(s) − sᵀw]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from simjax.constraints import Ball, dual_scaling, support_function
+from simjax.penalties import Penalty, PiecewisePenalty
+from simjax.problem import RowProblem
+
+Array = Any
+
+# λ‖t‖² is the objective of w = 0. An optimum below 1e-12 of it is an exact fit as far as float64 can tell.
+_OBJECTIVE_FLOOR = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What is proved about each row. All arrays are float64 with one entry per row.
+
+    Attributes:
+      objective: P(w), (R,), in the units of the problem that was stated.
+      dual_objective: D(y), (R,): no weights whatever can have a smaller objective.
+      gap: P − D ≥ 0, (R,).
+      relative_gap: gap / max(P, 1e-12·λ‖t‖²), (R,).
+      infeasibility: (R,), the larger of the relative violation of the ball, (Σω|w| − κ)₊/κ, and, under exact
+        matching, ‖Φw − t‖/‖t‖.
+      dual: y, (R, m): the dual point that proves the row.
+    """
+
+    objective: np.ndarray
+    dual_objective: np.ndarray
+    gap: np.ndarray
+    relative_gap: np.ndarray
+    infeasibility: np.ndarray
+    dual: np.ndarray
+
+    def take(self, index: np.ndarray) -> Certificate:
+        """The certificate of the rows in `index`."""
+        return Certificate(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+
+
+def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
+    """Certify `weights` (R, d) with the best of the residual y = 2λ(t − Φw) and the candidates in `duals`.
+
+    Args:
+      problem: the rows.
+      weights: w, (R, d), anybody's: the certificate holds for any weights.
+      duals: candidate y's, each (R, m); rows that contain NaN are ignored.
+
+    Raises:
+      ValueError: if the shapes do not fit the problem.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (problem.rows_count, problem.width):
+        raise ValueError(f"weights must be ({problem.rows_count}, {problem.width}), got {weights.shape}.")
+    with jax.enable_x64(True):
+        evaluation = _evaluate(
+            jnp.asarray(problem.design),
+            jnp.asarray(problem.targets.T),
+            jnp.asarray(problem.loss_weight[:, None]),
+            jnp.asarray(weights),
+            problem.penalty,
+            problem.ball,
+            exact=problem.exact,
+        )
+        objective, residual, fit, floor = evaluation
+        multiplier = 0.0 if problem.exact else 2.0 * problem.loss_weight[:, None]
+        candidates = [np.asarray(multiplier * residual)]
+        for dual in duals:
+            dual = np.asarray(dual, dtype=np.float64)
+            if dual.shape != candidates[0].shape:
+                raise ValueError(f"duals must be {candidates[0].shape}, got {dual.shape}.")
+            candidates.append(np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, candidates[0]))
+        best_gap, best_dual = None, candidates[0]
+        for dual in candidates:
+            dual, gap = _gap_of(problem, weights, residual, dual)
+            if best_gap is None:
+                best_gap, best_dual = gap, dual
+            else:
+                better = gap < best_gap
+                best_gap = np.where(better, gap, best_gap)
+                best_dual = np.where(better[:, None], dual, best_dual)
+    objective, fit, floor = (np.asarray(x)[:, 0] for x in (objective, fit, floor))
+    scale = np.maximum(objective, floor)
+    gap = np.where(np.isfinite(objective), best_gap, np.inf)
+    relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))
+    return Certificate(
+        objective=objective,
+        dual_objective=objective - gap,
+        gap=gap,
+        relative_gap=relative_gap,
+        infeasibility=np.maximum(_ball_violation(problem, weights), fit if problem.exact else 0.0),
+        dual=best_dual,
+    )
+
+
+@jax.jit(static_argnames="exact")
+def _evaluate(
+    design: Array, targets: Array, loss_weight: Array, weights: Array, penalty: Penalty, ball: Any, *, exact: bool
+) -> tuple[Array, Array, Array, Array]:
+    """(P, residual t − Φw, relative residual, scale floor); everything with one row per row."""
+    residual = targets - jnp.matmul(weights, design.T, precision="highest")
+    square = jnp.sum(residual**2, axis=1, keepdims=True)
+    target_square = jnp.sum(targets**2, axis=1, keepdims=True)
+    value = jnp.sum(jnp.broadcast_to(penalty.value(weights), weights.shape), axis=1, keepdims=True)
+    objective = value if exact else loss_weight * square + value
+    floor = jnp.zeros_like(value) if exact else _OBJECTIVE_FLOOR * loss_weight * target_square
+    fit = jnp.sqrt(square) / jnp.where(target_square > 0.0, jnp.sqrt(target_square), 1.0)
+    return objective, residual, fit, floor
+
+
+def _gap_of(
+    problem: RowProblem, weights: np.ndarray, residual: Array, dual: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The dual point made feasible, and the gap it proves, (R,)."""
+    dual = _project_out_flat(problem, dual)
+    mask = None if problem.support is None else jnp.asarray(problem.support)
+    scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, jnp.asarray(problem.design), dual, mask)
+    slopes = jnp.where(jnp.asarray(_negligible(problem, np.asarray(slopes), np.asarray(scaled))), 0.0, slopes)
+    gap = _gap(
+        problem.penalty,
+        problem.ball,
+        jnp.asarray(weights),
+        residual,
+        jnp.asarray(problem.loss_weight[:, None]),
+        scaled,
+        slopes,
+        mask,
+        exact=problem.exact,
+    )
+    gap = np.asarray(gap)
+    return np.asarray(scaled), np.where(np.isnan(gap), np.inf, gap)
+
+
+@jax.jit
+def _scale_into_domain(penalty: Any, ball: Any, design: Array, dual: Array, mask: Any) -> tuple[Array, Array]:
+    slopes = jnp.matmul(dual, design, precision="highest")
+    # Directions in which h is flat demand s = 0; they were projected out and must not scale the rest to nothing.
+    factor = dual_scaling(penalty, ball, slopes, _not_flat(penalty, ball, slopes.shape, mask))
+    return factor * dual, factor * slopes
+
+
+@jax.jit(static_argnames="exact")
+def _gap(
+    penalty: Any,
+    ball: Any,
+    weights: Array,
+    residual: Array,
+    loss_weight: Array,
+    dual: Array,
+    slopes: Array,
+    mask: Any,
+    *,
+    exact: bool,
+) -> Array:
+    value = jnp.sum(jnp.broadcast_to(penalty.value(weights), weights.shape), axis=1)
+    fenchel = value + support_function(penalty, ball, slopes, mask) - jnp.sum(slopes * weights, axis=1)
+    fenchel = jnp.maximum(fenchel, 0.0)
+    if exact:
+        return fenchel + jnp.abs(jnp.sum(dual * residual, axis=1))
+    mismatch = 2.0 * loss_weight * residual - dual
+    return fenchel + jnp.sum(mismatch**2, axis=1) / (4.0 * loss_weight[:, 0])
+
+
+def _ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
+    violation = np.zeros(problem.rows_count)
+    if problem.ball is not None:
+        norm = np.sum(np.asarray(problem.ball.weights) * np.abs(weights), axis=1)
+        radius = np.asarray(problem.ball.radius)[:, 0]
+        violation = np.where(np.isfinite(radius), np.maximum(norm / radius - 1.0, 0.0), 0.0)
+    if problem.support is not None:
+        violation = np.where(np.any(weights[:] * ~problem.support != 0.0, axis=1), np.inf, violation)
+    return violation
+
+
+# --- Directions in which the objective is flat -------------------------------------------------------------------
+# Where h = 0 and no ball binds, g* is finite only for s = 0: the dual point has to be orthogonal to those columns.
+
+
+def _not_flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, int], mask: Any) -> Any:
+    flat = _flat(penalty, ball, shape)
+    return ~flat if mask is None else mask & ~flat
+
+
+def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, int]) -> Array:
+    if isinstance(penalty, PiecewisePenalty):
+        flat = (penalty.slope == 0.0) & (penalty.curvature == 0.0)
+    else:
+        ones = jnp.ones(shape)
+        flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
+    return jnp.broadcast_to(flat, shape) if ball is None else flat & ~ball.sees & jnp.ones(shape, dtype=bool)
+
+
+def _flat_pattern(problem: RowProblem) -> np.ndarray:
+    shape = (problem.rows_count, problem.width)
+    flat = np.array(_flat(problem.penalty, problem.ball, shape))
+    return flat if problem.support is None else flat & problem.support
+
+
+def _project_out_flat(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
+    flat = _flat_pattern(problem)
+    if not flat.any():
+        return dual
+    dual = dual.copy()
+    patterns, which = np.unique(flat, axis=0, return_inverse=True)
+    for k, pattern in enumerate(patterns):
+        if pattern.any():
+            rows = which.reshape(-1) == k
+            columns = problem.design[:, pattern]
+            norms = np.linalg.norm(columns, axis=0)
+            basis, triangle, _ = scipy.linalg.qr(
+                columns / np.where(norms > 0.0, norms, 1.0), mode="economic", pivoting=True
+            )
+            diagonal = np.abs(np.diag(triangle))
+            basis = basis[:, diagonal > 1e-15 * diagonal.max(initial=0.0)]
+            block = dual[rows]
+            size = np.linalg.norm(block, axis=1, keepdims=True)
+            for _ in range(2):  # a second pass removes the rounding of the first
+                block = block - (block @ basis) @ basis.T
+            # What is left after full cancellation is rounding: y = 0 is the only feasible point then.
+            dual[rows] = np.where(np.linalg.norm(block, axis=1, keepdims=True) > 1e-12 * size, block, 0.0)
+    return dual
+
+
+def _negligible(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray) -> np.ndarray:
+    """Where s_j = 0 is demanded and holds to rounding: |s_j| ≤ 1e-13 √m ‖φ_j‖ ‖y‖."""
+    flat = _flat_pattern(problem)
+    if not flat.any():
+        return flat
+    reach = np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)
+    return flat & (np.abs(slopes) <= 1e-13 * np.sqrt(problem.design.shape[0]) * reach)

@@ -1,0 +1,322 @@
+"""Row constraints: the weighted ℓ1 ball, its joint prox with a penalty, and the support function for the certificate.
+
+A constraint object (`L1Ball`, `Free`) says what the user means; `Ball` is what the solvers and the certificate work
+with: per row, coordinate weights ω (0 for a coordinate the ball does not see) and a radius κ (inf for no constraint).
+
+    joint prox            argmin_w ½‖w − x‖² + τ h(w)   s.t.  Σ_j ω_j |w_j| ≤ κ
+    support function      g*(s) = sup_w sᵀw − h(w)      s.t.  Σ_j ω_j |w_j| ≤ κ
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from simjax._checks import float_array, positive_integer
+from simjax.penalties import Penalty, PiecewisePenalty
+
+Array = Any
+
+_ROOT_TOL = 1e-14
+_ROOT_STEPS = 100
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ball:
+    """Σ_j ω_j |w_j| ≤ κ for each row: `weights` ω ≥ 0 is (1 or rows, d), `radius` κ > 0 is (rows, 1), inf for none."""
+
+    weights: Array
+    radius: Array
+
+    def rows(self, index: Array) -> Ball:
+        weights = self.weights[index] if self.weights.shape[0] > 1 else self.weights
+        return Ball(weights, self.radius[index])
+
+    def norm(self, weights: Array) -> Array:
+        """Σ_j ω_j |w_j|, (rows, 1)."""
+        return jnp.sum(self.weights * jnp.abs(weights), axis=1, keepdims=True)
+
+    @property
+    def sees(self) -> Array:
+        """Which coordinates the ball bounds, (rows, d)."""
+        return (self.weights > 0.0) & jnp.isfinite(self.radius)
+
+
+@dataclasses.dataclass(frozen=True)
+class L1Ball:
+    """Σ_{j < size} weights_j |w_j| ≤ radius: the well-posedness constraint ‖a‖₁ ≤ κ of the SIM paper, eq. (2d).
+
+    Args:
+      radius: κ > 0, a scalar or one per row (rows,); inf for a row without the constraint.
+      size: the ball binds the first `size` coordinates, the others are free; None binds all of them.
+      weights: ω > 0, a scalar, (size,) or (rows, size). With ω_j = s_i / s_j the ball sees a state-rescaled A.
+
+    Raises:
+      TypeError: for values that are not real numbers.
+      ValueError: for a radius or weights that are not positive (weights also finite), or an impossible size.
+    """
+
+    radius: Any
+    size: int | None = None
+    weights: Any = 1.0
+
+    def __post_init__(self) -> None:
+        radius = float_array("radius", self.radius, infinite=True)
+        weights = float_array("weights", self.weights)
+        if radius.ndim > 1 or np.any(radius <= 0.0):
+            raise ValueError(f"radius must be a positive scalar or (rows,) array, got {self.radius!r}.")
+        if weights.ndim > 2 or np.any(weights <= 0.0):
+            raise ValueError("weights of the ball must be positive: a scalar, (size,) or (rows, size).")
+        if self.size is not None:
+            positive_integer("size", self.size)
+        object.__setattr__(self, "radius", radius)
+        object.__setattr__(self, "weights", weights)
+
+    def ball(self, rows: int, width: int) -> Ball:
+        """The constraint for `rows` rows of `width` coordinates.
+
+        Raises:
+          ValueError: if size, weights or radius do not fit these numbers.
+        """
+        size = width if self.size is None else self.size
+        if size > width:
+            raise ValueError(f"size of the ball must be at most the number of coordinates {width}, got {size}.")
+        if self.radius.ndim == 1 and self.radius.shape != (rows,):
+            raise ValueError(f"radius must be a scalar or ({rows},), got shape {self.radius.shape}.")
+        if self.weights.ndim and self.weights.shape[-1] != size:
+            raise ValueError(
+                f"weights of the ball must have {size} entries a row, got shape {self.weights.shape}."
+            )
+        if self.weights.ndim == 2 and self.weights.shape[0] not in (1, rows):
+            raise ValueError(f"weights of the ball must be for {rows} rows, got shape {self.weights.shape}.")
+        weights = np.zeros((self.weights.shape[0] if self.weights.ndim == 2 else 1, width))
+        weights[:, :size] = self.weights
+        return Ball(weights, np.broadcast_to(self.radius.reshape(-1, 1), (rows, 1)).copy())
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """No constraint."""
+
+    def ball(self, rows: int, width: int) -> None:
+        return None
+
+
+# --- The joint prox ----------------------------------------------------------------------------------------------
+
+
+class JointProx(NamedTuple):
+    point: Array  # (rows, d), exactly sparse and exactly inside the ball
+    theta: Array  # (rows, 1), τ times the multiplier of the ball
+    seen: Array  # (rows, d), soft(x, θω): the points at which the penalty's own prox was taken
+
+
+def soft(points: Array, threshold: Array) -> Array:
+    """sign(x) (|x| − threshold)₊, the prox of threshold·|·|."""
+    return jnp.sign(points) * jnp.maximum(jnp.abs(points) - threshold, 0.0)
+
+
+def joint_prox(penalty: Penalty, ball: Ball | None, points: Array, step: Array, theta: Array) -> JointProx:
+    """argmin_w ½‖w − x‖² + step·h(w) s.t. Σ ω|w| ≤ κ, row by row.
+
+    For a penalty with its minimum at zero this is prox_{τh}(soft(x, θω)) with the smallest θ ≥ 0 for which the norm
+    fits: a one-dimensional monotone root, found by Newton's method inside a bisection bracket.
+
+    Args:
+      points: x, (rows, d).   step: τ > 0, (rows, 1).
+      theta: (rows, 1), a guess of θ, e.g. that of the previous call; any value ≥ 0 is safe.
+    """
+    if ball is None:
+        return JointProx(penalty.prox(points, step), jnp.zeros_like(theta), points)
+    weights, radius = ball.weights, ball.radius
+    prox_slope: Any = penalty.prox_slope  # type: ignore[attr-defined]
+
+    def norm_at(theta: Array) -> tuple[Array, Array]:
+        seen = soft(points, theta * weights)
+        norm = jnp.sum(weights * jnp.abs(penalty.prox(seen, step)), axis=1, keepdims=True)
+        slope = jnp.sum(
+            weights**2 * jnp.where(seen != 0.0, prox_slope(seen, step), 0.0), axis=1, keepdims=True
+        )
+        return norm, slope
+
+    # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
+    high = jnp.max(
+        jnp.where(weights > 0.0, jnp.abs(points) / jnp.where(weights > 0.0, weights, 1.0), 0.0),
+        axis=1,
+        keepdims=True,
+    )
+    norm_at_zero, _ = norm_at(jnp.zeros_like(theta))
+    inside = norm_at_zero <= radius
+    theta = jnp.where(inside, 0.0, jnp.clip(theta, 0.0, high))
+    target = jnp.where(jnp.isfinite(radius), radius, 1.0)
+
+    def unfinished(carry: tuple) -> Array:
+        return jnp.any(carry[4]) & (carry[3] < _ROOT_STEPS)
+
+    def improve(carry: tuple) -> tuple:
+        theta, low, high, count, open_ = carry
+        norm, slope = norm_at(theta)
+        excess = norm - target
+        low = jnp.where(open_ & (excess > 0.0), theta, low)
+        high = jnp.where(open_ & (excess <= 0.0), theta, high)
+        newton = theta + excess / jnp.where(slope > 0.0, slope, 1.0)
+        # A Newton step that leaves the bracket, or a flat norm, falls back on bisection.
+        good = (slope > 0.0) & (newton > low) & (newton < high)
+        found = (jnp.abs(excess) <= _ROOT_TOL * target) | (high - low <= 4e-16 * high)
+        proposal = jnp.where(good, newton, 0.5 * (low + high))
+        open_ = open_ & ~found
+        return jnp.where(open_, proposal, theta), low, high, count + 1, open_
+
+    low = jnp.zeros_like(theta)
+    start = (theta, low, high, jnp.zeros((), jnp.int32), ~inside)
+    theta, _, _, _, _ = lax.while_loop(unfinished, improve, start)
+    seen = soft(points, theta * weights)
+    point = penalty.prox(seen, step)
+    # What is left of the excess is rounding; a scaling by 1 − O(ε) makes the point feasible.
+    norm = jnp.sum(weights * jnp.abs(point), axis=1, keepdims=True)
+    shrink = jnp.where(norm > radius, radius / jnp.where(norm > 0.0, norm, 1.0), 1.0)
+    return JointProx(jnp.where(weights > 0.0, point * shrink, point), theta, seen)
+
+
+# --- The support function ----------------------------------------------------------------------------------------
+
+
+def support_function(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+    """g*(s) for g = h + indicator of the ball, summed over the coordinates in `mask`; (rows,), +inf possible.
+
+        g*(s) = min_{θ ≥ 0} κθ + Σ_j h*(soft(s_j, θω_j))
+
+    Any θ gives an upper bound of g*, so that a certificate built on it is valid even if the minimum is missed.
+    """
+    if mask is not None:
+        slopes = jnp.where(mask, slopes, 0.0)
+    if ball is None:
+        return jnp.sum(penalty.conjugate(slopes), axis=1)
+    theta = (
+        _multiplier_of_piecewise(penalty, ball, slopes)
+        if isinstance(penalty, PiecewisePenalty)
+        else _multiplier_by_search(penalty, ball, slopes)
+    )
+    return _support_value(penalty, ball, slopes, theta)[:, 0]
+
+
+def _support_value(penalty: Penalty, ball: Ball, slopes: Array, theta: Array) -> Array:
+    finite = jnp.isfinite(ball.radius)
+    bound = jnp.where(finite, jnp.where(finite, ball.radius, 0.0) * theta, 0.0)
+    shrunk = soft(slopes, jnp.where(finite, theta, 0.0) * ball.weights)
+    return bound + jnp.sum(penalty.conjugate(shrunk), axis=1, keepdims=True)
+
+
+def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Array) -> Array:
+    """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, by bisection."""
+    weights, sees = ball.weights, ball.sees
+    radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0.0)
+    excess = jnp.maximum(jnp.abs(slopes) - penalty.slope, 0.0)
+    reach = jnp.where(sees, excess / jnp.where(weights > 0.0, weights, 1.0), 0.0)
+    curved = jnp.broadcast_to(penalty.curvature > 0.0, reach.shape)
+    # Coordinates without curvature demand |s_j| − θω_j ≤ c_j; a relative ε covers the rounding of that product.
+    low = jnp.max(jnp.where(curved, 0.0, reach), axis=1, keepdims=True) * (1.0 + 4e-16)
+    low = jnp.where(
+        jnp.max(jnp.where(curved, 0.0, jnp.abs(soft(slopes, low * weights)) - penalty.slope) * sees, axis=1,
+                keepdims=True) > 0.0,
+        low * (1.0 + 1e-15) + 1e-300,
+        low,
+    )  # fmt: skip
+    high = jnp.maximum(low, jnp.max(jnp.where(curved, reach, 0.0), axis=1, keepdims=True))
+
+    def unfinished(carry: tuple) -> Array:
+        low, high, count = carry
+        return jnp.any(high - low > _ROOT_TOL * high) & (count < _ROOT_STEPS)
+
+    def halve(carry: tuple) -> tuple:
+        low, high, count = carry
+        middle = 0.5 * (low + high)
+        size = penalty.conjugate_slope(soft(slopes, middle * weights)) * sees
+        rising = jnp.sum(weights * size, axis=1, keepdims=True) <= radius
+        return jnp.where(rising, low, middle), jnp.where(rising, middle, high), count + 1
+
+    low, high, _ = lax.while_loop(unfinished, halve, (low, high, jnp.zeros((), jnp.int32)))
+    return high
+
+
+def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
+    """The minimising θ for a penalty that only supplies its conjugate: golden-section search of a convex function."""
+    weights, sees = ball.weights, ball.sees
+    ratio = (np.sqrt(5.0) - 1.0) / 2.0
+    high = jnp.max(
+        jnp.where(sees, jnp.abs(slopes) / jnp.where(weights > 0.0, weights, 1.0), 0.0), axis=1, keepdims=True
+    )
+
+    def value(theta: Array) -> Array:
+        return _support_value(penalty, ball, slopes, theta)
+
+    def narrow(_: int, carry: tuple) -> tuple:
+        low, high = carry
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        at_left, at_right = value(left), value(right)
+        # Infinite values lie to the left only: a larger θ always enlarges the domain.
+        go_right = (at_left > at_right) | jnp.isinf(at_left)
+        return jnp.where(go_right, left, low), jnp.where(go_right, high, right)
+
+    low, high = lax.fori_loop(0, 80, narrow, (jnp.zeros_like(high), high))
+    ends = jnp.concatenate([low, 0.5 * (low + high), high], axis=1)
+    values = jnp.concatenate([value(ends[:, i : i + 1]) for i in range(3)], axis=1)
+    return jnp.take_along_axis(ends, jnp.argmin(values, axis=1, keepdims=True), axis=1)
+
+
+def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+    """The largest factor f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
+
+    A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞).
+    """
+    free = jnp.ones_like(slopes, dtype=bool) if ball is None else ~jnp.broadcast_to(ball.sees, slopes.shape)
+    if mask is not None:
+        free = free & mask
+    slopes = jnp.where(free, slopes, 0.0)
+    if isinstance(penalty, PiecewisePenalty):
+        flat = free & (penalty.curvature == 0.0) & (jnp.abs(slopes) > penalty.slope)
+        fit = jnp.where(flat, penalty.slope / jnp.where(flat, jnp.abs(slopes), 1.0), 1.0)
+        factor = jnp.min(fit, axis=1, keepdims=True)
+        return jnp.where(factor < 1.0, factor * (1.0 - 4e-16), 1.0)
+
+    def finite(factor: Array) -> Array:
+        return jnp.all(jnp.isfinite(penalty.conjugate(factor * slopes)), axis=1, keepdims=True)
+
+    def halve(_: int, carry: tuple) -> tuple:
+        low, high = carry
+        middle = 0.5 * (low + high)
+        fits = finite(middle)
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    ones = jnp.ones((slopes.shape[0], 1), slopes.dtype)
+    low, _ = lax.fori_loop(0, 60, halve, (jnp.zeros_like(ones), ones))
+    return jnp.where(finite(ones), 1.0, low)
+
+
+# --- Supports ----------------------------------------------------------------------------------------------------
+
+
+def hollow_support(n: int, p: int) -> np.ndarray:
+    """A_ii = 0, everything else free: boolean (n, n + p)."""
+    return np.concatenate([~np.eye(n, dtype=bool), np.ones((n, p), dtype=bool)], axis=1)
+
+
+def feedforward_support(layer_sizes: Sequence[int], p: int) -> np.ndarray:
+    """A strictly upper block triangular in the stacked order (last hidden layer first): boolean (n, n + p).
+
+    A state may depend on every state of an earlier layer and on the inputs, so that A is nilpotent and the model is
+    well-posed whatever the norm of A.
+
+    Args:
+      layer_sizes: widths of the hidden layers, the first hidden layer first.
+    """
+    depth = np.repeat(np.arange(len(layer_sizes)), layer_sizes)[::-1]
+    return np.concatenate([depth[:, None] > depth[None, :], np.ones((depth.size, p), dtype=bool)], axis=1)
+

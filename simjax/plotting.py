@@ -1,0 +1,273 @@
+"""Pictures: sparsity pattern, row gaps, accuracy against sparsity.
+
+Each function returns a `matplotlib.figure.Figure` of its own: no backend is chosen, no rcParams are changed,
+and nothing is shown or saved. Save one with `figure.savefig(path)`, which needs no display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from simjax._checks import float_array
+from simjax.model import ImplicitModel
+
+if TYPE_CHECKING:
+    from simjax.fit import FitResult
+
+# After Okabe and Ito: told apart by all common kinds of colour vision.
+_BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#A0488A"
+_BLOCK_COLOURS = {"A": _VERMILION, "B": _BLUE, "C": _PURPLE, "D": _GREEN}
+_GREY = "#666666"
+
+_TITLE, _TEXT, _SMALL = 9.5, 8.5, 7.5  # points
+_DPI = 200
+_RING = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 10,
+    "markerfacecolor": "none",
+    "markeredgecolor": _VERMILION,
+    "markeredgewidth": 1.6,
+}
+_SMALLEST_GAP = 1e-16  # gaps below, 0 among them, are drawn here: float64 tells no smaller ones apart
+
+
+class TradeOffPoint(Protocol):
+    """One model of a path: what `plot_trade_off` reads of it."""
+
+    @property
+    def alpha(self) -> float:
+        """The penalty's weight."""
+        ...
+
+    @property
+    def sparsity(self) -> float:
+        """1 − nonzeros / baseline nonzeros, a fraction."""
+        ...
+
+    @property
+    def accuracy(self) -> float:
+        """A fraction."""
+        ...
+
+
+# ---- sparsity pattern --------------------------------------------------------------------------------------
+
+
+def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel) -> Figure:
+    """The pattern of (A B; C D) of `model` and, for comparison, of `baseline`: each nonzero weight is a dot.
+
+    Args:
+        model: the fitted model.
+        baseline: the implicit form of the network imitated, such as `states.baseline`.
+
+    Raises:
+        ValueError: the two differ in n, p or q.
+    """
+    if (model.n, model.p, model.q) != (baseline.n, baseline.p, baseline.q):
+        raise ValueError(
+            f"baseline has n, p, q = {baseline.n}, {baseline.p}, {baseline.q}, the model has "
+            f"{model.n}, {model.p}, {model.q}: expected the same"
+        )
+    sparsity = 100 * model.sparsity(baseline.nonzeros)
+    panels = (
+        (model, f"Implicit model: {model.nonzeros:,} nonzeros, sparsity {sparsity:.1f} %"),
+        (baseline, f"Baseline network: {baseline.nonzeros:,} nonzeros"),
+    )
+    shape = (model.n + model.q) / (model.n + model.p)
+    side_by_side = shape > 1 / 3
+    figure = Figure(
+        figsize=(7.2, 3.3 * min(shape, 1.5) + 0.95)
+        if side_by_side
+        else (7.2, 2 * max(6.7 * shape, 1.3) + 1.7),
+        dpi=_DPI,
+        layout="constrained",
+    )
+    axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
+    for ax, (shown, title) in zip(axes, panels, strict=True):
+        _draw_pattern(ax, shown, title)
+    return figure
+
+
+def _draw_pattern(ax: Axes, model: ImplicitModel, title: str) -> None:
+    model = model.to_dense()
+    n, p, q = model.n, model.p, model.q
+    image = np.ones((n + q, n + p, 3))
+    corners = {"A": (0, 0), "B": (0, n), "C": (n, 0), "D": (n, n)}
+    for name, (top, left) in corners.items():
+        block = getattr(model, name)
+        # A view: writing to it writes to the image.
+        view = image[top : top + block.shape[0], left : left + block.shape[1]]
+        view[block != 0] = to_rgb(_BLOCK_COLOURS[name])
+    ax.imshow(image, aspect="auto", interpolation="auto", extent=(0, n + p, n + q, 0))
+    ax.axvline(n, color=_GREY, linewidth=0.7)
+    ax.axhline(n, color=_GREY, linewidth=0.7)
+    for spine in ax.spines.values():
+        spine.set(color=_GREY, linewidth=0.7)
+    ax.set_xticks([])
+    ax.set_yticks([n / 2, n + q / 2], ["x", "ŷ"], fontsize=_TEXT, fontstyle="italic")
+    ax.tick_params(length=0)
+    ax.set_title(title, fontsize=_TITLE, loc="left", pad=17)
+    for name, (top, left) in corners.items():
+        ax.annotate(
+            _block_label(name, getattr(model, name)),
+            xy=(0.0 if left == 0 else 1.0, 1.0 if top == 0 else 0.0),
+            xycoords="axes fraction",
+            xytext=(0, 4 if top == 0 else -4),
+            textcoords="offset points",
+            ha="left" if left == 0 else "right",
+            va="bottom" if top == 0 else "top",
+            fontsize=_SMALL,
+            color=_BLOCK_COLOURS[name],
+        )
+
+
+def _block_label(name: str, block: np.ndarray) -> str:
+    nonzeros = int(np.count_nonzero(block))
+    rows, columns = block.shape
+    return rf"$\bf{{{name}}}$  {rows}×{columns}: {nonzeros:,} nonzeros"
+
+
+# ---- gaps --------------------------------------------------------------------------------------------------
+
+
+def plot_gaps(result: FitResult) -> Figure:
+    """Histogram of the rows' relative duality gaps, with the tolerance as a line; 0 is drawn at 1e-16."""
+    gaps = np.asarray(result.certificate.relative_gap)
+    finite = np.isfinite(gaps)
+    tol, n = result.tol, result.model.n
+    exponents = np.log10(np.maximum(np.where(finite, gaps, 1.0), _SMALLEST_GAP))
+    edges = _half_decades(exponents[finite], tol)
+    state_rows = np.arange(gaps.size) < n
+    figure = Figure(figsize=(5.2, 3.0), dpi=_DPI, layout="constrained")
+    ax = figure.add_subplot()
+    parts = (("rows of A, B", state_rows, _BLUE), ("rows of C, D", ~state_rows, _VERMILION))
+    ax.hist(
+        [exponents[rows & finite] for _, rows, _ in parts],
+        bins=list(edges),
+        stacked=True,
+        color=[colour for *_, colour in parts],
+        label=[f"{name} ({int(np.count_nonzero(rows))})" for name, rows, _ in parts],
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    ax.axvline(np.log10(tol), color="black", linewidth=1.1, linestyle="--", label=f"tolerance {_power(tol)}")
+    solved = int(np.count_nonzero(np.asarray(result.status) == "SOLVED"))
+    title = f"{solved} of {gaps.size} rows certified"
+    if not finite.all():
+        title += f"; {np.count_nonzero(~finite)} without a finite gap are not drawn"
+    _label(ax, title, "relative duality gap", "rows")
+    ticks = np.arange(np.ceil(edges[0]), np.floor(edges[-1]) + 0.5)
+    ax.set_xticks(ticks, [rf"$10^{{{int(tick)}}}$" for tick in ticks])
+    ax.set_xlim(edges[0], edges[-1])
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    _legend_above(ax)
+    return figure
+
+
+def _half_decades(exponents: np.ndarray, tol: float) -> np.ndarray:
+    """Bin edges every half decade, around all exponents and the tolerance, which is an edge of its own."""
+    anchor = float(np.log10(tol))
+    lowest = min(exponents.min(initial=anchor), anchor - 1.0)
+    highest = max(exponents.max(initial=anchor), anchor + 0.5)
+    below = np.ceil(2 * (anchor - lowest)) + 1
+    above = np.ceil(2 * (highest - anchor)) + 1
+    return anchor + 0.5 * np.arange(-below, above + 1)
+
+
+# ---- accuracy against sparsity -----------------------------------------------------------------------------
+
+
+def plot_trade_off(
+    points: Sequence[TradeOffPoint], baseline_accuracy: float, chosen_alpha: float | None = None
+) -> Figure:
+    """Accuracy against sparsity over a path of alphas, beside the baseline's accuracy.
+
+    Args:
+        points: at least one; each has `alpha`, `sparsity` and `accuracy`, the latter two as fractions.
+        baseline_accuracy: a fraction.
+        chosen_alpha: the point with this alpha is marked.
+
+    Raises:
+        ValueError: no points, or numbers that are not finite.
+    """
+    if not points:
+        raise ValueError("points must hold at least one point, got none")
+    ordered = sorted(points, key=lambda point: point.alpha)
+    sparsity = 100 * float_array("sparsity of points", [point.sparsity for point in ordered])
+    accuracy = 100 * float_array("accuracy of points", [point.accuracy for point in ordered])
+    baseline = 100 * float(float_array("baseline_accuracy", baseline_accuracy))
+    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    ax = figure.add_subplot()
+    ax.axhline(baseline, color="black", linewidth=1.1, linestyle="--", label=f"baseline, {baseline:.1f} %")
+    ax.plot(sparsity, accuracy, color=_BLUE, linewidth=1.4, marker="o", markersize=5, label="implicit models")
+    for point, x, y in zip(ordered, sparsity, accuracy, strict=True):
+        if point.alpha == chosen_alpha:
+            ax.plot([x], [y], label=f"chosen: {x:.1f} %, {y:.1f} %", **_RING)
+        # Below and left of the point: the curve falls to the right.
+        ax.annotate(
+            rf"$\alpha$ = {point.alpha:.2g}",
+            (x, y),
+            xytext=(-4, -5),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=_SMALL,
+            color=_GREY,
+        )
+    _label(
+        ax, "Accuracy against sparsity", "sparsity: fewer nonzeros than the baseline (%)", "test accuracy (%)"
+    )
+    _legend_above(ax)
+    # Room for the labels of the points.
+    ax.set_xlim(*_widened(sparsity.min(), sparsity.max(), 0.2, 0.06, least=5.0))
+    ax.set_ylim(
+        *_widened(min(accuracy.min(), baseline), max(accuracy.max(), baseline), 0.12, 0.08, least=1.0)
+    )
+    return figure
+
+
+def _widened(low: float, high: float, below: float, above: float, *, least: float) -> tuple[float, float]:
+    """The interval with margins as parts of its length, which counts as `least` at least."""
+    length = max(high - low, least)
+    return low - below * length, high + above * length
+
+
+# ---- style -------------------------------------------------------------------------------------------------
+
+
+def _label(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_title(title, fontsize=_TITLE, loc="left", pad=17)
+    ax.set_xlabel(x, fontsize=_TEXT)
+    ax.set_ylabel(y, fontsize=_TEXT)
+    ax.tick_params(labelsize=_SMALL)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _legend_above(ax: Axes) -> None:
+    """A legend in one line between the title and the axes, where it hides nothing."""
+    ax.legend(
+        fontsize=_SMALL,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.015, 0.98),
+        borderpad=0.2,
+        ncols=3,
+        columnspacing=1.4,
+        handlelength=1.8,
+    )
+
+
+def _power(value: float) -> str:
+    """1e-6 as 10⁻⁶, other numbers as they are."""
+    exponent = np.log10(value)
+    return rf"$10^{{{round(exponent)}}}$" if abs(exponent - round(exponent)) < 1e-9 else f"{value:g}"

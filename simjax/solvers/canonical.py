@@ -1,0 +1,181 @@
+"""The rows in the solver's own units, where every row looks alike.
+
+A row λ‖t − Φw‖² + h(w) is divided by 2λ‖t‖² and its weights are measured in w = p w', so that Φ' and t' have norm one:
+
+    min ½‖t̃ − S Vᵀw'‖² + ½ e + h'(w')   s.t.  Σ ω' |w'| ≤ κ'         p = ‖t‖ / (S_max D),   h'(w') = q h(p w')
+
+with q = 1/(2λ‖t‖²) and D the column scaling. A row's own scale, and that of the design, then cancel exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simjax.constraints import Ball, dual_scaling, support_function
+from simjax.penalties import Penalty, PiecewisePenalty, ScaledPenalty
+from simjax.problem import RowProblem, take_rows
+from simjax.solvers.factor import Factorisation
+
+Array = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CanonicalRows:
+    """Rows in canonical units; every array has one entry or row per row (or a leading 1 where all rows agree).
+
+    Attributes:
+      targets: t̃, (R, r).
+      offset: e = ‖t'‖² − ‖t̃‖², what no weights can explain, (R, 1).
+      penalty: h'.
+      ball: the constraint, or None.
+      support: boolean (R, d), or None.
+      point_scale: p, (R, d): w = p w'.
+      dual_scale: 1/(q‖t‖), (R, 1): y = U ỹ times it, plus the part of the target no weights explain.
+      exact: whether the equations are constraints.
+    """
+
+    targets: Array
+    offset: Array
+    penalty: Any
+    ball: Ball | None
+    support: Array | None
+    point_scale: Array
+    dual_scale: Array
+    exact: bool = dataclasses.field(metadata={"static": True})
+
+    def take(self, index: Array) -> CanonicalRows:
+        return dataclasses.replace(
+            self,
+            targets=self.targets[index],
+            offset=self.offset[index],
+            penalty=_take_penalty(self.penalty, index),
+            ball=None if self.ball is None else self.ball.rows(index),
+            support=None if self.support is None else self.support[index],
+            point_scale=self.point_scale[index],
+            dual_scale=self.dual_scale[index],
+        )
+
+    def confine(self, weights: Array) -> Array:
+        """The weights with everything outside the support set to zero."""
+        return weights if self.support is None else jnp.where(self.support, weights, jnp.zeros_like(weights))
+
+
+def _take_penalty(penalty: Any, index: Array) -> Any:
+    if isinstance(penalty, ScaledPenalty):
+        return ScaledPenalty(
+            penalty.point_scale[index], penalty.value_scale[index], take_rows(penalty.penalty, np.asarray(index))
+        )
+    return penalty.rows(index)
+
+
+def canonical_rows(
+    problem: RowProblem, factorisation: Factorisation, coordinates: np.ndarray, column_scale: np.ndarray
+) -> CanonicalRows:
+    """The rows of `problem` in canonical units.
+
+    Args:
+      coordinates: t̃ = Uᵀt in the problem's units, (R, r).
+      column_scale: D, (d,): the factorisation is that of Φ D⁻¹.
+    """
+    norm = np.linalg.norm(problem.targets, axis=0)[:, None]
+    targets = coordinates / norm
+    point_scale = norm / (float(factorisation.scale) * column_scale)
+    if problem.exact:
+        value_scale = _exact_value_scale(problem, factorisation, targets, point_scale)
+    else:
+        value_scale = 1.0 / (2.0 * problem.loss_weight[:, None] * norm * norm)
+    penalty = _scaled_penalty(problem.penalty, point_scale, value_scale)
+    ball = problem.ball
+    if ball is not None:
+        # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
+        common = norm / float(factorisation.scale)
+        ball = Ball(jnp.asarray(ball.weights / column_scale), jnp.asarray(ball.radius / common))
+    return CanonicalRows(
+        targets=jnp.asarray(targets),
+        offset=jnp.asarray(np.maximum(1.0 - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
+        penalty=penalty,
+        ball=ball,
+        support=None if problem.support is None else jnp.asarray(problem.support),
+        point_scale=jnp.asarray(point_scale),
+        dual_scale=jnp.asarray(1.0 / (value_scale * norm)),
+        exact=problem.exact,
+    )
+
+
+def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.ndarray) -> Any:
+    if isinstance(penalty, PiecewisePenalty):
+        scaled = penalty.scaled(point_scale, value_scale)
+        rows = point_scale.shape[0]
+
+        def per_row(parameter: Any) -> Array:
+            return jnp.asarray(np.broadcast_to(parameter, (rows, parameter.shape[1])))
+
+        return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
+    return ScaledPenalty(jnp.asarray(point_scale), jnp.asarray(value_scale), penalty)
+
+
+def _exact_value_scale(
+    problem: RowProblem, factorisation: Factorisation, targets: np.ndarray, point_scale: np.ndarray
+) -> np.ndarray:
+    """q with q h(w₀) = 1 at the least-norm solution w₀ = V S⁻¹ t̃: the objective has no scale of its own here."""
+    least_norm = (targets / np.asarray(factorisation.singular_values)) @ np.asarray(factorisation.basis).T
+    value = np.sum(np.asarray(problem.penalty.value(point_scale * least_norm)), axis=1, keepdims=True)
+    good = np.isfinite(value) & (value > 0.0)
+    return 1.0 / np.where(good, value, 1.0)
+
+
+# --- The certificate in canonical units, for stopping ------------------------------------------------------------
+
+
+def objective(factorisation: Factorisation, rows: CanonicalRows, weights: Array) -> tuple[Array, Array]:
+    """(P', equation residual t̃ − S Vᵀw), (R,) and (R, r)."""
+    residual = rows.targets - factorisation.apply(weights)
+    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    if rows.exact:
+        return value, residual
+    return value + 0.5 * (jnp.sum(residual**2, axis=1) + rows.offset[:, 0]), residual
+
+
+def relative_gap(
+    factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array, slopes: Array | None = None
+) -> Array:
+    """The relative gap that the dual point y (R, r) proves for feasible weights (R, d); (R,).
+
+    `slopes` is Kᵀy where the caller has it already.
+    """
+    primal, residual = objective(factorisation, rows, weights)
+    slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
+    flat = _flat(rows, slopes.shape)
+    mask = ~flat if rows.support is None else rows.support & ~flat
+    factor = dual_scaling(rows.penalty, rows.ball, slopes, mask)
+    dual, slopes = factor * dual, factor * slopes
+    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    pairing = jnp.sum(jnp.where(flat, 0.0, slopes * weights), axis=1)
+    gap = jnp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
+    # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights up to twice the largest one;
+    # the certificate, which has the last word, projects y instead.
+    reach = jnp.abs(weights) + jnp.max(jnp.abs(weights), axis=1, keepdims=True)
+    gap = gap + jnp.sum(jnp.where(rows.confine(flat), jnp.abs(slopes) * reach, 0.0), axis=1)
+    if rows.exact:
+        gap = gap + jnp.abs(jnp.sum(dual * residual, axis=1))
+    else:
+        gap = gap + 0.5 * jnp.sum((residual - dual) ** 2, axis=1)
+    scale = jnp.maximum(primal, 0.0 if rows.exact else 0.5e-12)
+    gap = jnp.where(gap == 0.0, 0.0, gap / jnp.where(scale > 0.0, scale, 1e-300))
+    return jnp.where(jnp.isnan(gap), jnp.inf, gap)
+
+
+def _flat(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
+    """Coordinates on which neither the penalty nor the ball has a say, (R, d)."""
+    if not isinstance(rows.penalty, PiecewisePenalty):
+        return jnp.zeros(shape, dtype=bool)
+    flat = (rows.penalty.slope == 0.0) & (rows.penalty.curvature == 0.0)
+    if rows.ball is not None:
+        flat = flat & ~rows.ball.sees
+    return jnp.broadcast_to(flat, shape)

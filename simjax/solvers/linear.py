@@ -1,0 +1,57 @@
+"""Batched dense systems on the active coordinates of each row, gathered into blocks of one size."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = Any
+
+
+class GatheredSystem(NamedTuple):
+    matrix: Array  # (R, k, k), identity outside the active coordinates
+    inside: Array  # (R, k), which of the k gathered coordinates are active
+    index: Array | None  # (R, k), the coordinates; None where nothing was gathered because k = d
+
+    def pick(self, values: Array) -> Array:
+        """The active entries of (R, d) values, zero elsewhere, (R, k)."""
+        if self.index is not None:
+            values = jnp.take_along_axis(values, self.index, axis=1)
+        return jnp.where(self.inside, values, 0.0)
+
+
+def gather_system(gram: Array, member: Array, diagonal: Array, size: int) -> GatheredSystem:
+    """G_JJ + diag(diagonal_J) for each row's J = `member`, (R, d), in blocks of `size` ≥ |J|."""
+    rows, width = member.shape
+    if size >= width:
+        index, inside = None, member
+        block = jnp.broadcast_to(gram, (rows, width, width))
+    else:
+        # The members come first, in order; `size` entries hold them all.
+        index = jnp.argsort(~member, axis=1, stable=True)[:, :size]
+        inside = jnp.take_along_axis(member, index, axis=1)
+        block = jax.vmap(lambda j: jnp.take(jnp.take(gram, j, axis=0), j, axis=1))(index)
+    system = GatheredSystem(block, inside, index)
+    diagonal = jnp.where(inside, system.pick(jnp.broadcast_to(diagonal, member.shape)), 1.0)
+    pair = inside[:, :, None] & inside[:, None, :]
+    matrix = jnp.where(pair, block, 0.0) + jnp.eye(inside.shape[1], dtype=gram.dtype) * diagonal[:, None, :]
+    return system._replace(matrix=matrix)
+
+
+def scatter(system: GatheredSystem, values: Array, width: int) -> Array:
+    """(R, k) values back to (R, width), zero where nothing was gathered."""
+    values = jnp.where(system.inside, values, 0.0)
+    if system.index is None:
+        return values
+    row = jnp.arange(values.shape[0])[:, None]
+    return jnp.zeros((values.shape[0], width), values.dtype).at[row, system.index].set(values)
+
+
+def solve_spd(matrix: Array, right: Array) -> Array:
+    """Solve symmetric positive definite systems, (R, k, k) and (R, k, c), by Cholesky; NaN where one is not."""
+    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    half = lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)
+    return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)
