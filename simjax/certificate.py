@@ -58,7 +58,7 @@ class Certificate:
 
 
 def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
-    """Certify `weights` (R, d) with the best of the residual y = 2λ(t − Φw) and the candidates in `duals`.
+    """Certify `weights` (R, d) with the best of y = 0, the residual y = 2λ(t − Φw) and the candidates in `duals`.
 
     Args:
       problem: the rows.
@@ -89,16 +89,14 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
             if dual.shape != candidates[0].shape:
                 raise ValueError(f"duals must be {candidates[0].shape}, got {dual.shape}.")
             candidates.append(np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, candidates[0]))
-        best_gap, best_dual = None, candidates[0]
+        objective, fit, floor = (np.asarray(x)[:, 0] for x in (objective, fit, floor))
+        # y = 0 is always feasible, with D = 0: it proves an exact fit that costs nothing.
+        best_gap, best_dual = objective.copy(), np.zeros_like(candidates[0])
         for dual in candidates:
             dual, gap = _gap_of(problem, weights, residual, dual)
-            if best_gap is None:
-                best_gap, best_dual = gap, dual
-            else:
-                better = gap < best_gap
-                best_gap = np.where(better, gap, best_gap)
-                best_dual = np.where(better[:, None], dual, best_dual)
-    objective, fit, floor = (np.asarray(x)[:, 0] for x in (objective, fit, floor))
+            better = gap < best_gap
+            best_gap = np.where(better, gap, best_gap)
+            best_dual = np.where(better[:, None], dual, best_dual)
     scale = np.maximum(objective, floor)
     gap = np.where(np.isfinite(objective), best_gap, np.inf)
     relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))
@@ -114,7 +112,14 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
 
 @jax.jit(static_argnames="exact")
 def _evaluate(
-    design: Array, targets: Array, loss_weight: Array, weights: Array, penalty: Penalty, ball: Any, *, exact: bool
+    design: Array,
+    targets: Array,
+    loss_weight: Array,
+    weights: Array,
+    penalty: Penalty,
+    ball: Any,
+    *,
+    exact: bool,
 ) -> tuple[Array, Array, Array, Array]:
     """(P, residual t − Φw, relative residual, scale floor); everything with one row per row."""
     residual = targets - jnp.matmul(weights, design.T, precision="highest")
@@ -133,7 +138,9 @@ def _gap_of(
     """The dual point made feasible, and the gap it proves, (R,)."""
     dual = _project_out_flat(problem, dual)
     mask = None if problem.support is None else jnp.asarray(problem.support)
-    scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, jnp.asarray(problem.design), dual, mask)
+    scaled, slopes = _scale_into_domain(
+        problem.penalty, problem.ball, jnp.asarray(problem.design), dual, mask
+    )
     slopes = jnp.where(jnp.asarray(_negligible(problem, np.asarray(slopes), np.asarray(scaled))), 0.0, slopes)
     gap = _gap(
         problem.penalty,

@@ -87,7 +87,9 @@ class L1Ball:
         """
         size = width if self.size is None else self.size
         if size > width:
-            raise ValueError(f"size of the ball must be at most the number of coordinates {width}, got {size}.")
+            raise ValueError(
+                f"size of the ball must be at most the number of coordinates {width}, got {size}."
+            )
         if self.radius.ndim == 1 and self.radius.shape != (rows,):
             raise ValueError(f"radius must be a scalar or ({rows},), got shape {self.radius.shape}.")
         if self.weights.ndim and self.weights.shape[-1] != size:
@@ -319,4 +321,3 @@ def feedforward_support(layer_sizes: Sequence[int], p: int) -> np.ndarray:
     """
     depth = np.repeat(np.arange(len(layer_sizes)), layer_sizes)[::-1]
     return np.concatenate([depth[:, None] > depth[None, :], np.ones((depth.size, p), dtype=bool)], axis=1)
-

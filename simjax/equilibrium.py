@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.activations import Activation
@@ -42,9 +41,10 @@ UNCONVERGED = ("nan", "keep")
 
 _DEFAULT_TOL = {"float32": 1e-5, "float64": 1e-10}
 
-# Anderson's extrapolation is accepted while ‖r‖ ≤ ‖r₀‖·(accepted + 1)^−(1+ε): a summable bound, so that the
-# averaged iteration's convergence carries over (Zhang, O'Donoghue, Boyd, SIAM J. Optim. 2020, Algorithm 3.1).
-_SUMMABLE = 1.0 + 1e-6
+# An extrapolation is kept if it brings the residual to _PROGRESS of the best so far, or, at most _CREDIT times until the
+# next such success, if it does not grow by more than _GROWTH; else the averaged step is taken from where it started. So
+# either the residual goes to zero geometrically or only averaged steps are taken from some point on.
+_PROGRESS, _GROWTH, _CREDIT = 0.99, 2.0, 5
 
 
 class Report(NamedTuple):
@@ -265,17 +265,19 @@ class _History(NamedTuple):
     """What Anderson's extrapolation remembers, each with a leading sample axis."""
 
     x: Array
-    """(m, n) previous iterate."""
+    """(m, n) last iterate that was kept."""
     r: Array
-    """(m, n) its residual."""
+    """(m, n) its residual f(x) − x."""
     dx: Array
-    """(m, k, n) differences of iterates, a ring."""
+    """(m, k, n) differences of iterates from the kept one before, a ring."""
     dr: Array
     """(m, k, n) differences of their residuals."""
-    accepted: Array
-    """(m,) extrapolations accepted so far."""
-    initial: Array
-    """(m,) ‖r₀‖₂."""
+    trial: Array
+    """(m,) whether the current iterate is an extrapolation still to be judged."""
+    best: Array
+    """(m,) least ‖r‖₂ so far."""
+    credit: Array
+    """(m,) extrapolations that may still be kept without a new best."""
 
 
 class _Loop(NamedTuple):
@@ -295,7 +297,8 @@ def _iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver
 
     def unfinished(loop: _Loop) -> Array:
         size = residual(loop.x, loop.r)
-        return (size > tol) & jnp.isfinite(size)
+        hopeful = jnp.isfinite(size) if loop.history is None else jnp.isfinite(size) | loop.history.trial
+        return ~(size <= tol) & hopeful
 
     def advance(loop: _Loop) -> _Loop:
         active = unfinished(loop)
@@ -318,26 +321,35 @@ def _iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver
 
 
 def _empty_history(x: Array, r: Array, memory: int) -> _History:
-    none = jnp.zeros((x.shape[0], memory, x.shape[1]), x.dtype)
-    return _History(x, r, none, none, jnp.zeros(x.shape[0], jnp.int32), jnp.linalg.norm(r, axis=1))
+    m, n = x.shape
+    none = jnp.zeros((m, memory, n), x.dtype)
+    return _History(
+        x, r, none, none, jnp.zeros(m, bool), jnp.full(m, jnp.inf, x.dtype), jnp.zeros(m, jnp.int32)
+    )
 
 
 def _anderson_step(loop: _Loop, step: Array) -> tuple[Array, _History]:
     """Type-II Anderson step, safeguarded: x + αr − (ΔX + αΔR)ᵀγ, γ ≈ argmin ‖r − ΔRᵀγ‖."""
     x, r, old = loop.x, loop.r, loop.history
     assert old is not None
-    slot = (loop.k - 1) % old.dx.shape[1]
+    size, last = jnp.linalg.norm(r, axis=1), jnp.linalg.norm(old.r, axis=1)
+    success = size <= _PROGRESS * old.best
+    keep = ~old.trial | success | ((old.credit > 0) & (size <= _GROWTH * last))
+    credit = jnp.where(success, _CREDIT, old.credit - (old.trial & keep))
+
     # At k = 0 the difference is zero: an empty slot, which the regularisation gives the weight γ = 0.
-    dx = old.dx.at[:, slot].set(x - old.x)
-    dr = old.dr.at[:, slot].set(r - old.r)
+    usable = jnp.isfinite(size)[:, None]
+    slot = (loop.k - 1) % old.dx.shape[1]
+    dx = old.dx.at[:, slot].set(jnp.where(usable, x - old.x, 0.0))
+    dr = old.dr.at[:, slot].set(jnp.where(usable, r - old.r, 0.0))
+    x, r = jnp.where(keep[:, None], x, old.x), jnp.where(keep[:, None], r, old.r)
+
     gamma = _least_squares(dr, r)
     plain = x + step * r
     extrapolated = plain - jnp.einsum("mk,mkn->mn", gamma, dx + step * dr, precision=lax.Precision.HIGHEST)
-    size = jnp.linalg.norm(r, axis=1)
-    small = size <= old.initial * (old.accepted + 1.0).astype(x.dtype) ** -_SUMMABLE
-    accept = small & jnp.isfinite(extrapolated).all(axis=1)
-    history = _History(x, r, dx, dr, old.accepted + accept, old.initial)
-    return jnp.where(accept[:, None], extrapolated, plain), history
+    trial = keep & jnp.isfinite(extrapolated).all(axis=1)
+    history = _History(x, r, dx, dr, trial, jnp.fmin(old.best, size), credit)
+    return jnp.where(trial[:, None], extrapolated, plain), history
 
 
 def _least_squares(dr: Array, r: Array) -> Array:
@@ -345,9 +357,13 @@ def _least_squares(dr: Array, r: Array) -> Array:
     gram = jnp.einsum("mkn,mln->mkl", dr, dr, precision=lax.Precision.HIGHEST)
     right = jnp.einsum("mkn,mn->mk", dr, r, precision=lax.Precision.HIGHEST)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None]
-    ridge = jnp.where(trace > 0.0, 10.0 * jnp.finfo(r.dtype).eps * trace, 1.0)
-    factor = cho_factor(gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype))
-    return cho_solve(factor, right[:, :, None])[:, :, 0]
+    ridge = jnp.where(trace > 0.0, 0.01 * jnp.sqrt(jnp.finfo(r.dtype).eps) * trace, 1.0)
+    system = jnp.concatenate([gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype), right[:, :, None]], axis=2)
+    # Gauss–Jordan needs no pivots for a positive definite matrix, and no LAPACK call for k this small.
+    for i in range(dr.shape[1]):
+        row = system[:, i] / system[:, i, i, None]
+        system = (system - system[:, :, i, None] * row[:, None]).at[:, i].set(row)
+    return system[:, :, -1]
 
 
 # ---- maps and checks -------------------------------------------------------------------------------------

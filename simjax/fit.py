@@ -130,7 +130,9 @@ def fit(
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
     if not isinstance(states, States):
-        raise TypeError(f"states must be simjax.States, got {type(states).__name__}; build one from arrays with States(...).")
+        raise TypeError(
+            f"states must be simjax.States, got {type(states).__name__}; build one from arrays with States(...)."
+        )
     penalty = _penalty(objective, alpha, mu)
     if kappa is not None:
         kappa = positive_scalar("kappa", kappa, below=1.0)
@@ -163,7 +165,12 @@ def fit(
 
     everything = np.arange(n + q)
     solution = solve(design, targets, everything, mask, ball_scale)
-    solutions, weights, certificate, status = [solution], solution.weights, solution.certificate, solution.status
+    solutions, weights, certificate, status = (
+        [solution],
+        solution.weights,
+        solution.certificate,
+        solution.status,
+    )
     if "support" in refits:
         solution = dataclasses.replace(solve, penalty=NoPenalty())(
             design, targets, everything, weights != 0.0, ball_scale
@@ -225,14 +232,18 @@ def adaptive_weights(source: Any, *, epsilon: float = 0.05, exponent: float = 1.
         weights = source.weights
     elif isinstance(source, ImplicitModel):
         dense = source.to_dense()
-        weights = np.block([[np.asarray(dense.A), np.asarray(dense.B)], [np.asarray(dense.C), np.asarray(dense.D)]])
+        weights = np.block(
+            [[np.asarray(dense.A), np.asarray(dense.B)], [np.asarray(dense.C), np.asarray(dense.D)]]
+        )
         if dense.b is not None or dense.c is not None:
             offsets = [np.zeros(k) if v is None else v for v, k in ((dense.b, dense.n), (dense.c, dense.q))]
             weights = np.concatenate([weights, np.concatenate(offsets)[:, None]], axis=1)
     else:
         weights = float_array("source", source)
     if weights.ndim != 2:
-        raise ValueError(f"source must be a FitResult, an ImplicitModel or an (n + q, d) array, got {weights.ndim}-D.")
+        raise ValueError(
+            f"source must be a FitResult, an ImplicitModel or an (n + q, d) array, got {weights.ndim}-D."
+        )
     return 1.0 / (np.abs(weights) + epsilon) ** exponent
 
 
@@ -247,7 +258,12 @@ class _Rows:
     solve: dict[str, Any]
 
     def __call__(
-        self, design: np.ndarray, targets: np.ndarray, rows: np.ndarray, mask: np.ndarray | None, scale: np.ndarray
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        mask: np.ndarray | None,
+        scale: np.ndarray,
     ) -> Solution:
         """Solve `rows` of the n + q; only the first n = scale.size of them are bound by the ball."""
         n = scale.size
@@ -278,11 +294,15 @@ def _penalty(objective: Any, alpha: Any, mu: Any) -> Penalty:
     if isinstance(objective, str):
         choice("objective", objective, OBJECTIVES)
         if mu is not None and objective not in _USES_MU:
-            raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
+            raise ValueError(
+                f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}."
+            )
         return OBJECTIVES[objective](alpha, mu)
     check_penalty(objective)
     if mu is not None or not (np.ndim(alpha) == 0 and alpha == _DEFAULT_ALPHA):
-        raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
+        raise ValueError(
+            "alpha and mu must be left alone with a penalty object, which brings its own weights."
+        )
     return objective
 
 
@@ -324,7 +344,9 @@ def _design(activations: np.ndarray, inputs: np.ndarray, fit_intercept: bool) ->
     return np.concatenate([*parts, np.ones((inputs.shape[0], 1))] if fit_intercept else parts, axis=1)
 
 
-def _model(weights: np.ndarray, states: States, fit_intercept: bool, settings: dict[str, Any]) -> ImplicitModel:
+def _model(
+    weights: np.ndarray, states: States, fit_intercept: bool, settings: dict[str, Any]
+) -> ImplicitModel:
     n, p = states.n, states.p
     upper, lower = weights[:n], weights[n:]
     return ImplicitModel(

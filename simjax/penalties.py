@@ -244,7 +244,9 @@ def check_penalty(penalty: Any) -> None:
         at_zero = penalty.value(jnp.zeros_like(x))
         scale = 1.0 + jnp.abs(subgradient * w)
         if not bool(jnp.all(at_zero == 0.0)) or not bool(jnp.all(penalty.value(x) >= 0.0)):
-            raise ValueError(f"penalty {type(penalty).__name__} must satisfy h(0) = 0 and h(w) >= 0 everywhere.")
+            raise ValueError(
+                f"penalty {type(penalty).__name__} must satisfy h(0) = 0 and h(w) >= 0 everywhere."
+            )
         if not bool(jnp.all(jnp.abs(mismatch) <= 1e-9 * scale)):
             worst = float(jnp.max(jnp.abs(mismatch) / scale))
             raise ValueError(

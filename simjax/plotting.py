@@ -7,7 +7,7 @@ and nothing is shown or saved. Save one with `figure.savefig(path)`, which needs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ _GREY = "#666666"
 
 _TITLE, _TEXT, _SMALL = 9.5, 8.5, 7.5  # points
 _DPI = 200
-_RING = {
+_RING: dict[str, Any] = {
     "linestyle": "none",
     "marker": "o",
     "markersize": 10,
@@ -84,9 +84,7 @@ def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel) -> Figu
     shape = (model.n + model.q) / (model.n + model.p)
     side_by_side = shape > 1 / 3
     figure = Figure(
-        figsize=(7.2, 3.3 * min(shape, 1.5) + 0.95)
-        if side_by_side
-        else (7.2, 2 * max(6.7 * shape, 1.3) + 1.7),
+        figsize=(7.2, 3.3 * min(shape, 1.5) + 0.95) if side_by_side else (7.2, 2 * max(6.7 * shape, 1.3) + 1.7),
         dpi=_DPI,
         layout="constrained",
     )
@@ -142,7 +140,7 @@ def plot_gaps(result: FitResult) -> Figure:
     """Histogram of the rows' relative duality gaps, with the tolerance as a line; 0 is drawn at 1e-16."""
     gaps = np.asarray(result.certificate.relative_gap)
     finite = np.isfinite(gaps)
-    tol, n = result.tol, result.model.n
+    tol, n = result.settings["tol"], result.model.n
     exponents = np.log10(np.maximum(np.where(finite, gaps, 1.0), _SMALLEST_GAP))
     edges = _half_decades(exponents[finite], tol)
     state_rows = np.arange(gaps.size) < n
@@ -207,30 +205,30 @@ def plot_trade_off(
     figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
     ax = figure.add_subplot()
     ax.axhline(baseline, color="black", linewidth=1.1, linestyle="--", label=f"baseline, {baseline:.1f} %")
-    ax.plot(sparsity, accuracy, color=_BLUE, linewidth=1.4, marker="o", markersize=5, label="implicit models")
+    ax.plot(
+        sparsity, accuracy, color=_BLUE, linewidth=1.4, marker="o", markersize=5, label=r"implicit models, by $\alpha$"
+    )
     for point, x, y in zip(ordered, sparsity, accuracy, strict=True):
         if point.alpha == chosen_alpha:
             ax.plot([x], [y], label=f"chosen: {x:.1f} %, {y:.1f} %", **_RING)
-        # Below and left of the point: the curve falls to the right.
+        # Below and left of the point, since the curve falls to the right; slanted, so that near labels fit.
         ax.annotate(
-            rf"$\alpha$ = {point.alpha:.2g}",
+            f"{point.alpha:.2g}",
             (x, y),
-            xytext=(-4, -5),
+            xytext=(-5, -7),
             textcoords="offset points",
+            rotation=40,
+            rotation_mode="anchor",
             ha="right",
-            va="top",
+            va="center",
             fontsize=_SMALL,
             color=_GREY,
         )
-    _label(
-        ax, "Accuracy against sparsity", "sparsity: fewer nonzeros than the baseline (%)", "test accuracy (%)"
-    )
+    _label(ax, "Accuracy against sparsity", "sparsity: fewer nonzeros than the baseline (%)", "test accuracy (%)")
     _legend_above(ax)
     # Room for the labels of the points.
-    ax.set_xlim(*_widened(sparsity.min(), sparsity.max(), 0.2, 0.06, least=5.0))
-    ax.set_ylim(
-        *_widened(min(accuracy.min(), baseline), max(accuracy.max(), baseline), 0.12, 0.08, least=1.0)
-    )
+    ax.set_xlim(*_widened(sparsity.min(), sparsity.max(), 0.12, 0.06, least=5.0))
+    ax.set_ylim(*_widened(min(accuracy.min(), baseline), max(accuracy.max(), baseline), 0.18, 0.08, least=1.0))
     return figure
 
 

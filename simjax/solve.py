@@ -109,9 +109,9 @@ def solve_rows(
       constraint: `L1Ball`, `Free` or None.
       support: boolean mask (d,) or (R, d) of the entries that may be nonzero, or None.
       matching: "penalty" or "exact".
-      solver: "auto", "admm", "proximal_gradient" (not for exact matching) or "newton".
+      solver: "auto", "admm", or "proximal_gradient" (not for exact matching).
       tol: relative duality gap at which a row counts as solved.
-      max_iters: most passes over the design that any row gets ("newton": most Newton steps).
+      max_iters: most passes over the design that any row gets.
       progress: called with a `Progress` now and then.
 
     Returns:
@@ -175,7 +175,9 @@ def solve_problem(
         # The factorised problem is the stated one up to rounding. Where that shows, and only there, go again with a
         # factorisation of Φ itself, which does not square its condition number, and a tighter tolerance.
         certificate = certify(part, part_weights, [part_duals])
-        disagree = (board.gap <= inner_tol) & (row_status(certificate, tol, exact=part.exact) != Status.SOLVED)
+        disagree = (board.gap <= inner_tol) & (
+            row_status(certificate, tol, exact=part.exact) != Status.SOLVED
+        )
         live = live[disagree]
         if precise and inner_tol < 0.01 * tol:
             break

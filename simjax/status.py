@@ -49,7 +49,9 @@ def row_status(certificate: Certificate, tol: float, *, exact: bool) -> np.ndarr
 def convergence_message(status: np.ndarray, certificate: Certificate, tol: float, solver: str) -> str:
     """How many rows missed, how far, and what to try."""
     missed = status != Status.SOLVED
-    kinds = ", ".join(f"{np.count_nonzero(status == kind)} {kind}" for kind in Status if (status == kind).any())
+    kinds = ", ".join(
+        f"{np.count_nonzero(status == kind)} {kind}" for kind in Status if (status == kind).any()
+    )
     worst = float(np.max(certificate.relative_gap[missed]))
     violation = float(np.max(certificate.infeasibility[missed]))
     advice = 'raise max_iters or tol, or use solver="auto"' if solver != "auto" else "raise max_iters or tol"

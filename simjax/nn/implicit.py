@@ -1,9 +1,11 @@
-"""Implicit layers x = φ(Ax + Bu + b), y = Cx + Du + c for Flax NNX: what they share, and the plain one with ‖A‖∞ ≤ κ.
+"""Implicit layers x = φ(Ax + Bu + b), y = Cx + Du + c for Flax NNX: what they share, and the plain one with
+‖A‖∞ ≤ κ.
 
-The contract of every implicit module of this package: `__call__(u) -> y` in the network's own precision, differentiable
-through the equilibrium; `states(u) -> States` in float64, so that the module can be the baseline that a sparse model
-imitates; `export() -> ImplicitModel` where the module has an exact linear form. Parameters are unconstrained arrays: the
-matrices are made from them by a map whose every value is well-posed.
+The contract of every implicit module of this package: `__call__(u) -> y` in the network's own precision,
+    differentiable
+through the equilibrium; `states(u) -> States` in float64, so that the module can be the baseline that a
+sparse model imitates; `export() -> ImplicitModel` where the module has an exact linear form. Parameters are
+unconstrained arrays: the matrices are made from them by a map whose every value is well-posed.
 
 Flax Linen users wrap a module with `flax.nnx.bridge.to_linen(ImplicitLayer, p, n, q)`.
 """
@@ -43,7 +45,8 @@ class Matrices(NamedTuple):
 
 
 class ImplicitModule(nnx.Module):
-    """What implicit modules with an exact linear form share. A subclass defines `matrices`, and may define `solve`.
+    """What implicit modules with an exact linear form share. A subclass defines `matrices`, and may define
+    `solve`.
 
     Attributes:
         activation: name of φ.
@@ -99,13 +102,15 @@ class ImplicitModule(nnx.Module):
     def export(self) -> ImplicitModel:
         """The module as an implicit model: exact, with the matrices computed in float64 from the parameters."""
         with jax.enable_x64(True):
-            M = Matrices(*(None if part is None else np.asarray(part) for part in in_float64(self).matrices()))
+            M = Matrices(
+                *(None if part is None else np.asarray(part) for part in in_float64(self).matrices())
+            )
         D = np.zeros((M.C.shape[0], M.B.shape[1])) if M.D is None else M.D
         return ImplicitModel(M.A, M.B, M.C, D, self.activation, b=M.b, c=M.c)
 
 
 def outputs(matrices: Matrices, x: jax.Array, u: jax.Array) -> jax.Array:
-    """y = Cx + Du + c for rows of x and u."""
+    """Y = Cx + Du + c for rows of x and u."""
     y = affine(matrices.C, x, matrices.c)
     return y if matrices.D is None else y + affine(matrices.D, u)
 
@@ -153,7 +158,7 @@ def checked_sizes(p: int, n: int, q: int) -> tuple[int, int, int]:
     return positive_integer("p", p), positive_integer("n", n), positive_integer("q", q)
 
 
-# ---- the plain layer ---------------------------------------------------------------------------------------
+# ---- the plain layer -------------------------------------------------------------------------------------
 
 
 class _Support:
@@ -172,14 +177,16 @@ class _Support:
 
 
 class ImplicitLayer(ImplicitModule):
-    """The implicit layer x = φ(Ax + Bu + b), y = Cx + Du + c with ‖A‖∞ ≤ κ < 1 (El Ghaoui et al. 2021; SIM paper, eq. 1).
+    """The implicit layer x = φ(Ax + Bu + b), y = Cx + Du + c with ‖A‖∞ ≤ κ < 1 (El Ghaoui et al. 2021; SIM
+    paper, eq. 1).
 
     Arguments:
         p, n, q: numbers of inputs, states and outputs.
         kappa: κ in (0, 1).
         activation: name of φ.
-        constraint: "parameterised": A has the rows a_i·min(1, κ/‖a_i‖₁) of the parameter, so any optimiser will do.
-            "projected": A is the parameter itself; call `project()` after each step, which makes rows sparse.
+        constraint: "parameterised": A has the rows a_i·min(1, κ/‖a_i‖₁) of the parameter, so any optimiser
+            will do. "projected": A is the parameter itself; call `project()` after each step, which makes
+            rows sparse.
         use_bias: whether there are b and c.
         solver: settings of the fixed-point iteration.
         rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
@@ -287,7 +294,8 @@ class ImplicitLayer(ImplicitModule):
 
 
 class ImplicitRNN(nnx.Module):
-    """A recurrent network whose cell is an implicit layer: h_t = cell(u_t, h_{t−1}), y_t = W h_t + c, h_0 = 0.
+    """A recurrent network whose cell is an implicit layer: h_t = cell(u_t, h_{t−1}), y_t = W h_t + c, h_0 =
+    0.
 
     Arguments:
         p, n, q: numbers of inputs, of the cell's states and of outputs.

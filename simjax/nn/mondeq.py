@@ -1,10 +1,13 @@
-"""Monotone operator equilibrium networks (Winston, Kolter, NeurIPS 2020), and the operator splittings that solve them.
+"""Monotone operator equilibrium networks (Winston, Kolter, NeurIPS 2020), and the operator splittings that
+solve them.
 
-z = relu(Wz + Bu + b) has one solution if I − W is strongly monotone in some diagonal metric Λ ≻ 0. Since relu is the
-projection onto z ≥ 0, whatever the metric and the step, both splittings find it with any activation-free constant:
+z = relu(Wz + Bu + b) has one solution if I − W is strongly monotone in some diagonal metric Λ ≻ 0. Since
+relu is the projection onto z ≥ 0, whatever the metric and the step, both splittings find it with any
+activation-free constant:
 
     forward–backward    z ← relu((1 − α)z + α(Wz + Bu + b))                    0 < α < 2m/L²
-    Peaceman–Rachford   z = relu(v), h = 2z − v, t = ((1 + α)I − αW)⁻¹(h + α(Bu + b)), v ← 2t − h        any α > 0
+    Peaceman–Rachford   z = relu(v), h = 2z − v, t = ((1 + α)I − αW)⁻¹(h + α(Bu + b)), v ← 2t − h        any
+    α > 0
 
 For other activations the step would enter their prox, so these models are ReLU models.
 """
@@ -38,17 +41,17 @@ SPLITTINGS = ("peaceman_rachford", "forward_backward")
 class MonDEQ(ImplicitModule):
     """z = relu(Wz + Bu + b), y = Cz + c with I − W strongly monotone: W = (1 − m)I − PᵀP + Q − Qᵀ.
 
-    Lipschitz in l2 with the constant ‖C‖₂‖B‖₂/m. The multi-tier form folds the upper off-diagonal blocks of −PᵀP onto
-    the lower ones and keeps only diagonal blocks of Q − Qᵀ: W is lower block triangular with the same symmetric part,
-    and block bidiagonal in P it is the paper's, where each tier sees the one before.
+    Lipschitz in l2 with the constant ‖C‖₂‖B‖₂/m. The multi-tier form folds the upper off-diagonal blocks of
+    −PᵀP onto the lower ones and keeps only diagonal blocks of Q − Qᵀ: W is lower block triangular with the
+    same symmetric part, and block bidiagonal in P it is the paper's, where each tier sees the one before.
 
     Arguments:
         p, n, q: numbers of inputs, states and outputs.
         m: monotonicity m > 0.
         tiers: sizes of the tiers, summing to n; None is a single tier.
         splitting: "peaceman_rachford" (one factorisation of W a call) or "forward_backward".
-        solver: settings of the iteration; "anderson" accelerates the splitting, "averaged" and "picard" are the
-            splitting itself.
+        solver: settings of the iteration; "anderson" accelerates the splitting, "averaged" and "picard" are
+            the splitting itself.
         rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
@@ -116,10 +119,11 @@ def solve_monotone(
     m: float | None = None,
     alpha: Any = None,
 ) -> Equilibrium:
-    """Solve z = relu(Wz + drive) for every row of drive, where Λ(I − W) + (I − W)ᵀΛ ≻ 0 for Λ = diag(weights).
+    """Solve z = relu(Wz + drive) for every row of drive, where Λ(I − W) + (I − W)ᵀΛ ≻ 0 for Λ =
+    diag(weights).
 
-    Differentiable in W and drive. Residuals in the report are of the splitting's variable, divided by its step so that
-    they are of the size of those of the equation.
+    Differentiable in W and drive. Residuals in the report are of the splitting's variable, divided by its
+    step so that they are of the size of those of the equation.
 
     Arguments:
         W: (n, n).
@@ -138,8 +142,9 @@ def solve_monotone(
     solver = Solver() if solver is None else solver
     if solver.method == "picard":  # the splitting itself: its step is part of its map
         solver = dataclasses.replace(solver, method="averaged")
+    W, drive = W.astype(jnp.result_type(W, drive)), drive.astype(jnp.result_type(W, drive))
     eye = jnp.eye(W.shape[0], dtype=W.dtype)
-    root = jnp.ones(W.shape[0], W.dtype) if weights is None else jnp.sqrt(weights)
+    root = jnp.ones(W.shape[0], W.dtype) if weights is None else jnp.sqrt(weights).astype(W.dtype)
     scaled = lax.stop_gradient(eye - root[:, None] * W / root)  # I − W̃
     if alpha is None:
         alpha = 1.0 / spectral_norm(scaled)
@@ -147,7 +152,7 @@ def solve_monotone(
             bound = jnp.linalg.eigvalsh((scaled + scaled.T) / 2.0)[0] if m is None else m
             alpha = bound * alpha**2
     alpha = lax.stop_gradient(jnp.asarray(alpha, W.dtype))
-    start = jnp.zeros(drive.shape, jnp.result_type(drive, W))
+    start = jnp.zeros_like(drive)
     if splitting == "forward_backward":
         return fixed_point(_forward_backward, (W, drive, alpha), start, solver=solver, step=alpha)
     inverse = jnp.linalg.inv((1.0 + alpha) * eye - alpha * W)
@@ -157,7 +162,8 @@ def solve_monotone(
 
 
 def _forward_backward(params: tuple, z: jax.Array) -> jax.Array:
-    """z + (z⁺ − z)/α, so that the averaged step α is the forward–backward step and residuals do not shrink with α.
+    """Z + (z⁺ − z)/α, so that the averaged step α is the forward–backward step and residuals do not shrink
+    with α.
 
     (relu(z + α(w − z)) − z)/α = max(w − z, −z/α) with w = Wz + drive: no cancellation.
     """
@@ -166,7 +172,7 @@ def _forward_backward(params: tuple, z: jax.Array) -> jax.Array:
 
 
 def _peaceman_rachford(params: tuple, v: jax.Array) -> jax.Array:
-    """v + (v⁺ − v)(1 + 1/α)/2, likewise: z's residual is (t − z)(1 + 1/α − W) and v⁺ − v = 2(t − z)."""
+    """V + (v⁺ − v)(1 + 1/α)/2, likewise: z's residual is (t − z)(1 + 1/α − W) and v⁺ − v = 2(t − z)."""
     inverse, drive, alpha = params
     h = 2.0 * jax.nn.relu(v) - v
     following = 2.0 * affine(inverse, h + alpha * drive) - h

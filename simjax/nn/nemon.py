@@ -21,8 +21,9 @@ class NEMON(ImplicitModule):
 
         A = γI + [η]T[η]⁻¹ − diag(|T|1),   η = exp(d),   T and d free
 
-    Every A with μ_η(A) ≤ γ is reached. The paper's l∞ set is larger than ‖A‖∞ ≤ γ. For ReLU the equilibrium is found
-    on the equivalent hollow model (`eliminate_diagonal`), else by the averaged step or its acceleration.
+    Every A with μ_η(A) ≤ γ is reached. The paper's l∞ set is larger than ‖A‖∞ ≤ γ. For ReLU the equilibrium
+    is found on the equivalent hollow model (`eliminate_diagonal`), else by the averaged step or its
+    acceleration.
 
     Arguments:
         p, n, q: numbers of inputs, states and outputs.
@@ -63,7 +64,12 @@ class NEMON(ImplicitModule):
 
     @classmethod
     def from_model(
-        cls, model: ImplicitModel, *, gamma: float | None = None, eta: Any = None, solver: Solver | None = None
+        cls,
+        model: ImplicitModel,
+        *,
+        gamma: float | None = None,
+        eta: Any = None,
+        solver: Solver | None = None,
     ) -> NEMON:
         """The NEMON with the matrices of `model`: T_ij = a_ij η_j/η_i, T_ii = ½(a_ii + Σ_{j≠i}|T_ij| − γ).
 
@@ -99,7 +105,15 @@ class NEMON(ImplicitModule):
         T = dense.A * eta / eta[:, None]
         others = np.abs(T).sum(axis=1) - np.abs(np.diag(T))
         np.fill_diagonal(T, 0.5 * (np.diag(T) + others - gamma))
-        values = {"T": T, "d": np.log(eta), "B": dense.B, "C": dense.C, "D": dense.D, "b": model.b, "c": model.c}
+        values = {
+            "T": T,
+            "d": np.log(eta),
+            "B": dense.B,
+            "C": dense.C,
+            "D": dense.D,
+            "b": model.b,
+            "c": model.c,
+        }
         for name, value in values.items():
             if getattr(module, name) is not None and value is not None:
                 getattr(module, name)[...] = jnp.asarray(value)

@@ -96,7 +96,9 @@ def _rebalance(state: AdmmState, w: Array, move: Array) -> AdmmState:
     primal = _norm(w - state.z) / jnp.maximum(size, 1e-30)
     dual = _norm(move) / jnp.maximum(_norm(state.u), 1e-30)
     meaningful = (primal > 1e-15) & (dual > 1e-15)
-    ratio = jnp.where(meaningful, jnp.clip(jnp.sqrt(primal / jnp.where(meaningful, dual, 1.0)), 0.2, 5.0), 1.0)
+    ratio = jnp.where(
+        meaningful, jnp.clip(jnp.sqrt(primal / jnp.where(meaningful, dual, 1.0)), 0.2, 5.0), 1.0
+    )
     rho = jnp.clip(state.rho * ratio, *_RHO_RANGE)
     return AdmmState(state.z, state.u * (state.rho / rho), rho, state.theta * (state.rho / rho))
 

@@ -23,6 +23,8 @@ from simjax.solvers.factor import Factorisation
 
 Array = Any
 
+_FEASIBILITY_FACTOR = 1e3
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,9 @@ class CanonicalRows:
 def _take_penalty(penalty: Any, index: Array) -> Any:
     if isinstance(penalty, ScaledPenalty):
         return ScaledPenalty(
-            penalty.point_scale[index], penalty.value_scale[index], take_rows(penalty.penalty, np.asarray(index))
+            penalty.point_scale[index],
+            penalty.value_scale[index],
+            take_rows(penalty.penalty, np.asarray(index)),
         )
     return penalty.rows(index)
 
@@ -143,9 +147,15 @@ def objective(factorisation: Factorisation, rows: CanonicalRows, weights: Array)
 
 
 def relative_gap(
-    factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array, slopes: Array | None = None
+    factorisation: Factorisation,
+    rows: CanonicalRows,
+    weights: Array,
+    dual: Array,
+    slopes: Array | None = None,
 ) -> Array:
     """The relative gap that the dual point y (R, r) proves for feasible weights (R, d); (R,).
+
+    Under exact matching the relative residual of the equations counts too: 1e-9 of it as much as a gap of 1e-6.
 
     `slopes` is Kᵀy where the caller has it already.
     """
@@ -158,17 +168,21 @@ def relative_gap(
     value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
     pairing = jnp.sum(jnp.where(flat, 0.0, slopes * weights), axis=1)
     gap = jnp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
-    # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights up to twice the largest one;
-    # the certificate, which has the last word, projects y instead.
-    reach = jnp.abs(weights) + jnp.max(jnp.abs(weights), axis=1, keepdims=True)
+    # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the
+    # certificate, which has the last word, projects y instead.
+    reach = 1.0 + jnp.abs(weights) + jnp.max(jnp.abs(weights), axis=1, keepdims=True)
     gap = gap + jnp.sum(jnp.where(rows.confine(flat), jnp.abs(slopes) * reach, 0.0), axis=1)
     if rows.exact:
         gap = gap + jnp.abs(jnp.sum(dual * residual, axis=1))
     else:
         gap = gap + 0.5 * jnp.sum((residual - dual) ** 2, axis=1)
+    # y = 0 is a dual point as well, with D = 0: it proves an exact fit that costs nothing.
+    gap = jnp.minimum(jnp.where(jnp.isnan(gap), jnp.inf, gap), primal)
     scale = jnp.maximum(primal, 0.0 if rows.exact else 0.5e-12)
     gap = jnp.where(gap == 0.0, 0.0, gap / jnp.where(scale > 0.0, scale, 1e-300))
-    return jnp.where(jnp.isnan(gap), jnp.inf, gap)
+    if rows.exact:
+        gap = jnp.maximum(gap, _FEASIBILITY_FACTOR * jnp.linalg.norm(residual, axis=1))
+    return gap
 
 
 def _flat(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:

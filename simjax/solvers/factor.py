@@ -93,7 +93,9 @@ def factorise_gram(gram: np.ndarray, correlation: np.ndarray) -> tuple[Factorisa
 
 @jax.jit
 def _moments(design: Array, targets: Array) -> tuple[Array, Array]:
-    return jnp.matmul(design.T, design, precision="highest"), jnp.matmul(design.T, targets, precision="highest")
+    return jnp.matmul(design.T, design, precision="highest"), jnp.matmul(
+        design.T, targets, precision="highest"
+    )
 
 
 @jax.jit

@@ -145,11 +145,9 @@ class FirstOrder:
         return self.index[: self.count], np.asarray(weights)[: self.count]
 
     def sigma(self, index: np.ndarray) -> np.ndarray:
-        """10/ρ of the given rows, the scale at which Newton's method takes over; 10 where there is no ρ."""
-        rho = getattr(self.state, "rho", None)
+        """10/ρ of the given rows of an ADMM batch, the scale at which Newton's method takes over."""
         sigma = np.full(self.all_rows.targets.shape[0], 10.0)
-        if rho is not None:
-            sigma[self.index[: self.count]] = 10.0 / np.asarray(rho)[: self.count, 0]
+        sigma[self.index[: self.count]] = 10.0 / np.asarray(self.state.rho)[: self.count, 0]
         return sigma[index]
 
     def _compact(self, board: Scoreboard) -> bool:

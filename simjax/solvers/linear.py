@@ -50,8 +50,13 @@ def scatter(system: GatheredSystem, values: Array, width: int) -> Array:
     return jnp.zeros((values.shape[0], width), values.dtype).at[row, system.index].set(values)
 
 
-def solve_spd(matrix: Array, right: Array) -> Array:
-    """Solve symmetric positive definite systems, (R, k, k) and (R, k, c), by Cholesky; NaN where one is not."""
-    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-    half = lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)
-    return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)
+def cholesky(matrix: Array) -> Array:
+    """Lower Cholesky factors of symmetric (R, k, k) matrices; NaN where one is not positive definite."""
+    return jnp.linalg.cholesky(matrix, symmetrize_input=False)
+
+
+def cholesky_solve(factor: Array, right: Array) -> Array:
+    """Solve with the factors (R, k, k) for right-hand sides (R, k)."""
+    column = right[:, :, None]
+    half = lax.linalg.triangular_solve(factor, column, left_side=True, lower=True)
+    return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)[:, :, 0]

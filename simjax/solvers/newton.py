@@ -11,6 +11,9 @@ and ∇ψ(y) = y − t̃ + Kp is semismooth. A Newton step only involves the coo
 
 with ω̂ = ω sign(p) where the ball is active, and ν = 0 where it is not. Rows are batched; each has its own w, σ and step.
 
+Exact matching has no ½‖y‖² in its dual. A proximal term δ/2 ‖y − y_c‖² about the last y takes its place (δ = 1/σ, so that
+it vanishes as σ grows): the formulas above hold with δ(y − y_c) for y in ∇ψ, δ/(σc) on the diagonal and dy divided by δ.
+
 Source: Li, Sun, Toh, A highly efficient semismooth Newton augmented Lagrangian method for solving lasso problems
 (SIAM J. Optim. 2018); the ball's rank-one term is the generalised derivative of its joint prox.
 """
@@ -27,7 +30,7 @@ from jax import lax
 from simjax.constraints import joint_prox
 from simjax.solvers.canonical import CanonicalRows, relative_gap
 from simjax.solvers.factor import Factorisation
-from simjax.solvers.linear import gather_system, scatter, solve_spd
+from simjax.solvers.linear import cholesky, cholesky_solve, gather_system, scatter
 
 Array = Any
 
@@ -40,6 +43,7 @@ _SIGMA_RANGE = (1e-4, 1e14)
 class NewtonState:
     w: Array  # (R, d), multiplier of the dual: the proximal centre
     y: Array  # (R, r)
+    centre: Array  # (R, r), y_c of exact matching; zero otherwise
     sigma: Array  # (R, 1)
     theta: Array  # (R, 1)
     inner: Array  # (R,), Newton steps since the last update of w
@@ -50,12 +54,13 @@ class NewtonState:
     steps: Array  # (), Newton steps so far
 
 
-def start(weights: Array, dual: Array, gap: Array, sigma: Array) -> NewtonState:
+def start(weights: Array, dual: Array, gap: Array, sigma: Array, *, exact: bool = False) -> NewtonState:
     """A state at given weights and dual point, e.g. those of ADMM, with σ of the size of 10/ρ."""
     rows = weights.shape[0]
     return NewtonState(
         w=weights,
         y=dual,
+        centre=dual if exact else jnp.zeros_like(dual),
         sigma=jnp.clip(sigma, *_SIGMA_RANGE),
         theta=jnp.zeros((rows, 1), weights.dtype),
         inner=jnp.zeros((rows,), jnp.int32),
@@ -105,7 +110,8 @@ def _newton_step(
     prox = joint_prox(rows.penalty, rows.ball, points, sigma, state.theta)
     point = prox.point
     residual = rows.targets - factorisation.apply(point)  # t̃ − Kp
-    newton_residual = residual - state.y  # −∇ψ(y)
+    delta = 1.0 / sigma if rows.exact else jnp.ones_like(sigma)
+    newton_residual = residual - delta * (state.y - state.centre)  # −∇ψ(y)
     correlation = factorisation.apply_transpose(newton_residual)
 
     state = _keep_best(factorisation, rows, state, point, residual, slopes, correlation)
@@ -122,9 +128,10 @@ def _newton_step(
     derivative: Any = rows.penalty.prox_slope(prox.seen, sigma)
     slope = jnp.where((point != 0.0), derivative, 0.0)
     bound = prox.theta > 0.0
-    direction, system_ok = _newton_direction(gram, rows, slope, bound, point, sigma, correlation, size)
-    dy = newton_residual - factorisation.apply(direction)
-    length = _line_search(factorisation, rows, state, slopes, point, dy, prox.theta)
+    diagonal = delta / (sigma * jnp.where(slope > 0.0, slope, 1.0))
+    direction, system_ok = _newton_direction(gram, rows, slope, bound, point, diagonal, correlation, size)
+    dy = (newton_residual - factorisation.apply(direction)) / delta
+    length = _line_search(factorisation, rows, state, delta, slopes, point, dy, prox.theta)
     newton = open_ & ~inner_done & system_ok
     y = jnp.where(newton, state.y + length * dy, state.y)
     # A singular system means σ is too large for the conditioning of this row.
@@ -133,6 +140,7 @@ def _newton_step(
     return NewtonState(
         w=jnp.where(inner_done, point, state.w),
         y=y,
+        centre=jnp.where(inner_done, y, state.centre) if rows.exact else state.centre,
         sigma=jnp.where(open_, new_sigma, sigma),
         theta=prox.theta,
         inner=jnp.where(inner_done[:, 0], 0, state.inner + 1),
@@ -154,10 +162,11 @@ def _keep_best(
     correlation: Array,
 ) -> NewtonState:
     """Certify p with y and with its own residual (whose slopes Kᵀ(t̃ − Kp) are those of y plus the correlation)."""
-    gap = relative_gap(factorisation, rows, point, state.y, slopes)
-    residual_gap = relative_gap(factorisation, rows, point, residual, slopes + correlation)
-    dual = jnp.where((residual_gap < gap)[:, None], residual, state.y)
-    gap = jnp.minimum(gap, residual_gap)
+    gap, dual = relative_gap(factorisation, rows, point, state.y, slopes), state.y
+    if not rows.exact:
+        residual_gap = relative_gap(factorisation, rows, point, residual, slopes + correlation)
+        dual = jnp.where((residual_gap < gap)[:, None], residual, dual)
+        gap = jnp.minimum(gap, residual_gap)
     better = gap < state.best_gap
     return dataclasses.replace(
         state,
@@ -173,17 +182,16 @@ def _newton_direction(
     slope: Array,
     bound: Array,
     point: Array,
-    sigma: Array,
+    diagonal: Array,
     correlation: Array,
     size: int,
 ) -> tuple[Array, Array]:
     """dp of the Newton system, (R, d), and whether it could be solved, (R, 1)."""
-    member = slope > 0.0
-    system = gather_system(gram, member, 1.0 / (sigma * jnp.where(member, slope, 1.0)), size)
+    system = gather_system(gram, slope > 0.0, diagonal, size)
     normal = jnp.zeros_like(slope) if rows.ball is None else rows.ball.weights * jnp.sign(point)
     normal = system.pick(jnp.where(bound, normal, 0.0))
-    solution = solve_spd(system.matrix, jnp.stack([system.pick(correlation), normal], axis=2))
-    plain, bent = solution[:, :, 0], solution[:, :, 1]
+    factor = cholesky(system.matrix)
+    plain, bent = cholesky_solve(factor, system.pick(correlation)), cholesky_solve(factor, normal)
     curvature = jnp.sum(normal * bent, axis=1, keepdims=True)
     multiplier = jnp.sum(normal * plain, axis=1, keepdims=True) / jnp.where(curvature > 0.0, curvature, 1.0)
     step = scatter(system, plain - multiplier * bent, slope.shape[1])
@@ -195,6 +203,7 @@ def _line_search(
     factorisation: Factorisation,
     rows: CanonicalRows,
     state: NewtonState,
+    delta: Array,
     slopes: Array,
     point: Array,
     dy: Array,
@@ -204,7 +213,8 @@ def _line_search(
     moved = factorisation.apply_transpose(dy)
 
     def derivative(length: Array, point: Array) -> Array:
-        equation = jnp.sum((state.y + length * dy - rows.targets) * dy, axis=1, keepdims=True)
+        quadratic = delta * (state.y + length * dy - state.centre)
+        equation = jnp.sum((quadratic - rows.targets) * dy, axis=1, keepdims=True)
         return equation + jnp.sum(point * moved, axis=1, keepdims=True)
 
     def at(length: Array, theta: Array) -> tuple[Array, Array]:

@@ -13,14 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from simjax.penalties import PiecewisePenalty
 from simjax.solvers.canonical import CanonicalRows, relative_gap
 from simjax.solvers.factor import Factorisation
-from simjax.solvers.linear import gather_system, scatter, solve_spd
+from simjax.solvers.linear import cholesky, cholesky_solve, gather_system, scatter
 
 Array = Any
 
+_RIDGE = 1e-11  # ‖K‖ = 1
+_REFINEMENTS = 3
 _BALL_ACTIVE = 1e-6  # relative slack of the ball below which the guess takes it for active
 
 
@@ -46,15 +49,26 @@ def polish(
         normal = jnp.where(active, rows.ball.weights * sign, 0.0)
         radius = jnp.where(active, rows.ball.radius, 0.0)
 
-    # A relative ridge of 1e-14 keeps the factorisation finite on a singular support; the gap is the judge.
-    system = gather_system(gram, member, curvature + 1e-14, size)
-    columns = jnp.stack([system.pick(right), system.pick(normal)], axis=2)
-    solution = solve_spd(system.matrix, columns)
-    plain, bent = solution[:, :, 0], solution[:, :, 1]
+    # The ridge keeps the factorisation finite on a singular support, where it picks the solution of least norm; the
+    # refinement takes its bias out again. The gap is the judge.
+    system = gather_system(gram, member, curvature + _RIDGE, size)
     picked = system.pick(normal)
+    factor = cholesky(system.matrix)
+    bent = cholesky_solve(factor, picked)
     bend = jnp.sum(picked * bent, axis=1, keepdims=True)
-    theta = (jnp.sum(picked * plain, axis=1, keepdims=True) - radius) / jnp.where(bend > 0.0, bend, 1.0)
-    point = scatter(system, plain - jnp.where(bend > 0.0, theta, 0.0) * bent, weights.shape[1])
+    bound = bend > 0.0
+
+    def refine(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        point, theta = carry
+        fitted = factorisation.apply_transpose(factorisation.apply(point)) + curvature * point + theta * normal
+        plain = cholesky_solve(factor, system.pick(right - fitted))
+        missing = radius - jnp.sum(normal * point, axis=1, keepdims=True)
+        change = (jnp.sum(picked * plain, axis=1, keepdims=True) - missing) / jnp.where(bound, bend, 1.0)
+        change = jnp.where(bound, change, 0.0)
+        return point + scatter(system, plain - change * bent, weights.shape[1]), theta + change
+
+    start = (jnp.zeros_like(weights), jnp.zeros_like(radius))
+    point, _ = lax.fori_loop(0, _REFINEMENTS, refine, start)
 
     point = rows.confine(jnp.where(jnp.isfinite(point).all(axis=1, keepdims=True), point, weights))
     if rows.ball is not None:

@@ -1,6 +1,6 @@
 """Which method runs when: the single methods by name, and the portfolio behind solver="auto".
 
-auto:  ADMM on all rows; every 200 passes an active-set polish of the rows still open; semismooth Newton for those on
+auto:  one linear solve where the objective is quadratic; ADMM on all rows; every 200 passes an active-set polish of the rows still open; semismooth Newton for those on
 which both stall. Each stage only ever sees the rows that are still open.
 """
 
@@ -21,7 +21,7 @@ from simjax.solvers.polish import polish
 
 Array = Any
 
-SOLVERS = ("auto", "admm", "proximal_gradient", "newton")
+SOLVERS = ("auto", "admm", "proximal_gradient")
 
 _POLISH_EVERY = 200
 _HANDOVER = 1000  # passes after which the rows still open go to Newton's method
@@ -40,8 +40,6 @@ def run(
         FirstOrder(admm, factorisation, rows).run(board, max_iters)
     elif solver == "proximal_gradient":
         FirstOrder(proximal_gradient, factorisation, rows).run(board, max_iters)
-    elif solver == "newton":
-        _newton(factorisation, gram, rows, board, None, max_steps=max_iters)
     else:
         _auto(factorisation, gram, rows, board, max_iters)
 
@@ -49,6 +47,7 @@ def run(
 def _auto(
     factorisation: Factorisation, gram: _Gram, rows: CanonicalRows, board: Scoreboard, max_iters: int
 ) -> None:
+    _closed_form(factorisation, gram, rows, board)
     first_order = FirstOrder(admm, factorisation, rows)
     attempted: dict[int, bytes] = {}
     passes, handover = 0, _HANDOVER
@@ -60,6 +59,26 @@ def _auto(
         if passes >= handover and board.open.size:
             _newton(factorisation, gram, rows, board, first_order, max_steps=_NEWTON_STEPS)
             handover = 4 * passes
+
+
+def _closed_form(factorisation: Factorisation, gram: _Gram, rows: CanonicalRows, board: Scoreboard) -> None:
+    """Ridge regression and least squares: one linear solve, right wherever the ball turns out not to bind.
+
+    The polish of the full support is that solve: with slopes zero there are no signs to guess.
+    """
+    penalty = rows.penalty
+    quadratic = (
+        isinstance(penalty, PiecewisePenalty) and not np.any(penalty.slope) and not np.any(penalty.knot)
+    )
+    if rows.exact or not quadratic:
+        return
+    count, width = board.weights.shape
+    guess = np.full((count, width), 1e-100) if rows.support is None else 1e-100 * np.asarray(rows.support)
+    for size, block in _blocks(board.open, np.count_nonzero(guess, axis=1), width):
+        unique = np.unique(block, return_index=True)[1]
+        result = polish(factorisation, gram.matrix, rows.take(block), jnp.asarray(guess[block]), size=size)
+        solved = board.offer(block[unique], *(np.asarray(x)[unique] for x in result))
+        board.polished[block[unique]] |= solved
 
 
 def _polish(
@@ -97,14 +116,14 @@ def _newton(
     gram: _Gram,
     rows: CanonicalRows,
     board: Scoreboard,
-    first_order: FirstOrder | None,
+    first_order: FirstOrder,
     *,
     max_steps: int,
 ) -> None:
     """Semismooth Newton on the open rows, from the best weights so far."""
     open_ = board.open
     active = np.count_nonzero(board.weights[open_], axis=1)
-    sigma = np.full(open_.size, 1e3) if first_order is None else first_order.sigma(open_)
+    sigma = first_order.sigma(open_)
     for _, block in _blocks(np.arange(open_.size), active, board.weights.shape[1]):
         chosen = open_[block]
         part = rows.take(chosen)
@@ -113,6 +132,7 @@ def _newton(
             jnp.asarray(board.dual[chosen]),
             jnp.asarray(board.gap[chosen]),
             jnp.asarray(sigma[block][:, None]),
+            exact=rows.exact,
         )
         steps = 0
         while steps < max_steps:
@@ -162,7 +182,5 @@ def _blocks(positions: np.ndarray, active: np.ndarray, width: int) -> list[tuple
         members = positions[sizes == size]
         members = members[np.argsort(active[members], kind="stable")]
         batch = int(np.clip(_BLOCK_BYTES // (8 * size * size), 8, 64))
-        blocks += [
-            (int(size), padded(members[i : i + batch], batch)) for i in range(0, members.size, batch)
-        ]
+        blocks += [(int(size), padded(members[i : i + batch], batch)) for i in range(0, members.size, batch)]
     return blocks
