@@ -7,10 +7,10 @@
 PYTHON ?=
 VENV ?= .venv
 DEMO ?= --dataset digits
-PYTEST ?= -n auto
+PYTEST ?= -n auto --dist loadfile
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 CANDIDATES := python3.12 python3.11 python3.13 python3 python
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
@@ -20,8 +20,9 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 demo: $(VENV)/.installed-oracles
 	$(BIN)/simjax demo --output demo-output --force $(DEMO)
 
+# One test process per core: threaded BLAS inside each would have them wait for one another.
 test: $(VENV)/.installed-oracles,test
-	$(BIN)/python -m pytest $(PYTEST)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/.installed-oracles,test,lint
 	$(BIN)/ruff check .
@@ -33,7 +34,7 @@ format: $(VENV)/.installed-oracles,test,lint
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -56,6 +56,16 @@ class Certificate:
         """The certificate of the rows in `index`."""
         return Certificate(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
+    def with_rays(self, rows: np.ndarray, rays: np.ndarray) -> Certificate:
+        """The certificate with `rows` proved infeasible: their optimum is +inf, their dual the ray that proves it."""
+        changed = dataclasses.replace(
+            self, **{field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)}
+        )
+        for values in (changed.objective, changed.dual_objective, changed.gap, changed.relative_gap):
+            values[rows] = np.inf
+        changed.dual[rows] = rays
+        return changed
+
 
 def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     """Certify `weights` (R, d) with the best of y = 0, the residual y = 2λ(t − Φw) and the candidates in `duals`.
@@ -110,6 +120,41 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     )
 
 
+def infeasibility_margin(problem: RowProblem, rays: Any) -> np.ndarray:
+    """How firmly each ray y proves that no w in the ball and the support satisfies Φw = t; (R,), > 0 is a proof.
+
+        margin = (yᵀt − sup {yᵀΦw : w in the ball and the support}) / (‖y‖ ‖t‖)
+
+    If Φw = t for such a w, then yᵀt = yᵀΦw is at most the supremum: κ max |s_j|/ω_j over the ball's coordinates, with
+    s = Φᵀy, and infinite unless s_j = 0 on the free ones (to rounding: 1e-13 √m ‖φ_j‖ ‖y‖).
+
+    Args:
+      rays: y, (R, m).
+
+    Raises:
+      ValueError: if the shapes do not fit the problem.
+    """
+    rays = np.asarray(rays, dtype=np.float64)
+    rows, m = problem.rows_count, problem.design.shape[0]
+    if rays.shape != (rows, m):
+        raise ValueError(f"rays must be ({rows}, {m}), got {rays.shape}.")
+    slopes = np.abs(rays @ problem.design)
+    if problem.support is not None:
+        slopes = np.where(problem.support, slopes, 0.0)
+    size = np.linalg.norm(rays, axis=1)
+    rounding = 1e-13 * np.sqrt(m) * size[:, None] * np.linalg.norm(problem.design, axis=0)
+    reach, sees = np.zeros(rows), np.zeros(slopes.shape, dtype=bool)
+    if problem.ball is not None:
+        weights, radius = np.asarray(problem.ball.weights), np.asarray(problem.ball.radius)
+        sees = np.broadcast_to((weights > 0.0) & np.isfinite(radius), slopes.shape)
+        per_radius = np.where(sees, slopes / np.where(weights > 0.0, weights, 1.0), 0.0).max(axis=1)
+        reach = np.where(np.isfinite(radius[:, 0]), radius[:, 0], 0.0) * per_radius
+    escapes = np.any(~sees & (slopes > rounding), axis=1)
+    gain = np.sum(rays * problem.targets.T, axis=1) - reach
+    scale = size * np.linalg.norm(problem.targets, axis=0)
+    return np.where(escapes | (scale == 0.0), -np.inf, gain / np.where(scale > 0.0, scale, 1.0))
+
+
 @jax.jit(static_argnames="exact")
 def _evaluate(
     design: Array,
@@ -138,9 +183,7 @@ def _gap_of(
     """The dual point made feasible, and the gap it proves, (R,)."""
     dual = _project_out_flat(problem, dual)
     mask = None if problem.support is None else jnp.asarray(problem.support)
-    scaled, slopes = _scale_into_domain(
-        problem.penalty, problem.ball, jnp.asarray(problem.design), dual, mask
-    )
+    scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, jnp.asarray(problem.design), dual, mask)
     slopes = jnp.where(jnp.asarray(_negligible(problem, np.asarray(slopes), np.asarray(scaled))), 0.0, slopes)
     gap = _gap(
         problem.penalty,

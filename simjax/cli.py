@@ -39,10 +39,9 @@ Reduction = Literal["sum", "mean"]
 Support = Literal["full", "hollow", "feedforward"]
 Rescale = Literal["auto", "inner", "none"]
 Units = Literal["natural", "rescaled"]
-SolverName = Literal["auto", "admm", "proximal_gradient", "newton"]
+SolverName = Literal["auto", "admm", "proximal_gradient"]
 
 app = typer.Typer(
-    help="State-driven implicit models with a certificate for every row.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -71,24 +70,33 @@ def _keep_compiled_code() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"simjax {simjax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """State-driven implicit models with a certificate for every row."""
+
+
 # ---- commands ----------------------------------------------------------------------------------------------
 
 
 @app.command()
 def demo(
     dataset: Annotated[DatasetName, typer.Option(help="What to train the baseline on.")] = "digits",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything made.")] = Path(
-        "demo-output"
-    ),
-    samples: Annotated[
-        int | None, typer.Option(help="Samples to collect states on (default: by data set).")
-    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything made.")] = Path("demo-output"),
+    samples: Annotated[int | None, typer.Option(help="Samples to collect states on (default: by data set).")] = None,
     objective: Annotated[SparseObjective, typer.Option(help="Penalty.")] = "perspective",
     alpha: Annotated[float | None, typer.Option(help="Its weight (default: by data set).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the baseline and the choice of samples.")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A short run, to see that everything works.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A short run, to see that everything works.")] = False,
     force: _Force = False,
     as_json: _Json = False,
 ) -> None:
@@ -136,9 +144,7 @@ def fit(
     fit_intercept: Annotated[bool, typer.Option(help="Fit biases too.")] = False,
     refit: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="support|outputs", help="Solve again, on the support found or for C, D; repeatable."
-        ),
+        typer.Option(metavar="support|outputs", help="Solve again, on the support found or for C, D; repeatable."),
     ] = None,
     solver: Annotated[SolverName, typer.Option(help="Algorithm.")] = "auto",
     tol: Annotated[float, typer.Option(help="Relative duality gap at which a row is certified.")] = 1e-6,

@@ -171,6 +171,14 @@ class ConicRow:
             return value
         return value + self.loss_weight * float(np.sum((self.target - design.matrix @ weights) ** 2))
 
+    def violation(self, design: Design, weights: np.ndarray) -> float:
+        """The larger of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violation of the ball."""
+        outside = max(float(self.ball_weights @ np.abs(weights)) / self.radius - 1.0, 0.0)
+        if not self.exact:
+            return outside
+        misfit = np.linalg.norm(design.matrix @ weights - self.target)
+        return max(float(misfit / np.linalg.norm(self.target)), outside)
+
     def inside_ball(self, weights: np.ndarray) -> np.ndarray:
         """The weights, scaled back onto the ball where they are outside."""
         norm = float(self.ball_weights @ np.abs(weights))
@@ -287,9 +295,7 @@ def _near_least_squares(design: Design, row: ConicRow) -> np.ndarray:
     return weights
 
 
-def build_program(
-    design: Design, row: ConicRow, form: str, objective_scale: float | None = None
-) -> RowProgram:
+def build_program(design: Design, row: ConicRow, form: str, objective_scale: float | None = None) -> RowProgram:
     """The conic program of one row; F is the power of two next to `objective_scale`, or `objective_unit`."""
     scale = objective_unit(design, row) if objective_scale is None else _power_of_two(objective_scale)
     coordinates = row.coordinates(design)
@@ -329,9 +335,7 @@ def build_program(
     )
 
 
-def _add_equations(
-    out: _Assembler, w: np.ndarray, columns: np.ndarray, target: np.ndarray, loss: float | None
-) -> None:
+def _add_equations(out: _Assembler, w: np.ndarray, columns: np.ndarray, target: np.ndarray, loss: float | None) -> None:
     """Φw + r = t with λ‖r‖² in the objective, or Φw = t where λ is None because matching is exact."""
     samples = np.arange(target.size)
     terms: list[tuple] = [(samples[:, None], w, columns)]
@@ -374,7 +378,8 @@ def _add_penalty_and_ball(
 def _add_perspective(out: _Assembler, w: np.ndarray, alpha: np.ndarray, knot: np.ndarray) -> None:
     """α s + μ t with w² ≤ s t, 0 ≤ t ≤ 1 and μ = α b².
 
-    At the optimum s = b|w| and t = |w|/b where |w| ≤ b: their units make both of one size, whatever b is.
+    At the optimum s = b|w| and t = |w|/b where |w| ≤ b, and s = w², t = 1 beyond. The units of s and t keep both
+    within reach of one for any b.
     """
     beyond, unit = np.maximum(knot, 1.0), np.clip(knot, _SMALL_KNOT, 1.0)
     s_unit, t_unit = unit * beyond, 1.0 / beyond
@@ -382,7 +387,7 @@ def _add_perspective(out: _Assembler, w: np.ndarray, alpha: np.ndarray, knot: np
     t = out.variables(w.size, linear=alpha * knot**2 * t_unit)
     each = np.arange(w.size)
     out.rows(NONNEGATIVE, np.ones(w.size), (each, t, t_unit))
-    # 2 · s · t/2 ≥ (w/unit)², because s_unit · t_unit = unit²; the cone implies t ≥ 0.
+    # 2 · s · t/2 ≥ (w/√unit)², because s_unit · t_unit = unit; the cone implies t ≥ 0.
     terms = ((3 * each, s, -1.0), (3 * each + 1, t, -0.5), (3 * each + 2, w, -1.0 / np.sqrt(unit)))
     out.rows(ROTATED, np.zeros(3 * w.size), *terms, cone_size=3)
 

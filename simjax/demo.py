@@ -223,18 +223,14 @@ class _Stopwatch:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
 
 
-def _trained_baseline(
-    data: datasets.Dataset, recipe: Recipe, seed: int, quick: bool, observer: Observer
-) -> MLP:
+def _trained_baseline(data: datasets.Dataset, recipe: Recipe, seed: int, quick: bool, observer: Observer) -> MLP:
     network = MLP(recipe.sizes, rngs=nnx.Rngs(seed))
     settings = {**RECOMMENDED[data.name], **({"epochs": _QUICK_EPOCHS} if quick else {})}
     train(network, data.train_inputs, data.train_labels, seed=seed, callback=observer.epoch, **settings)
     return network
 
 
-def _fits(
-    states: States, objective: str, alphas: Sequence[float], watch: _Stopwatch
-) -> dict[float, FitResult]:
+def _fits(states: States, objective: str, alphas: Sequence[float], watch: _Stopwatch) -> dict[float, FitResult]:
     """The fit for each alpha, all with the adaptive weights of one coarse fit."""
     progress = watch.observer.rows
     with watch("first_fit", "First fit, coarse"):

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.activations import Activation
@@ -358,12 +359,8 @@ def _least_squares(dr: Array, r: Array) -> Array:
     right = jnp.einsum("mkn,mn->mk", dr, r, precision=lax.Precision.HIGHEST)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None]
     ridge = jnp.where(trace > 0.0, 0.01 * jnp.sqrt(jnp.finfo(r.dtype).eps) * trace, 1.0)
-    system = jnp.concatenate([gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype), right[:, :, None]], axis=2)
-    # Gauss–Jordan needs no pivots for a positive definite matrix, and no LAPACK call for k this small.
-    for i in range(dr.shape[1]):
-        row = system[:, i] / system[:, i, i, None]
-        system = (system - system[:, :, i, None] * row[:, None]).at[:, i].set(row)
-    return system[:, :, -1]
+    factor = cho_factor(gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype))
+    return cho_solve(factor, right[:, :, None])[:, :, 0]
 
 
 # ---- maps and checks -------------------------------------------------------------------------------------

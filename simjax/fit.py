@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from simjax._checks import choice, float_array, positive_scalar
-from simjax.certificate import Certificate
+from simjax.certificate import Certificate, certify
 from simjax.constraints import L1Ball, feedforward_support, hollow_support
 from simjax.model import ImplicitModel
 from simjax.penalties import OBJECTIVES, NoPenalty, Penalty, check_penalty
-from simjax.problem import MATCHINGS, row_problem
+from simjax.problem import MATCHINGS, RowProblem, row_problem, take_rows
 from simjax.solve import Solution, check_solver, solve_problem
 from simjax.solvers.iterate import ProgressCallback
 from simjax.states import States
-from simjax.status import Status
+from simjax.status import Status, row_status
+from simjax.verify import Verification, joined, sample_rows, verify_rows
 
 SUPPORTS = ("full", "hollow", "feedforward")
 REDUCTIONS = ("sum", "mean")
@@ -59,6 +60,30 @@ class FitResult:
         """Wall time of all solves, compilation included."""
         return sum(solution.seconds for solution in self.solutions)
 
+    def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
+        """Have an interior-point oracle solve a random sample of the n + q rows again, and compare.
+
+        Args:
+          oracle: "clarabel" or "mosek".
+          rows: how many rows; all of them if there are fewer.
+          seed: of the sample.
+          workers: processes over which the oracle spreads the rows.
+
+        Raises:
+          OracleUnavailable: if the oracle's package or licence is missing.
+        """
+        numbers = sample_rows(self.status.size, rows, seed)
+        last = self.solutions[-1]
+        first = self.status.size - last.status.size  # > 0 where the last solve was that of (C D) alone
+        parts = []
+        if np.any(numbers < first):
+            upper = next(s for s in reversed(self.solutions) if s.status.size == self.status.size)
+            parts.append(upper.verify_numbers(numbers[numbers < first], oracle=oracle, workers=workers))
+        if np.any(numbers >= first):
+            lower = numbers[numbers >= first] - first
+            parts.append(last.verify_numbers(lower, oracle=oracle, workers=workers, first=first))
+        return joined(parts)
+
     def summary(self) -> str:
         """A few lines for a person: the model, what ran, how many rows are certified, and how well."""
         model = self.model
@@ -94,6 +119,7 @@ def fit(
     solver: str = "auto",
     tol: float = 1e-6,
     max_iters: int = 20_000,
+    workers: int = 1,
     progress: ProgressCallback | None = None,
 ) -> FitResult:
     """Fit an implicit model x = φ(Ax + Bu), ŷ = Cx + Du to the states of a baseline (SIM paper, eq. 2 and 7).
@@ -115,13 +141,14 @@ def fit(
       support: which entries of A may be nonzero: "full", "hollow" (A_ii = 0), "feedforward" (from earlier layers only;
         needs layer sizes), or a boolean mask of shape (n, d) for (A B), or (n + q, d) for all rows.
       rescale: "inner" scales hidden-to-hidden weights so that the baseline itself satisfies ‖A‖∞ ≤ κ; "none" does not;
-        "auto" is "inner" where the states know a layered, positively homogeneous network. Plain arrays stay as they are.
+        "auto" is "inner" where the states know a layered, positively homogeneous network. Plain arrays are
+        left as they are.
       units: where states are rescaled, "natural" keeps loss and penalty in the units of the unscaled network and only
         the ball sees the rescaled A; "rescaled" measures all three in rescaled units, as the paper does.
       fit_intercept: append a constant 1 to the inputs, as the paper does for biases; the model then carries b and c.
       refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
         states the fitted (A B) produces; a sequence does both in that order.
-      solver, tol, max_iters, progress: as in `solve_rows`.
+      solver, tol, max_iters, workers, progress: as in `solve_rows`.
 
     Returns:
       A `FitResult`. Rows that miss `tol` carry another status than SOLVED, and a `ConvergenceWarning` is issued.
@@ -129,77 +156,41 @@ def fit(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
-    if not isinstance(states, States):
-        raise TypeError(
-            f"states must be simjax.States, got {type(states).__name__}; build one from arrays with States(...)."
-        )
-    penalty = _penalty(objective, alpha, mu)
-    if kappa is not None:
-        kappa = positive_scalar("kappa", kappa, below=1.0)
-    lambda_state = positive_scalar("lambda_state", lambda_state)
-    lambda_output = positive_scalar("lambda_output", lambda_output)
-    choice("reduction", reduction, REDUCTIONS)
-    choice("matching", matching, MATCHINGS)
-    choice("rescale", rescale, RESCALES)
-    choice("units", units, UNITS)
-    refits = _refits(refit)
-    check_solver(solver, matching)
-    scale = states.scaling(rescale, kappa)
-    mask = _support(support, states, fit_intercept)
-
-    solve = _Rows(
-        penalty=penalty,
+    plan = _Plan.make(
+        states,
+        objective,
+        alpha=alpha,
+        mu=mu,
         kappa=kappa,
-        loss_weight=np.repeat([lambda_state, lambda_output], [states.n, states.q])
-        / (states.m if reduction == "mean" else 1.0),
+        lambda_state=lambda_state,
+        lambda_output=lambda_output,
+        reduction=reduction,
         matching=matching,
-        solve={"solver": solver, "tol": tol, "max_iters": max_iters, "progress": progress},
+        support=support,
+        rescale=rescale,
+        units=units,
+        fit_intercept=fit_intercept,
+        refit=refit,
     )
-    if units == "rescaled":
-        states, ball_scale = states.rescaled(scale) if np.any(scale != 1.0) else states, np.ones(states.n)
-    else:
-        ball_scale = scale
-    n, q = states.n, states.q
-    design = _design(states.activations, states.inputs, fit_intercept)
-    targets = np.concatenate([states.preactivations, states.outputs], axis=1)
+    check_solver(solver, matching, workers)
 
-    everything = np.arange(n + q)
-    solution = solve(design, targets, everything, mask, ball_scale)
-    solutions, weights, certificate, status = (
-        [solution],
-        solution.weights,
-        solution.certificate,
-        solution.status,
-    )
-    if "support" in refits:
-        solution = dataclasses.replace(solve, penalty=NoPenalty())(
-            design, targets, everything, weights != 0.0, ball_scale
-        )
-        solutions.append(solution)
-        weights, certificate, status = solution.weights, solution.certificate, solution.status
+    def solve(problem: RowProblem) -> Solution:
+        return solve_problem(problem, solver=solver, tol=tol, max_iters=max_iters, workers=workers, progress=progress)
 
-    def assemble(weights: np.ndarray) -> ImplicitModel:
-        model = _model(weights, states, fit_intercept, settings)
-        return model.scaled(ball_scale) if np.any(ball_scale != 1.0) else model
-
-    settings = _settings(objective, alpha, mu, kappa, lambda_state, lambda_output, reduction, matching, support,
-                         rescale, units, fit_intercept, refits, solver, tol)  # fmt: skip
-    if "outputs" in refits:
-        reached = assemble(weights).equilibrium(states.inputs) / ball_scale
-        rows = everything[n:]
-        solution = solve(
-            _design(reached, states.inputs, fit_intercept),
-            targets[:, n:],
-            rows,
-            None if mask is None else mask[n:],
-            ball_scale,
-        )
-        solutions.append(solution)
+    solutions = [solve(plan.rows())]
+    if "support" in plan.refits:
+        solutions.append(solve(plan.rows_on_support(solutions[-1].weights)))
+    last = solutions[-1]
+    weights, certificate, status = last.weights, last.certificate, last.status
+    if "outputs" in plan.refits:
+        solutions.append(solve(plan.output_rows(weights)))
+        last, rows = solutions[-1], np.arange(states.n, states.n + states.q)
         weights, status = weights.copy(), status.copy()
-        weights[rows], status[rows] = solution.weights, solution.status
-        certificate = _replace_rows(certificate, rows, solution.certificate)
+        weights[rows], status[rows] = last.weights, last.status
+        certificate = _replace_rows(certificate, rows, last.certificate)
+    settings = {**plan.settings, "solver": solver, "tol": float(tol)}
     return FitResult(
-        model=assemble(weights),
+        model=plan.model(weights, settings),
         certificate=certificate,
         status=status,
         weights=weights,
@@ -208,10 +199,66 @@ def fit(
     )
 
 
+def verify_model(
+    model: ImplicitModel, states: States, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1
+) -> Verification:
+    """Certify a fitted model against the states it was fitted to, and have an oracle solve a sample of rows again.
+
+    The problem is stated anew from the fit settings in the model's metadata; nothing of the fit itself is needed.
+
+    Args:
+      model: a model from `fit`, possibly saved and loaded.
+      states: the states of that fit.
+      oracle, rows, seed, workers: as in `FitResult.verify`.
+
+    Raises:
+      ValueError: if the model does not say how it was fitted, or in terms that do not fit the states.
+      OracleUnavailable: if the oracle's package or licence is missing.
+    """
+    settings = model.metadata.get("fit")
+    if not isinstance(settings, dict):
+        raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.fit.")
+    arrays = [key for key in ("objective", "alpha", "mu", "support") if _is_description(key, settings.get(key))]
+    if arrays:
+        raise ValueError(
+            f"model was fitted with arrays or objects for {', '.join(arrays)}, which a model file only names; "
+            f"use FitResult.verify where the fit was made."
+        )
+    tol = settings["tol"]
+    plan = _Plan.make(states, **{key: value for key, value in settings.items() if key not in ("solver", "tol")})
+    weights = plan.weights(model)
+    problem = plan.rows_on_support(weights) if "support" in plan.refits else plan.rows()
+    upper = np.arange(states.n + states.q)
+    blocks = [(problem, weights, upper)]
+    if "outputs" in plan.refits:
+        blocks = [(problem.take(upper[: states.n]), weights[: states.n], upper[: states.n])]
+        blocks.append((plan.output_rows(weights), weights[states.n :], upper[states.n :]))
+    chosen = sample_rows(upper.size, rows, seed)
+    parts = []
+    for problem, block, numbers in blocks:
+        keep = np.flatnonzero(np.isin(numbers, chosen))
+        if keep.size:
+            certificate = certify(problem.take(keep), block[keep])
+            status = row_status(certificate, tol, exact=problem.exact)
+            parts.append(
+                verify_rows(
+                    problem.take(keep), block[keep], certificate, status, numbers[keep],
+                    oracle=oracle, workers=workers, tol=tol,
+                )
+            )  # fmt: skip
+    return joined(parts)
+
+
+def _is_description(key: str, value: Any) -> bool:
+    """Whether a setting names an array or an object instead of holding it."""
+    known = {"objective": OBJECTIVES, "support": SUPPORTS}.get(key)
+    return isinstance(value, str) and (known is None or value not in known)
+
+
 def adaptive_weights(source: Any, *, epsilon: float = 0.05, exponent: float = 1.0) -> np.ndarray:
     """Penalty weights 1/(|W| + ε)^exponent from a first fit or from the baseline's own weights.
 
-    Entries that were large pay little, entries that were zero pay most: `fit(states, alpha=1e-3 * adaptive_weights(…))`.
+    Large entries pay little, zero entries pay most: `fit(states, alpha=1e-3 * adaptive_weights(…))`.
 
     Args:
       source: a `FitResult` (its rows, in the units of the fit), an `ImplicitModel` such as `states.baseline` (without
@@ -232,77 +279,155 @@ def adaptive_weights(source: Any, *, epsilon: float = 0.05, exponent: float = 1.
         weights = source.weights
     elif isinstance(source, ImplicitModel):
         dense = source.to_dense()
-        weights = np.block(
-            [[np.asarray(dense.A), np.asarray(dense.B)], [np.asarray(dense.C), np.asarray(dense.D)]]
-        )
+        weights = np.block([[np.asarray(dense.A), np.asarray(dense.B)], [np.asarray(dense.C), np.asarray(dense.D)]])
         if dense.b is not None or dense.c is not None:
             offsets = [np.zeros(k) if v is None else v for v, k in ((dense.b, dense.n), (dense.c, dense.q))]
             weights = np.concatenate([weights, np.concatenate(offsets)[:, None]], axis=1)
     else:
         weights = float_array("source", source)
     if weights.ndim != 2:
-        raise ValueError(
-            f"source must be a FitResult, an ImplicitModel or an (n + q, d) array, got {weights.ndim}-D."
-        )
+        raise ValueError(f"source must be a FitResult, an ImplicitModel or an (n + q, d) array, got {weights.ndim}-D.")
     return 1.0 / (np.abs(weights) + epsilon) ** exponent
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
-    """What all solves of one fit share."""
+class _Plan:
+    """A fit as row problems: everything that follows from the states and the arguments, before any solve."""
 
+    states: States  # in the units of the fit
+    scale: np.ndarray  # s, (n,): the model has x' = s x, and the ball sees A' = SAS⁻¹
     penalty: Penalty
     kappa: float | None
-    loss_weight: np.ndarray
+    loss_weight: np.ndarray  # (n + q,)
     matching: str
-    solve: dict[str, Any]
+    mask: np.ndarray | None  # (n + q, d)
+    fit_intercept: bool
+    refits: tuple[str, ...]
+    settings: dict[str, Any]
 
-    def __call__(
-        self,
-        design: np.ndarray,
-        targets: np.ndarray,
-        rows: np.ndarray,
-        mask: np.ndarray | None,
-        scale: np.ndarray,
-    ) -> Solution:
-        """Solve `rows` of the n + q; only the first n = scale.size of them are bound by the ball."""
-        n = scale.size
-        # ‖SAS⁻¹‖∞ ≤ κ is Σ_j |A_ij| / s_j ≤ κ / s_i.
+    @classmethod
+    def make(
+        cls, states: States, objective: Any, *, alpha: Any, mu: Any, kappa: Any, lambda_state: Any, lambda_output: Any,
+        reduction: str, matching: str, support: Any, rescale: str, units: str, fit_intercept: bool, refit: Any,
+    ) -> _Plan:  # fmt: skip
+        """Check every argument of `fit` and put them together."""
+        if not isinstance(states, States):
+            raise TypeError(
+                f"states must be simjax.States, got {type(states).__name__}; build one from arrays with States(...)."
+            )
+        penalty = _penalty(objective, alpha, mu)
+        kappa = None if kappa is None else positive_scalar("kappa", kappa, below=1.0)
+        lambda_state = positive_scalar("lambda_state", lambda_state)
+        lambda_output = positive_scalar("lambda_output", lambda_output)
+        choice("reduction", reduction, REDUCTIONS)
+        choice("matching", matching, MATCHINGS)
+        choice("rescale", rescale, RESCALES)
+        choice("units", units, UNITS)
+        refits = _refits(refit)
+        scale = states.scaling(cast(Any, rescale), kappa)
+        mask = _support(support, states, fit_intercept)
+        loss_weight = np.repeat([lambda_state, lambda_output], [states.n, states.q])
+        if reduction == "mean":
+            loss_weight = loss_weight / states.m
+        settings = {
+            "objective": _plain(objective),
+            "alpha": _plain(alpha),
+            "mu": _plain(mu),
+            "kappa": kappa,
+            "lambda_state": lambda_state,
+            "lambda_output": lambda_output,
+            "reduction": reduction,
+            "matching": matching,
+            "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
+            "rescale": rescale,
+            "units": units,
+            "fit_intercept": bool(fit_intercept),
+            "refit": list(refits),
+        }
+        if units == "rescaled" and np.any(scale != 1.0):
+            states, scale = states.rescaled(scale), np.ones(states.n)
+        return cls(states, scale, penalty, kappa, loss_weight, matching, mask, bool(fit_intercept), refits, settings)
+
+    def rows(self) -> RowProblem:
+        """All n + q rows."""
+        return self._problem(self._design(self.states.activations), np.arange(self.loss_weight.size), self.mask)
+
+    def rows_on_support(self, weights: np.ndarray) -> RowProblem:
+        """All rows by least squares on the support of `weights`: debiasing."""
+        rows = np.arange(self.loss_weight.size)
+        return self._problem(self._design(self.states.activations), rows, weights != 0.0, NoPenalty())
+
+    def output_rows(self, weights: np.ndarray) -> RowProblem:
+        """The q rows of (C D), on the states that the (A B) in `weights` produces."""
+        n = self.states.n
+        reached = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
+        mask = None if self.mask is None else self.mask[n:]
+        return self._problem(self._design(reached), np.arange(n, self.loss_weight.size), mask)
+
+    def model(self, weights: np.ndarray, settings: dict[str, Any]) -> ImplicitModel:
+        """The rows (n + q, d) as a model in the units in which ‖A‖∞ ≤ kappa holds."""
+        n, p = self.states.n, self.states.p
+        upper, lower = weights[:n], weights[n:]
+        model = ImplicitModel(
+            upper[:, :n],
+            upper[:, n : n + p],
+            lower[:, :n],
+            lower[:, n : n + p],
+            activation=self.states.activation,
+            b=upper[:, -1] if self.fit_intercept else None,
+            c=lower[:, -1] if self.fit_intercept else None,
+            metadata={"fit": settings},
+        )
+        return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
+
+    def weights(self, model: ImplicitModel) -> np.ndarray:
+        """The rows of a model in the units of the fit, (n + q, d): the inverse of `model`."""
+        if (model.n, model.p, model.q) != (self.states.n, self.states.p, self.states.q):
+            raise ValueError(
+                f"model has n, p, q = {model.n}, {model.p}, {model.q}, the states {self.states.n}, {self.states.p}, "
+                f"{self.states.q}: they do not belong together."
+            )
+        dense = model.to_dense()
+        dense = dense.scaled(1.0 / self.scale) if np.any(self.scale != 1.0) else dense
+        weights = np.block(cast(Any, [[dense.A, dense.B], [dense.C, dense.D]]))
+        if not self.fit_intercept:
+            return weights
+        return np.concatenate([weights, np.concatenate([dense.b, dense.c])[:, None]], axis=1)
+
+    def _design(self, activations: np.ndarray) -> np.ndarray:
+        ones = [np.ones((self.states.m, 1))] if self.fit_intercept else []
+        return np.concatenate([activations, self.states.inputs, *ones], axis=1)
+
+    def _problem(
+        self, design: np.ndarray, rows: np.ndarray, mask: np.ndarray | None, penalty: Penalty | None = None
+    ) -> RowProblem:
+        targets = np.concatenate([self.states.preactivations, self.states.outputs], axis=1)
         constraint = None
         if self.kappa is not None:
-            radius = np.concatenate([self.kappa / scale, np.full(self.loss_weight.size - n, np.inf)])[rows]
-            constraint = L1Ball(radius, size=n, weights=1.0 / scale) if np.isfinite(radius).any() else None
-        whole = self.loss_weight.size
-        penalty = self.penalty if rows.size == whole else self._penalty_of(rows, design.shape[1])
-        problem = row_problem(
+            # ‖SAS⁻¹‖∞ ≤ κ is Σ_j |A_ij| / s_j ≤ κ / s_i; the rows of (C D) are free.
+            radius = np.concatenate([self.kappa / self.scale, np.full(self.states.q, np.inf)])[rows]
+            constraint = L1Ball(radius, size=self.states.n, weights=1.0 / self.scale)
+        penalty = self.penalty if penalty is None else penalty
+        return row_problem(
             design,
-            targets,
+            targets[:, rows],
             loss_weight=self.loss_weight[rows],
-            penalty=penalty,
+            penalty=penalty if rows.size == self.loss_weight.size else take_rows(penalty, rows),
             constraint=constraint,
             support=mask,
             matching=self.matching,
         )
-        return solve_problem(problem, **self.solve)
-
-    def _penalty_of(self, rows: np.ndarray, width: int) -> Penalty:
-        take = getattr(self.penalty, "rows", None)
-        return self.penalty if take is None else take(rows)
 
 
 def _penalty(objective: Any, alpha: Any, mu: Any) -> Penalty:
     if isinstance(objective, str):
         choice("objective", objective, OBJECTIVES)
         if mu is not None and objective not in _USES_MU:
-            raise ValueError(
-                f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}."
-            )
+            raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
         return OBJECTIVES[objective](alpha, mu)
     check_penalty(objective)
     if mu is not None or not (np.ndim(alpha) == 0 and alpha == _DEFAULT_ALPHA):
-        raise ValueError(
-            "alpha and mu must be left alone with a penalty object, which brings its own weights."
-        )
+        raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
     return objective
 
 
@@ -339,28 +464,6 @@ def _support(support: Any, states: States, fit_intercept: bool) -> np.ndarray | 
     return mask
 
 
-def _design(activations: np.ndarray, inputs: np.ndarray, fit_intercept: bool) -> np.ndarray:
-    parts = [activations, inputs]
-    return np.concatenate([*parts, np.ones((inputs.shape[0], 1))] if fit_intercept else parts, axis=1)
-
-
-def _model(
-    weights: np.ndarray, states: States, fit_intercept: bool, settings: dict[str, Any]
-) -> ImplicitModel:
-    n, p = states.n, states.p
-    upper, lower = weights[:n], weights[n:]
-    return ImplicitModel(
-        upper[:, :n],
-        upper[:, n : n + p],
-        lower[:, :n],
-        lower[:, n : n + p],
-        activation=states.activation,
-        b=upper[:, -1] if fit_intercept else None,
-        c=lower[:, -1] if fit_intercept else None,
-        metadata={"fit": settings},
-    )
-
-
 def _replace_rows(certificate: Certificate, rows: np.ndarray, other: Certificate) -> Certificate:
     merged = {}
     for field in dataclasses.fields(Certificate):
@@ -370,34 +473,10 @@ def _replace_rows(certificate: Certificate, rows: np.ndarray, other: Certificate
     return Certificate(**merged)
 
 
-def _settings(
-    objective: Any, alpha: Any, mu: Any, kappa: Any, lambda_state: float, lambda_output: float, reduction: str,
-    matching: str, support: Any, rescale: str, units: str, fit_intercept: bool, refits: tuple[str, ...], solver: str,
-    tol: float,
-) -> dict[str, Any]:  # fmt: skip
-    """The arguments as JSON values; arrays are named by their shape."""
-
-    def plain(value: Any) -> Any:
-        if value is None or isinstance(value, str):
-            return value
-        if np.ndim(value) == 0 and not callable(getattr(value, "prox", None)):
-            return float(value)
-        return f"array {np.shape(value)}" if np.ndim(value) else type(value).__name__
-
-    return {
-        "objective": plain(objective),
-        "alpha": plain(alpha),
-        "mu": plain(mu),
-        "kappa": kappa,
-        "lambda_state": lambda_state,
-        "lambda_output": lambda_output,
-        "reduction": reduction,
-        "matching": matching,
-        "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
-        "rescale": rescale,
-        "units": units,
-        "fit_intercept": fit_intercept,
-        "refit": list(refits),
-        "solver": solver,
-        "tol": tol,
-    }
+def _plain(value: Any) -> Any:
+    """An argument as a JSON value; arrays and objects are only named."""
+    if value is None or isinstance(value, str):
+        return value
+    if np.ndim(value):
+        return f"array {np.shape(value)}"
+    return type(value).__name__ if callable(getattr(value, "prox", None)) else float(value)

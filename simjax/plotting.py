@@ -225,6 +225,7 @@ def plot_trade_off(
             color=_GREY,
         )
     _label(ax, "Accuracy against sparsity", "sparsity: fewer nonzeros than the baseline (%)", "test accuracy (%)")
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
     _legend_above(ax)
     # Room for the labels of the points.
     ax.set_xlim(*_widened(sparsity.min(), sparsity.max(), 0.12, 0.06, least=5.0))

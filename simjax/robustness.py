@@ -27,7 +27,7 @@ import optax
 
 from simjax._checks import choice, float_array, matrix, positive_integer, positive_scalar
 from simjax.activations import activation as find_activation
-from simjax.equilibrium import affine, equilibrium
+from simjax.equilibrium import affine, eliminate_diagonal, equilibrium
 from simjax.model import ImplicitModel, checked_labels
 from simjax.states import States
 
@@ -513,7 +513,9 @@ def _implicit_call(name: str) -> Call:
 
 
 def _parameters(model: ImplicitModel) -> tuple:
-    return (*_matrices(model), model.b, model.c)
+    A, B, b = _state_equation(model)
+    _, _, C, D = _matrices(model)
+    return A, B, C, D, b, model.c
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -611,12 +613,22 @@ def _inverse_majorant(A: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.linalg.solve(np.eye(len(A)) - metzler(A), columns)
 
 
+def _state_equation(model: ImplicitModel) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A, B and b, or those of the equivalent hollow model where there is one: it needs fewer iterations."""
+    A, B, _, _ = _matrices(model)
+    if model.activation not in ("relu", "identity") or np.diag(A).max() >= 1.0:
+        return A, B, model.b
+    with jax.enable_x64(True):
+        hollow = eliminate_diagonal(*(None if part is None else jnp.asarray(part) for part in (A, B, model.b)))
+        return tuple(None if part is None else np.asarray(part) for part in hollow)
+
+
 def _equilibrium(model: ImplicitModel, U: np.ndarray) -> np.ndarray:
     """(m, n) states; NaN for a sample that did not converge."""
-    A, B, _, _ = _matrices(model)
+    A, B, b = _state_equation(model)
     with jax.enable_x64(True):
         parts = [
-            equilibrium(A, B, u, model.b, activation=model.activation, tol=_TOL, max_iters=_MAX_ITERS).x
+            equilibrium(A, B, u, b, activation=model.activation, tol=_TOL, max_iters=_MAX_ITERS).x
             for u in _batches(U, 1000)
         ]
         return np.concatenate([np.asarray(x) for x in parts])

@@ -52,8 +52,14 @@ def convergence_message(status: np.ndarray, certificate: Certificate, tol: float
     kinds = ", ".join(
         f"{np.count_nonzero(status == kind)} {kind}" for kind in Status if (status == kind).any()
     )
-    worst = float(np.max(certificate.relative_gap[missed]))
-    violation = float(np.max(certificate.infeasibility[missed]))
+    open_ = missed & (status != Status.INFEASIBLE)
+    if not open_.any():
+        return (
+            f"{np.count_nonzero(missed)} of {status.size} rows are infeasible, each proved by the dual ray in its "
+            f"certificate: relax kappa or the support, or match by penalty."
+        )
+    worst = float(np.max(certificate.relative_gap[open_]))
+    violation = float(np.max(certificate.infeasibility[open_]))
     advice = 'raise max_iters or tol, or use solver="auto"' if solver != "auto" else "raise max_iters or tol"
     return (
         f"{np.count_nonzero(missed)} of {status.size} rows are not certified at tol={tol:g} ({kinds}): worst relative "

@@ -120,10 +120,10 @@ def test_prior_selects_the_nearest_of_many_fixed_points():
         module = nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape), state))
         module.W[0][...] = jnp.asarray(W)
         f = module.layer(jnp.zeros((10, 1)))
+        start = rng.normal(size=(10, 6))
         for step, ratio in ((1.0, 0.5), (0.5, 0.5**0.5)):
             errors = []
             for iterations in (1000, 2000, 4000):
-                start = rng.normal(size=(10, 6))
                 z = select_fixed_point(f, start, lambda z: z - a, step=step, iterations=iterations)
                 errors.append(np.abs(z - expected).max())
             assert_allclose(np.array(errors[1:]) / np.array(errors[:-1]), ratio, rtol=0.05)

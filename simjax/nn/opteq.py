@@ -130,10 +130,11 @@ def select_fixed_point(
     step: float,
     iterations: int = 10_000,
 ) -> jax.Array:
-    """The fixed point of a nonexpansive f that minimises a convex prior ω, by z ← β_k(z − t∇ω(z)) + (1 −
-    β_k)f(z).
+    """The fixed point of a nonexpansive f that minimises a convex prior ω.
 
-    With β_k = 1/(k + 1), an L-smooth and μ-strongly convex ω and t ≤ 2/(L + μ) the distance to
+        z ← β_k(z − t∇ω(z)) + (1 − β_k)f(z),   β_k = 1/(k + 1)
+
+    With an L-smooth and μ-strongly convex ω and t ≤ 2/(L + μ) the distance to
     argmin{ω(z): z = f(z)} falls like k^−min(1, tμ), so take tμ = 1 where the step allows it (sequential averaging,
     Sabach, Shtern 2017). For fixed sets that are not single points, as of an OptEq with ‖W‖₂ = 1.
 

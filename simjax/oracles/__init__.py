@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.conic import check_conic, conic_row
 from simjax.oracles.interface import ORACLES, ConicSolution, OracleUnavailable, oracle_module
 from simjax.oracles.pool import RowSettings, solve_here, solve_in_processes
@@ -77,8 +78,6 @@ def solve(
       ValueError: for an argument out of range, named.
       OracleUnavailable: if the package or the licence is missing.
     """
-    from simjax._checks import choice, positive_integer, positive_scalar
-
     begin = time.perf_counter()
     choice("oracle", oracle, ORACLES)
     workers, tol = positive_integer("workers", workers), positive_scalar("tol", tol, below=1.0)

@@ -45,6 +45,4 @@ def oracle_module(name: str) -> ModuleType:
 
 def missing_package(package: str) -> OracleUnavailable:
     """The error for an oracle whose package is not installed."""
-    return OracleUnavailable(
-        f"the package {package!r} is not installed; get it with: pip install 'simjax[oracles]'"
-    )
+    return OracleUnavailable(f"the package {package!r} is not installed; get it with: pip install 'simjax[oracles]'")

@@ -9,12 +9,21 @@ import numpy as np
 import scipy.linalg
 
 from simjax.conic import OBJECTIVE_FLOOR, ConicProgram, ConicRow, Design, RowProgram, build_program
-from simjax.oracles.interface import INFEASIBLE, MAX_ITERS, NONFINITE, SOLVED, ConicSolution
+from simjax.oracles.interface import (
+    ALMOST_SOLVED,
+    INFEASIBLE,
+    MAX_ITERS,
+    NONFINITE,
+    SOLVED,
+    ConicSolution,
+)
 
 ConicSolver = Callable[[ConicProgram, float], ConicSolution]
 
 # Outside this range the row's objective is far from one in the program's units, and the row is stated again.
 _RIGHT_UNITS = (0.1, 1e4)
+# The relative violation of a row's constraints that SOLVED and ALMOST_SOLVED allow.
+_FEASIBLE, _ALMOST_FEASIBLE = 1e-8, 1e-6
 # A ray y proves a row infeasible up to weights of this size, in units of ‖t‖ over the norm of their column.
 _BEYOND = 1e8
 
@@ -43,9 +52,19 @@ def solve_row(design: Design, row: ConicRow, solve_conic: ConicSolver, tol: floa
     weights, dual = program.weights(solution.x), program.dual(solution.x, solution.z)
     if not (np.isfinite(weights).all() and np.isfinite(dual).all()):
         return RowAnswer(np.zeros_like(weights), np.zeros_like(dual), NONFINITE, solution.solver_status)
-    # A claim of infeasibility without a ray that proves it is no answer.
-    status = MAX_ITERS if solution.status == INFEASIBLE else solution.status
+    status = _status(solution.status, row.violation(design, weights))
     return RowAnswer(weights, dual, status, solution.solver_status)
+
+
+def _status(claimed: str, violation: float) -> str:
+    """What the solver claims, as far as the constraints of the row itself bear it out.
+
+    A solver's residuals are relative to the size of its variables. And a claim of infeasibility that came without
+    a ray that proves it is no answer.
+    """
+    if claimed == INFEASIBLE or violation > _ALMOST_FEASIBLE:
+        return MAX_ITERS
+    return ALMOST_SOLVED if claimed == SOLVED and violation > _FEASIBLE else claimed
 
 
 def _closed_form(design: Design, row: ConicRow) -> RowAnswer | None:

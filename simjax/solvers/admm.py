@@ -96,9 +96,7 @@ def _rebalance(state: AdmmState, w: Array, move: Array) -> AdmmState:
     primal = _norm(w - state.z) / jnp.maximum(size, 1e-30)
     dual = _norm(move) / jnp.maximum(_norm(state.u), 1e-30)
     meaningful = (primal > 1e-15) & (dual > 1e-15)
-    ratio = jnp.where(
-        meaningful, jnp.clip(jnp.sqrt(primal / jnp.where(meaningful, dual, 1.0)), 0.2, 5.0), 1.0
-    )
+    ratio = jnp.where(meaningful, jnp.clip(jnp.sqrt(primal / jnp.where(meaningful, dual, 1.0)), 0.2, 5.0), 1.0)
     rho = jnp.clip(state.rho * ratio, *_RHO_RANGE)
     return AdmmState(state.z, state.u * (state.rho / rho), rho, state.theta * (state.rho / rho))
 
@@ -108,9 +106,7 @@ def _norm(x: Array) -> Array:
 
 
 @jax.jit
-def candidate(
-    factorisation: Factorisation, rows: CanonicalRows, state: AdmmState
-) -> tuple[Array, Array, Array]:
+def candidate(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState) -> tuple[Array, Array, Array]:
     """The weights z, the better of the two dual points y, and the relative gap it proves."""
     _, dual = _w_step(factorisation, rows, state)
     gap = relative_gap(factorisation, rows, state.z, dual)

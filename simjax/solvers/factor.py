@@ -85,17 +85,13 @@ def factorise_gram(gram: np.ndarray, correlation: np.ndarray) -> tuple[Factorisa
     basis = np.ascontiguousarray(vectors[:, :keep])
     safe = np.where(singular > 0.0, singular, 1.0)
     coordinates = (correlation.T @ basis) / safe * (singular > 0.0)
-    factorisation = Factorisation(
-        jnp.asarray(basis), jnp.asarray(singular / scale), jnp.asarray(scale), False
-    )
+    factorisation = Factorisation(jnp.asarray(basis), jnp.asarray(singular / scale), jnp.asarray(scale), False)
     return factorisation, coordinates
 
 
 @jax.jit
 def _moments(design: Array, targets: Array) -> tuple[Array, Array]:
-    return jnp.matmul(design.T, design, precision="highest"), jnp.matmul(
-        design.T, targets, precision="highest"
-    )
+    return jnp.matmul(design.T, design, precision="highest"), jnp.matmul(design.T, targets, precision="highest")
 
 
 @jax.jit

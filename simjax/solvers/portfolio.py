@@ -29,9 +29,7 @@ _NEWTON_STEPS = 200  # Newton steps a row gets before first-order passes have an
 _BLOCK_BYTES = 2**25  # of the batched Newton and polish systems
 
 
-def run(
-    solver: str, factorisation: Factorisation, rows: CanonicalRows, board: Scoreboard, max_iters: int
-) -> None:
+def run(solver: str, factorisation: Factorisation, rows: CanonicalRows, board: Scoreboard, max_iters: int) -> None:
     """Bring the rows of `board` to its tolerance, or spend `max_iters` passes on those that resist."""
     if board.open.size == 0:
         return
@@ -44,9 +42,7 @@ def run(
         _auto(factorisation, gram, rows, board, max_iters)
 
 
-def _auto(
-    factorisation: Factorisation, gram: _Gram, rows: CanonicalRows, board: Scoreboard, max_iters: int
-) -> None:
+def _auto(factorisation: Factorisation, gram: _Gram, rows: CanonicalRows, board: Scoreboard, max_iters: int) -> None:
     _closed_form(factorisation, gram, rows, board)
     first_order = FirstOrder(admm, factorisation, rows)
     attempted: dict[int, bytes] = {}
@@ -67,9 +63,7 @@ def _closed_form(factorisation: Factorisation, gram: _Gram, rows: CanonicalRows,
     The polish of the full support is that solve: with slopes zero there are no signs to guess.
     """
     penalty = rows.penalty
-    quadratic = (
-        isinstance(penalty, PiecewisePenalty) and not np.any(penalty.slope) and not np.any(penalty.knot)
-    )
+    quadratic = isinstance(penalty, PiecewisePenalty) and not np.any(penalty.slope) and not np.any(penalty.knot)
     if rows.exact or not quadratic:
         return
     count, width = board.weights.shape
