@@ -2,7 +2,7 @@
 
 from simjax.certificate import Certificate, certify
 from simjax.constraints import Free, L1Ball
-from simjax.fit import FitResult, adaptive_weights, fit
+from simjax.fit import FitResult, adaptive_weights, fit, verify_model
 from simjax.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
 from simjax.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
 from simjax.problem import RowProblem, row_problem
@@ -10,6 +10,7 @@ from simjax.solve import Solution, solve_rows
 from simjax.solvers.iterate import Progress
 from simjax.states import States, collect_states
 from simjax.status import ConvergenceWarning, Status
+from simjax.verify import Verification
 
 __version__ = "0.1.0"
 
@@ -33,10 +34,12 @@ __all__ = [
     "Solution",
     "States",
     "Status",
+    "Verification",
     "adaptive_weights",
     "certify",
     "collect_states",
     "fit",
     "row_problem",
     "solve_rows",
+    "verify_model",
 ]

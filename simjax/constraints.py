@@ -237,11 +237,17 @@ def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Arra
         low, high, count = carry
         return jnp.any(high - low > _ROOT_TOL * high) & (count < _ROOT_STEPS)
 
+    def rises(theta: Array) -> Array:
+        size = penalty.conjugate_slope(soft(slopes, theta * weights)) * sees
+        return jnp.sum(weights * size, axis=1, keepdims=True) <= radius
+
+    # Where the value rises from the start on, the least θ is the best one, and exactly so.
+    high = jnp.where(rises(low), low, high)
+
     def halve(carry: tuple) -> tuple:
         low, high, count = carry
         middle = 0.5 * (low + high)
-        size = penalty.conjugate_slope(soft(slopes, middle * weights)) * sees
-        rising = jnp.sum(weights * size, axis=1, keepdims=True) <= radius
+        rising = rises(middle)
         return jnp.where(rising, low, middle), jnp.where(rising, middle, high), count + 1
 
     low, high, _ = lax.while_loop(unfinished, halve, (low, high, jnp.zeros((), jnp.int32)))

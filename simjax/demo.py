@@ -63,8 +63,8 @@ _FIT: Mapping[str, Any] = MappingProxyType({"reduction": "mean", "support": "hol
 # The first fit, which only says which weights are large.
 _FIRST_ALPHA, _FIRST_TOL, _EPSILON = 1e-4, 1e-3, 0.05
 # The path of models for the picture of accuracy against sparsity: alpha times these.
-_PATH = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
-_QUICK_PATH = (1.0, 10.0)
+_PATH = (0.2, 2.0, 5.0, 10.0, 30.0)
+_QUICK_PATH = (10.0,)
 _QUICK_SAMPLES, _QUICK_EPOCHS = 200, 5
 
 _FILES = MappingProxyType(
@@ -183,7 +183,8 @@ def run_demo(
     with watch("states", "Collecting states"):
         chosen = np.random.default_rng(seed).permutation(len(data.train_labels))[:samples]
         states = collect_states(network, data.train_inputs[chosen])
-    fits = _fits(states, objective, [alpha * factor for factor in (_QUICK_PATH if quick else _PATH)], watch)
+    path_alphas = [alpha * factor for factor in (_QUICK_PATH if quick else _PATH)]
+    fits = _fits(states, objective, [alpha, *path_alphas], watch)
     result = fits[alpha]
     with watch("evaluation", "Evaluating"):
         path = tuple(_path_point(a, one, states, data) for a, one in sorted(fits.items()))

@@ -42,9 +42,10 @@ UNCONVERGED = ("nan", "keep")
 
 _DEFAULT_TOL = {"float32": 1e-5, "float64": 1e-10}
 
-# An extrapolation is kept if it brings the residual to _PROGRESS of the best so far, or, at most _CREDIT times until the
-# next such success, if it does not grow by more than _GROWTH; else the averaged step is taken from where it started. So
-# either the residual goes to zero geometrically or only averaged steps are taken from some point on.
+# An extrapolation is kept if it brings the residual to _PROGRESS of the best so far, or, at most _CREDIT
+# times until the next such success, if it does not grow by more than _GROWTH; else the averaged step is
+# taken from where it started. So either the residual goes to zero geometrically or only averaged steps are
+# taken from some point on.
 _PROGRESS, _GROWTH, _CREDIT = 0.99, 2.0, 5
 
 
@@ -77,6 +78,10 @@ class Equilibrium(NamedTuple):
 @dataclass(frozen=True)
 class Solver:
     """Settings of a fixed-point iteration; hashable, so that it can be a static argument.
+
+    Anderson needs fewer iterations, from a few per cent where the map contracts strongly to fifty times where it
+    hardly does, but each makes some ten more passes over the memory: with tens of states and a factor below
+    0.8 or so, "averaged" took half its time on a CPU.
 
     Attributes:
         method: "anderson", "averaged" or "picard" ("picard" ignores the step: it is 1).
@@ -189,9 +194,7 @@ def affine(M: Array, rows: Array, bias: Array | None = None) -> Array:
     return product if bias is None else product + bias
 
 
-def fixed_point(
-    f: Map, params: Any, x0: Array, *, solver: Solver | None = None, step: Any = 1.0
-) -> Equilibrium:
+def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None, step: Any = 1.0) -> Equilibrium:
     """Solve x = f(params, x) for every row of x, differentiable in `params`.
 
     Arguments:
@@ -324,9 +327,7 @@ def _iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver
 def _empty_history(x: Array, r: Array, memory: int) -> _History:
     m, n = x.shape
     none = jnp.zeros((m, memory, n), x.dtype)
-    return _History(
-        x, r, none, none, jnp.zeros(m, bool), jnp.full(m, jnp.inf, x.dtype), jnp.zeros(m, jnp.int32)
-    )
+    return _History(x, r, none, none, jnp.zeros(m, bool), jnp.full(m, jnp.inf, x.dtype), jnp.zeros(m, jnp.int32))
 
 
 def _anderson_step(loop: _Loop, step: Array) -> tuple[Array, _History]:
@@ -395,9 +396,7 @@ def _check_shapes(A: Array, B: Array, u: Array, b: Array | None, x0: Array | Non
     if B.ndim != 2 or B.shape[0] != n:
         raise ValueError(f"B must have shape ({n}, p) to fit A {A.shape}, got {B.shape}.")
     if u.ndim not in (1, 2) or u.shape[-1] != B.shape[1]:
-        raise ValueError(
-            f"u must have shape (m, {B.shape[1]}) or ({B.shape[1]},) to fit B {B.shape}, got {u.shape}."
-        )
+        raise ValueError(f"u must have shape (m, {B.shape[1]}) or ({B.shape[1]},) to fit B {B.shape}, got {u.shape}.")
     if b is not None and b.shape != (n,):
         raise ValueError(f"b must have shape ({n},) to fit A {A.shape}, got {b.shape}.")
     if x0 is not None and x0.shape != (*u.shape[:-1], n):

@@ -148,8 +148,7 @@ def lipschitz_bounds(model: ImplicitModel, eta: Any = None) -> LipschitzBounds:
         mu_weighted=weighted,
         eta=eta,
         elementwise=None if best is None else _sensitivity(A, B, C, D),
-        monotone_l2=_quotient(np.linalg.norm(C, 2) * np.linalg.norm(B, 2), monotonicity(A))
-        + float(np.linalg.norm(D, 2)),
+        monotone_l2=_quotient(_norm_2(C) * _norm_2(B), monotonicity(A)) + _norm_2(D),
     )
 
 
@@ -353,9 +352,7 @@ def certified_accuracy(
     certified = np.zeros(len(U), dtype=bool)
     for label in np.unique(labels):
         k, T = labels == label, _contrasts(model.q, label)
-        certified[k] = np.all(
-            _linear_box(model, T, X_lower[k], X_upper[k], lower[k], upper[k]).lower > 0.0, axis=1
-        )
+        certified[k] = np.all(_linear_box(model, T, X_lower[k], X_upper[k], lower[k], upper[k]).lower > 0.0, axis=1)
     return float(np.mean(certified))
 
 
@@ -619,8 +616,9 @@ def _state_equation(model: ImplicitModel) -> tuple[np.ndarray, np.ndarray, np.nd
     if model.activation not in ("relu", "identity") or np.diag(A).max() >= 1.0:
         return A, B, model.b
     with jax.enable_x64(True):
-        hollow = eliminate_diagonal(*(None if part is None else jnp.asarray(part) for part in (A, B, model.b)))
-        return tuple(None if part is None else np.asarray(part) for part in hollow)
+        bias = None if model.b is None else jnp.asarray(model.b)
+        hollow, scaled, bias = eliminate_diagonal(jnp.asarray(A), jnp.asarray(B), bias)
+        return np.asarray(hollow), np.asarray(scaled), None if bias is None else np.asarray(bias)
 
 
 def _equilibrium(model: ImplicitModel, U: np.ndarray) -> np.ndarray:
@@ -670,6 +668,10 @@ def _slopes(name: str, Z: np.ndarray) -> np.ndarray:
 
 def _norm_inf(M: np.ndarray) -> float:
     return float(np.abs(M).sum(axis=1).max())
+
+
+def _norm_2(M: np.ndarray) -> float:
+    return float(np.linalg.norm(M, 2))
 
 
 def _quotient(numerator: float, slack: float) -> float:

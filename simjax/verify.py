@@ -23,7 +23,7 @@ class Verification:
       objective: P of simjax's weights.
       oracle_objective: P of the oracle's weights, by the same formula.
       difference: (P − P_oracle) / scale, with the scale of the relative gap.
-      relative_gap: what the row's own certificate proves.
+      relative_gap: what the better of the row's own dual point and the oracle's proves of the weights.
       oracle_gap: what the certificate proves of the oracle's answer.
       agrees: whether |difference| is within what the two gaps and the oracle's infeasibility allow, or both call the
         row infeasible.
@@ -84,7 +84,8 @@ def verify_rows(
     answer = oracles.solve(problem, oracle=oracle, workers=workers)
     judged = certify(problem, answer.weights, [answer.duals])
     floor = 0.0 if problem.exact else 1e-12 * problem.loss_weight * np.sum(problem.targets**2, axis=0)
-    objective = certify(problem, weights, [certificate.dual]).objective
+    found = certify(problem, weights, [certificate.dual, answer.duals])
+    objective = found.objective
     scale = np.maximum(np.maximum(np.abs(objective), np.abs(judged.objective)), floor)
     difference = (objective - judged.objective) / np.where(scale > 0.0, scale, 1.0)
     # An oracle's weights violate the constraints a little, which lets their objective fall below the optimum.
@@ -98,7 +99,7 @@ def verify_rows(
         objective=np.where(both_infeasible, np.inf, objective),
         oracle_objective=np.where(both_infeasible, np.inf, judged.objective),
         difference=np.where(both_infeasible, 0.0, difference),
-        relative_gap=certificate.relative_gap,
+        relative_gap=found.relative_gap,
         oracle_gap=judged.relative_gap,
         agrees=both_infeasible | (~either_infeasible & (np.abs(difference) <= allowed)),
     )

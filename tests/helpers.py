@@ -104,8 +104,8 @@ class Row:
         candidates = list(knots)
         for low, high in zip(knots[:-1], knots[1:]):
             inside = seen & (np.abs(s) - self.slope > 0.5 * (low + high) * self.omega)
-            if np.any(self.curvature[inside] == 0.0):
-                continue  # infinite here
+            if not inside.any() or np.any(self.curvature[inside] == 0.0):
+                continue  # between two knots that are one but for rounding, or where the sum is infinite
             # κ − Σ ω (b + (|s| − θω − c)/(2a)) = 0
             a, omega = self.curvature[inside], self.omega[inside]
             rate = np.sum(omega**2 / (2.0 * a))

@@ -87,10 +87,7 @@ def test_linear_equilibrium_is_a_linear_solve():
 def test_picard_cycles_where_the_averaged_step_converges():
     """A = [[−3, ½], [½, −3]], b = (1, 2): μ∞ = −2.5, Picard has period 2, x* = (20/63, 34/63)."""
     A, B, u, b = np.array([[-3, 0.5], [0.5, -3]]), np.zeros((2, 1)), np.zeros((1, 1)), np.array([1.0, 2.0])
-    orbit = [
-        equilibrium(A, B, u, b, method="picard", max_iters=k, unconverged="keep").x[0]
-        for k in (100, 101, 102)
-    ]
+    orbit = [equilibrium(A, B, u, b, method="picard", max_iters=k, unconverged="keep").x[0] for k in (100, 101, 102)]
     assert_array_equal(orbit[0], orbit[2])
     assert np.abs(orbit[0] - orbit[1]).max() > 0.5
     cycling = equilibrium(A, B, u, b, method="picard")
@@ -284,9 +281,7 @@ def test_gradient_matches_finite_differences_and_the_unrolled_iteration(method, 
         assert_allclose(value, reference, rtol=1e-8, atol=1e-8)
         assert np.abs(value).max() > 1e-3
         direction = rng.normal(size=arguments[k].shape)
-        moved = [
-            fast(*arguments[:k], arguments[k] + h * direction, *arguments[k + 1 :]) for h in (1e-5, -1e-5)
-        ]
+        moved = [fast(*arguments[:k], arguments[k] + h * direction, *arguments[k + 1 :]) for h in (1e-5, -1e-5)]
         assert_allclose((moved[0] - moved[1]) / 2e-5, np.sum(value * direction), rtol=1e-6, atol=1e-6)
 
 
@@ -441,9 +436,7 @@ np.testing.assert_allclose(jax.jit(jax.grad(loss))(A, spread), jax.grad(loss)(A,
 """
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

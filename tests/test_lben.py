@@ -65,7 +65,7 @@ def jacobian(model, s):
     return model.C @ inner + model.D
 
 
-# ---- the parameterisation ----------------------------------------------------------------------------------
+# ---- the parameterisation --------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,9 +77,7 @@ def test_the_slack_of_the_lmi_is_what_the_parameters_say(seed, gamma):
         V = np.asarray(module.V[...])
         form, model = module.form(), module.export()
     expected = 2 * (V.T @ V + 0.1 * np.eye(6))
-    assert_allclose(
-        form.slack(), expected, rtol=0, atol=1e-12 * max(1, np.abs(form.weights[:, None] * form.W).max())
-    )
+    assert_allclose(form.slack(), expected, rtol=0, atol=1e-12 * max(1, np.abs(form.weights[:, None] * form.W).max()))
     assert_allclose(module.weights(), form.weights)
     scale = np.abs(form.weights[:, None] * form.W).max()
     assert lipschitz_lmi(model, module.weights(), gamma) >= -1e-12 * scale
@@ -115,7 +113,7 @@ def test_the_sampled_constant_is_below_gamma_and_certifies_radii():
         assert_array_equal(module.states(moved).outputs.argmax(axis=1), labels)
 
 
-# ---- special cases -----------------------------------------------------------------------------------------
+# ---- special cases ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -179,7 +177,7 @@ def test_a_mondeq_is_an_lben_with_its_own_constant():
     assert lipschitz_lmi(module.export(), form.weights, form.gamma) >= -4e-13
 
 
-# ---- cascades ----------------------------------------------------------------------------------------------
+# ---- cascades --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", [*LAYERS, "mondeq"])
@@ -214,9 +212,7 @@ def test_a_network_of_lipschitz_layers_is_one_lben():
         assert lipschitz_lmi(model, module.weights(), 5.0) >= -1e-12 * module.weights().max()
         # training moves it off the network's structure, but never off its constant
         graph, state = nnx.split(module)
-        moved = nnx.merge(
-            graph, jax.tree.map(lambda a: a + 0.3 * jnp.asarray(rng.normal(size=a.shape)), state)
-        )
+        moved = nnx.merge(graph, jax.tree.map(lambda a: a + 0.3 * jnp.asarray(rng.normal(size=a.shape)), state))
         model = moved.export()
         assert np.abs(np.tril(model.A)).max() > 0.1
         assert lipschitz_lmi(model, moved.weights(), 5.0) >= -1e-11 * moved.weights().max()
@@ -224,7 +220,7 @@ def test_a_network_of_lipschitz_layers_is_one_lben():
     assert max(np.linalg.norm(j, 2) for j in J) <= 5 * (1 + 1e-9)
 
 
-# ---- errors ------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------
 
 
 def test_bad_arguments_are_named():

@@ -79,7 +79,7 @@ def slopes(rng, n, count):
     return np.concatenate([corners, rng.random((count, n)), np.ones((1, n))])
 
 
-# ---- measures and weights ----------------------------------------------------------------------------------
+# ---- measures and weights --------------------------------------------------------------------------------
 
 
 def test_metzler_majorant_and_measure_of_an_example():
@@ -113,7 +113,7 @@ def test_the_measure_admits_more_than_the_norm_and_the_perron_eigenvalue():
     assert optimal_weights(np.eye(2)) is None  # (I − ⌈A⌉) is singular
 
 
-# ---- Lipschitz bounds --------------------------------------------------------------------------------------
+# ---- Lipschitz bounds ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -188,7 +188,7 @@ def test_bounds_that_do_not_exist_are_infinite_or_none():
     assert bounds.inf == bounds.l2 == np.inf
 
 
-# ---- l2 ----------------------------------------------------------------------------------------------------
+# ---- l2 --------------------------------------------------------------------------------------------------
 
 
 def smallest_l2_certificate(model):
@@ -239,9 +239,7 @@ def test_the_lmi_certificate_is_sound_and_nearly_tight(seed):
     rng = np.random.default_rng(seed)
     model = ball_model(rng)
     gamma, weights = smallest_l2_certificate(model)
-    exact = max(
-        np.linalg.norm(jacobian(model, np.array(s)), 2) for s in itertools.product([0.0, 1.0], repeat=6)
-    )
+    exact = max(np.linalg.norm(jacobian(model, np.array(s)), 2) for s in itertools.product([0.0, 1.0], repeat=6))
     assert exact * (1 - 1e-6) <= gamma <= 1.03 * exact
     assert gamma <= lipschitz_bounds(model).l2
     # The SDP is γ times the LMI with Λ in units of γ.
@@ -257,7 +255,7 @@ def test_monotone_bound_of_a_symmetric_model():
     assert_allclose(monotonicity(W @ W.T), 1 - 0.81, rtol=0, atol=1e-12)
 
 
-# ---- boxes -------------------------------------------------------------------------------------------------
+# ---- boxes -----------------------------------------------------------------------------------------------
 
 
 def test_box_of_the_published_example():
@@ -274,18 +272,12 @@ def test_box_of_the_published_example():
 @given(seed=SEEDS, activation=st.sampled_from(["relu", "sigmoid"]), kind=st.sampled_from(["ball", "measure"]))
 def test_boxes_contain_the_outputs_and_shrink_to_them(seed, activation, kind):
     rng = np.random.default_rng(seed)
-    model = (
-        ball_model(rng, activation=activation)
-        if kind == "ball"
-        else measure_model(rng, 0.5, activation=activation)
-    )
+    model = ball_model(rng, activation=activation) if kind == "ball" else measure_model(rng, 0.5, activation=activation)
     centre, radius = rng.normal(size=4), 0.3 * rng.random(4)
     T = rng.normal(size=(2, 3))
     box = output_box(model, [centre - radius], [centre + radius])
     transformed = output_box(model, [centre - radius], [centre + radius], transform=T)
-    U = np.concatenate(
-        [centre + radius * rng.uniform(-1, 1, (40, 4)), centre + radius * rng.choice([-1, 1], (24, 4))]
-    )
+    U = np.concatenate([centre + radius * rng.uniform(-1, 1, (40, 4)), centre + radius * rng.choice([-1, 1], (24, 4))])
     with jax.enable_x64(True):
         Y = np.asarray(differentiable(model)(jnp.asarray(U)))
     for found, bound in ((Y, box), (Y @ T.T, transformed)):
@@ -296,9 +288,7 @@ def test_boxes_contain_the_outputs_and_shrink_to_them(seed, activation, kind):
     assert np.all(transformed.upper <= middle @ T.T + half @ np.abs(T).T + 1e-9)
     point = output_box(model, [centre], [centre])
     with jax.enable_x64(True):
-        assert_allclose(
-            point.lower[0], differentiable(model)(jnp.asarray(centre[None]))[0], rtol=0, atol=1e-8
-        )
+        assert_allclose(point.lower[0], differentiable(model)(jnp.asarray(centre[None]))[0], rtol=0, atol=1e-8)
     assert_allclose(point.upper, point.lower, rtol=0, atol=1e-8)
 
 
@@ -311,7 +301,7 @@ def test_the_box_is_within_the_elementwise_certificate():
         assert np.all(box.upper - box.lower <= widest * (1 + 1e-9))
 
 
-# ---- classification ----------------------------------------------------------------------------------------
+# ---- classification --------------------------------------------------------------------------------------
 
 
 def classifier(rng, m=40, **kwargs):
@@ -349,9 +339,7 @@ def test_no_attack_within_the_certified_radius_succeeds():
     bounds = lipschitz_bounds(model)
     for norm, constant in (("inf", bounds.inf), ("l2", bounds.l2)):
         by_constant = certified_radii(model, U, labels, norm=norm, lipschitz=constant)
-        assert (
-            np.all(by_constant <= certified_radii(model, U, labels, norm=norm) * (1 + 1e-9)) or norm == "l2"
-        )
+        assert np.all(by_constant <= certified_radii(model, U, labels, norm=norm) * (1 + 1e-9)) or norm == "l2"
         top = np.sort(model(U), axis=1)
         factor = 2 if norm == "inf" else np.sqrt(2)
         assert_allclose(by_constant[10:], (top[10:, -1] - top[10:, -2]) / (factor * constant), rtol=1e-8)
@@ -360,9 +348,7 @@ def test_no_attack_within_the_certified_radius_succeeds():
 @pytest.mark.parametrize("certificate", ["elementwise", "box"])
 def test_certified_accuracy_falls_from_the_accuracy_to_zero(certificate):
     model, U, labels = classifier(np.random.default_rng(5))
-    shares = [
-        certified_accuracy(model, U, labels, eps, certificate=certificate) for eps in (0, 1e-3, 1e-2, 0.1, 10)
-    ]
+    shares = [certified_accuracy(model, U, labels, eps, certificate=certificate) for eps in (0, 1e-3, 1e-2, 0.1, 10)]
     assert shares[0] == model.accuracy(U, labels) == 0.75
     assert shares == sorted(shares, reverse=True)
     assert 0 < shares[2] < 0.75
@@ -371,18 +357,14 @@ def test_certified_accuracy_falls_from_the_accuracy_to_zero(certificate):
     assert shares[2] <= model.accuracy(attacked, labels)
 
 
-# ---- the residual certificate ------------------------------------------------------------------------------
+# ---- the residual certificate ----------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, kind=st.sampled_from(["ball", "measure"]), activation=st.sampled_from(["relu", "tanh"]))
 def test_residual_certificate_bounds_the_distance_to_the_baseline(seed, kind, activation):
     rng = np.random.default_rng(seed)
-    model = (
-        ball_model(rng, activation=activation)
-        if kind == "ball"
-        else measure_model(rng, 0.6, activation=activation)
-    )
+    model = ball_model(rng, activation=activation) if kind == "ball" else measure_model(rng, 0.6, activation=activation)
     U, Z, Y = rng.normal(size=(9, 4)), rng.normal(size=(9, 6)), rng.normal(size=(9, 3))
     X = ACTIVATIONS[activation].host(Z)
     certificate = residual_certificate(
@@ -391,9 +373,7 @@ def test_residual_certificate_bounds_the_distance_to_the_baseline(seed, kind, ac
     from simjax.equilibrium import equilibrium
 
     with jax.enable_x64(True):
-        exact, report = equilibrium(
-            model.A, model.B, U, model.b, activation=activation, tol=1e-12, max_iters=20000
-        )
+        exact, report = equilibrium(model.A, model.B, U, model.b, activation=activation, tol=1e-12, max_iters=20000)
     assert report.converged.all()
     exact = np.asarray(exact)
     outputs = exact @ model.C.T + U @ model.D.T + (0 if model.c is None else model.c)
@@ -414,7 +394,7 @@ def test_residual_certificate_of_an_exact_fit_is_zero():
     assert certificate.outputs.max() <= 1e-12
 
 
-# ---- attacks -----------------------------------------------------------------------------------------------
+# ---- attacks ---------------------------------------------------------------------------------------------
 
 
 def test_fgsm_of_a_linear_classifier_is_known():
@@ -481,7 +461,7 @@ def test_a_sample_without_an_equilibrium_is_not_moved():
     assert_array_equal(attacked, [[1.0], [-0.5]])
 
 
-# ---- errors ------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------
 
 
 def test_bad_arguments_are_named():

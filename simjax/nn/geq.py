@@ -117,14 +117,10 @@ class GEQ(nnx.Module):
             raise ValueError(f"inputs must have shape (m, {self.B.shape[1]}), got {U.shape}.")
         phi = find_activation(self.activation)
         with jax.enable_x64(True):
-            exact = in_float64(self)
-            W, H = exact.bounded_weights()
-            u = jnp.asarray(U)
-            s = jnp.asarray(found(*exact.equilibrium(u)))
-            drive = affine(exact.B[...], u, exact.b[...])
-            Z = np.asarray(_preactivation((W, H, drive), s, self.gamma))
-            X = phi.host(Z)
-            Y = np.asarray(affine(exact.C[...], affine(W.T, jnp.asarray(X)), exact.c[...]))
+            equilibria, Z, readout, c = _exact_states(*nnx.split(in_float64(self)), jnp.asarray(U))
+        found(*equilibria)
+        X = phi.host(np.asarray(Z))
+        Y = X @ np.asarray(readout).T + np.asarray(c)
         return States(inputs=U, preactivations=Z, activations=X, outputs=Y, activation=self.activation)
 
     def lipschitz_l2(self) -> float:
@@ -142,6 +138,16 @@ class GEQ(nnx.Module):
 def _map(phi: Activation, gamma: float) -> Any:
     """f((W, H, drive), s) = σ(W(z + kHᵀr)), one function object for each activation and γ."""
     return lambda params, s: phi(_preactivation(params, s, gamma))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _exact_states(graph: Any, state: Any, u: jax.Array) -> tuple[Equilibrium, jax.Array, jax.Array, jax.Array]:
+    """The equilibrium, the pre-activations, and (C Wᵀ, c) of the outputs; compiled once for each size."""
+    module = nnx.merge(graph, state)
+    W, H = module.bounded_weights()
+    result = module.equilibrium(u)
+    Z = _preactivation((W, H, affine(module.B[...], u, module.b[...])), result.x, module.gamma)
+    return result, Z, affine(W, module.C[...]), module.c[...]
 
 
 def _preactivation(params: tuple, s: jax.Array, gamma: float) -> jax.Array:

@@ -13,6 +13,7 @@ Flax Linen users wrap a module with `flax.nnx.bridge.to_linen(ImplicitLayer, p, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -45,8 +46,7 @@ class Matrices(NamedTuple):
 
 
 class ImplicitModule(nnx.Module):
-    """What implicit modules with an exact linear form share. A subclass defines `matrices`, and may define
-    `solve`.
+    """What implicit modules with an exact linear form share: a subclass defines `matrices`, perhaps `solve`.
 
     Attributes:
         activation: name of φ.
@@ -82,13 +82,14 @@ class ImplicitModule(nnx.Module):
             ValueError: inputs of another shape or not finite.
             RuntimeError: the equilibrium of some sample was not found.
         """
-        model, U = self.export(), matrix("inputs", inputs)
-        if U.shape[1] != model.p:
-            raise ValueError(f"inputs must have shape (m, {model.p}), got {U.shape}.")
+        U = matrix("inputs", inputs)
+        p = jax.eval_shape(self.matrices).B.shape[1]
+        if U.shape[1] != p:
+            raise ValueError(f"inputs must have shape (m, {p}), got {U.shape}.")
         with jax.enable_x64(True):
-            exact = in_float64(self)
-            X, report = exact.solve(exact.matrices(), jnp.asarray(U))
-        Z = found(X, report) @ model.A.T + U @ model.B.T + (0.0 if model.b is None else model.b)
+            matrices, equilibria = _exact_states(*nnx.split(in_float64(self)), jnp.asarray(U))
+        model = _model(matrices, self.activation)
+        Z = found(*equilibria) @ model.A.T + U @ model.B.T + (0.0 if model.b is None else model.b)
         X = find_activation(self.activation).host(Z)
         return States(
             inputs=U,
@@ -102,15 +103,32 @@ class ImplicitModule(nnx.Module):
     def export(self) -> ImplicitModel:
         """The module as an implicit model: exact, with the matrices computed in float64 from the parameters."""
         with jax.enable_x64(True):
-            M = Matrices(
-                *(None if part is None else np.asarray(part) for part in in_float64(self).matrices())
-            )
-        D = np.zeros((M.C.shape[0], M.B.shape[1])) if M.D is None else M.D
-        return ImplicitModel(M.A, M.B, M.C, D, self.activation, b=M.b, c=M.c)
+            return _model(_exact_matrices(*nnx.split(in_float64(self))), self.activation)
+
+
+# Compiled once for each kind and size of module, whatever its parameters.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _exact_matrices(graph: Any, state: Any) -> Matrices:
+    return nnx.merge(graph, state).matrices()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _exact_states(graph: Any, state: Any, u: jax.Array) -> tuple[Matrices, Equilibrium]:
+    module = nnx.merge(graph, state)
+    matrices = module.matrices()
+    return matrices, module.solve(matrices, u)
+
+
+def _model(matrices: Matrices, activation: str) -> ImplicitModel:
+    A, B, C, D, b, c = (None if part is None else np.asarray(part) for part in matrices)
+    D = np.zeros((matrices.C.shape[0], matrices.B.shape[1])) if D is None else D
+    return ImplicitModel(A, B, C, D, activation, b=b, c=c)
 
 
 def outputs(matrices: Matrices, x: jax.Array, u: jax.Array) -> jax.Array:
-    """Y = Cx + Du + c for rows of x and u."""
+    """Outputs y = Cx + Du + c for rows of x and u."""
     y = affine(matrices.C, x, matrices.c)
     return y if matrices.D is None else y + affine(matrices.D, u)
 
@@ -130,7 +148,8 @@ def found(X: jax.Array, report: Any) -> np.ndarray:
     if lost:
         worst = float(np.max(np.asarray(report.residual)))
         raise RuntimeError(
-            f"the equilibria of {lost} of {len(X)} samples were not found to {_EXACT_TOL:g} (worst residual {worst:.3g})."
+            f"the equilibria of {lost} of {len(X)} samples were not found to {_EXACT_TOL:g} "
+            f"(worst residual {worst:.3g})."
         )
     return np.asarray(X)
 
@@ -177,8 +196,7 @@ class _Support:
 
 
 class ImplicitLayer(ImplicitModule):
-    """The implicit layer x = φ(Ax + Bu + b), y = Cx + Du + c with ‖A‖∞ ≤ κ < 1 (El Ghaoui et al. 2021; SIM
-    paper, eq. 1).
+    """The implicit layer x = φ(Ax + Bu + b), y = Cx + Du + c with ‖A‖∞ ≤ κ < 1 (SIM paper, eq. 1).
 
     Arguments:
         p, n, q: numbers of inputs, states and outputs.
@@ -338,9 +356,7 @@ class ImplicitRNN(nnx.Module):
     def __call__(self, u: jax.Array) -> jax.Array:
         """Outputs (m, time, q) for sequences u (m, time, p)."""
         if u.ndim != 3 or u.shape[2] + self.hidden != self.cell.B.shape[1]:
-            raise ValueError(
-                f"u must have shape (m, time, {self.cell.B.shape[1] - self.hidden}), got {u.shape}."
-            )
+            raise ValueError(f"u must have shape (m, time, {self.cell.B.shape[1] - self.hidden}), got {u.shape}.")
         matrices = self.cell.matrices()  # once, not once a step
 
         def step(h: jax.Array, u_t: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -139,10 +139,16 @@ class LBEN(ImplicitModule):
         """W, U, C with their certificate (Λ, γ), in float64, identity states included."""
         with jax.enable_x64(True):
             exact = in_float64(self)
-            weights = np.asarray(jnp.exp(exact.log_weights[...]))
-            parts = [np.asarray(part) for part in (exact._W(), exact.U[...], exact.C[...])]
-            biases = [np.asarray(bias[...]) for bias in (exact.b, exact.c)]
-        return LipschitzForm(*parts, weights, self.gamma, *biases, np.array(self.identity))
+            return LipschitzForm(
+                W=np.asarray(exact._W()),
+                U=np.asarray(exact.U[...]),
+                C=np.asarray(exact.C[...]),
+                weights=np.asarray(jnp.exp(exact.log_weights[...])),
+                gamma=self.gamma,
+                b=np.asarray(exact.b[...]),
+                c=np.asarray(exact.c[...]),
+                identity=np.array(self.identity),
+            )
 
     def matrices(self) -> Matrices:
         """The matrices of the relu states; identity states z₀ = (I − W₀₀)⁻¹(W₀₁z₁ + U₀x + b₀) are put in."""
@@ -165,7 +171,7 @@ class LBEN(ImplicitModule):
         return solve_monotone(matrices.A, drive, weights=weights, solver=self.solver)
 
     def weights(self) -> np.ndarray:
-        """The diagonal of Λ for the states of `export()`, float64: `lipschitz_lmi(export(), weights(), γ) ≥ 0`."""
+        """The diagonal of Λ for the states of the export, which makes its `lipschitz_lmi` with γ nonnegative."""
         form = self.form()
         return form.weights[~form.identity]
 
@@ -271,9 +277,7 @@ def sandwich(G: Any, H: Any, psi: Any = None, b: Any = None) -> LipschitzForm:
         raise ValueError(f"psi must be positive, got a least entry of {psi.min():g}.")
     error = np.abs(G @ G.T + H @ H.T - np.eye(len(G))).max()
     if error > _LMI_TOL:
-        raise ValueError(
-            f"G and H must satisfy GGᵀ + HHᵀ = I, which fails by {error:.3g}; see `orthogonal_rows`."
-        )
+        raise ValueError(f"G and H must satisfy GGᵀ + HHᵀ = I, which fails by {error:.3g}; see `orthogonal_rows`.")
     return _relu_layer(np.sqrt(2.0) * H / psi[:, None], np.sqrt(2.0) * (G.T * psi), psi**2, b)
 
 
@@ -311,7 +315,7 @@ def mondeq_form(module: MonDEQ) -> LipschitzForm:
         U=model.B,
         C=model.C,
         weights=np.full(model.n, output / injection),
-        gamma=output * injection / module.m,
+        gamma=float(output * injection / module.m),
         b=model.b,
         c=model.c,
         identity=np.zeros(model.n, dtype=bool),
@@ -347,9 +351,7 @@ def amplify(form: LipschitzForm, factor: float) -> LipschitzForm:
         ValueError: factor that is not positive.
     """
     form, factor = _checked_form(form), positive_scalar("factor", factor)
-    return form._replace(
-        C=factor * form.C, c=factor * form.c, weights=factor * form.weights, gamma=factor * form.gamma
-    )
+    return form._replace(C=factor * form.C, c=factor * form.c, weights=factor * form.weights, gamma=factor * form.gamma)
 
 
 def _relu_layer(U: np.ndarray, C: np.ndarray, weights: np.ndarray, b: Any) -> LipschitzForm:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from simjax.equilibrium import Equilibrium, Report, affine
-from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
+from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, scaled_normal
 
 
 class Conserved(NamedTuple):
@@ -60,16 +60,13 @@ class LinearDEQ(ImplicitModule):
         drive = affine(matrices.B, u)
         A = matrices.A.astype(drive.dtype)
         z = jnp.linalg.solve(jnp.eye(len(A), dtype=A.dtype) - A, drive.T).T
-        residual = jnp.max(jnp.abs(affine(A, z, drive) - z), axis=1) / jnp.maximum(
-            1.0, jnp.max(jnp.abs(z), axis=1)
-        )
+        residual = jnp.max(jnp.abs(affine(A, z, drive) - z), axis=1) / jnp.maximum(1.0, jnp.max(jnp.abs(z), axis=1))
         converged = residual <= self.solver.tolerance(z.dtype)
         z = jnp.where(converged[:, None], z, jnp.nan)
         return Equilibrium(z, Report(converged, residual, jnp.ones(len(z), jnp.int32)))
 
     def conserved(self) -> Conserved:
         """PPᵀ + BBᵀ and PᵀP + CᵀC of the present parameters: a training diagnostic."""
-        with jax.enable_x64(True):
-            A, B, C, *_ = (None if part is None else np.asarray(part) for part in in_float64(self).matrices())
-        P = np.eye(len(A)) - A
-        return Conserved(P @ P.T + B @ B.T, P.T @ P + C.T @ C)
+        model = self.export()
+        P = np.eye(model.n) - model.A
+        return Conserved(P @ P.T + model.B @ model.B.T, P.T @ P + model.C.T @ model.C)

@@ -30,7 +30,6 @@ from simjax.nn.implicit import (
     ImplicitModule,
     Matrices,
     checked_sizes,
-    in_float64,
     scaled_normal,
     spectral_norm,
 )
@@ -104,9 +103,8 @@ class MonDEQ(ImplicitModule):
 
     def lipschitz_l2(self) -> float:
         """‖C‖₂‖B‖₂/m in float64: an l2 Lipschitz bound of u ↦ y."""
-        with jax.enable_x64(True):
-            M = in_float64(self).matrices()
-            return float(np.linalg.norm(M.C, 2) * np.linalg.norm(M.B, 2) / self.m)
+        model = self.export()
+        return float(np.linalg.norm(model.C, 2) * np.linalg.norm(model.B, 2) / self.m)
 
 
 def solve_monotone(

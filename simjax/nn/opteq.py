@@ -93,11 +93,7 @@ class OptEq(ImplicitModule):
         for l, row in enumerate(W):
             following = (l + 1) % len(W)
             blocks[l][following] = row @ W[following].T
-        C = (
-            jnp.zeros((self.C.shape[0], self.B.shape[0]), W[0].dtype)
-            .at[:, : len(W[0])]
-            .set(self.C[...] @ W[0].T)
-        )
+        C = jnp.zeros((self.C.shape[0], self.B.shape[0]), W[0].dtype).at[:, : len(W[0])].set(self.C[...] @ W[0].T)
         return Matrices(jnp.block(blocks), self.B[...], C, None, self.b[...], self.c[...])
 
     def layer(self, u: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -115,10 +111,9 @@ class OptEq(ImplicitModule):
     def lipschitz_l2(self) -> float:
         """‖C_outWᵀ‖₂‖B‖₂/(1 − max‖W_l‖₂²) in float64, inf if the norm is 1: an l2 Lipschitz bound of u ↦ y."""
         with jax.enable_x64(True):
-            exact = in_float64(self)
-            M = exact.matrices()
-            contraction = max(float(np.linalg.norm(W, 2)) for W in exact.bounded_weights()) ** 2
-            product = float(np.linalg.norm(M.C, 2) * np.linalg.norm(M.B, 2))
+            contraction = max(float(np.linalg.norm(W, 2)) for W in in_float64(self).bounded_weights()) ** 2
+        model = self.export()
+        product = float(np.linalg.norm(model.C, 2) * np.linalg.norm(model.B, 2))
         return product / (1.0 - contraction) if contraction < 1.0 else np.inf
 
 

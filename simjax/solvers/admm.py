@@ -38,6 +38,7 @@ class AdmmState:
     u: Array  # (R, d), scaled multiplier
     rho: Array  # (R, 1)
     theta: Array  # (R, 1), the ball's root of the last prox: a warm start for the next
+    age: Array  # (R, 1), how often ρ has been rebalanced
 
 
 def initial_rho(rows: CanonicalRows, ridge: Array) -> Array:
@@ -54,7 +55,7 @@ def start(factorisation: Factorisation, rows: CanonicalRows) -> AdmmState:
     )
     rho = initial_rho(rows, ridge)
     zero = jnp.zeros_like(ridge)
-    return AdmmState(z=zero, u=zero, rho=rho, theta=jnp.zeros_like(rho))
+    return AdmmState(z=zero, u=zero, rho=rho, theta=jnp.zeros_like(rho), age=jnp.zeros_like(rho))
 
 
 def _w_step(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState) -> tuple[Array, Array]:
@@ -80,7 +81,7 @@ def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState,
         step = 1.0 / state.rho
         prox = joint_prox(rows.penalty, rows.ball, rows.confine(relaxed + state.u), step, state.theta)
         u = state.u + relaxed - prox.point
-        return AdmmState(prox.point, u, state.rho, prox.theta), w, prox.point - state.z
+        return AdmmState(prox.point, u, state.rho, prox.theta, state.age), w, prox.point - state.z
 
     def block(_: int, state: AdmmState) -> AdmmState:
         state = lax.fori_loop(0, _RHO_EVERY - 1, lambda _, s: one_pass(s)[0], state)
@@ -91,14 +92,19 @@ def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState,
 
 
 def _rebalance(state: AdmmState, w: Array, move: Array) -> AdmmState:
-    """ρ ← ρ √(relative primal residual / relative dual residual), at most a factor of 5 at a time."""
+    """ρ ← ρ √(relative primal residual / relative dual residual), by less and less.
+
+    ADMM converges for a fixed ρ; one that keeps moving can cycle for ever. The largest factor is 5 for the first ten
+    times and then falls towards 1 fast enough for the product of all of them to stay bounded.
+    """
     size = jnp.maximum(_norm(w), _norm(state.z))
     primal = _norm(w - state.z) / jnp.maximum(size, 1e-30)
     dual = _norm(move) / jnp.maximum(_norm(state.u), 1e-30)
+    most = 1.0 + 4.0 / jnp.maximum(state.age / 10.0, 1.0) ** 2
     meaningful = (primal > 1e-15) & (dual > 1e-15)
-    ratio = jnp.where(meaningful, jnp.clip(jnp.sqrt(primal / jnp.where(meaningful, dual, 1.0)), 0.2, 5.0), 1.0)
+    ratio = jnp.where(meaningful, jnp.clip(jnp.sqrt(primal / jnp.where(meaningful, dual, 1.0)), 1.0 / most, most), 1.0)
     rho = jnp.clip(state.rho * ratio, *_RHO_RANGE)
-    return AdmmState(state.z, state.u * (state.rho / rho), rho, state.theta * (state.rho / rho))
+    return AdmmState(state.z, state.u * (state.rho / rho), rho, state.theta * (state.rho / rho), state.age + 1.0)
 
 
 def _norm(x: Array) -> Array:
