@@ -245,12 +245,12 @@ def _ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
 # Where h = 0 and no ball binds, g* is finite only for s = 0: the dual point has to be orthogonal to those columns.
 
 
-def _not_flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, int], mask: Any) -> Any:
+def _not_flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...], mask: Any) -> Any:
     flat = _flat(penalty, ball, shape)
     return ~flat if mask is None else mask & ~flat
 
 
-def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, int]) -> Array:
+def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> Array:
     if isinstance(penalty, PiecewisePenalty):
         flat = (penalty.slope == 0.0) & (penalty.curvature == 0.0)
     else:

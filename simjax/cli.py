@@ -1,7 +1,7 @@
-"""The command line: `simjax demo | fit | evaluate | show`. The only module that prints.
+"""The command line: `simjax demo | fit | evaluate | show | verify`. The only module that prints.
 
 Results go to standard output, as tables or with --json as JSON and nothing else; progress, warnings and
-errors go to standard error. Exit codes: 0 for success, 1 where rows are not certified, 2 for bad input.
+errors go to standard error. Exit codes: 0 for success, 1 where rows are not certified or disagree, 2 for bad input.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.table import Table
 import simjax
 from simjax import datasets
 from simjax.demo import DemoReport, Observer, json_number, run_demo
+from simjax.oracles.interface import OracleUnavailable
 
 NOT_CERTIFIED = 1
 BAD_INPUT = 2
@@ -39,7 +40,8 @@ Reduction = Literal["sum", "mean"]
 Support = Literal["full", "hollow", "feedforward"]
 Rescale = Literal["auto", "inner", "none"]
 Units = Literal["natural", "rescaled"]
-SolverName = Literal["auto", "admm", "proximal_gradient"]
+SolverName = Literal["auto", "admm", "proximal_gradient", "clarabel", "mosek"]
+OracleName = Literal["clarabel", "mosek"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -149,6 +151,7 @@ def fit(
     solver: Annotated[SolverName, typer.Option(help="Algorithm.")] = "auto",
     tol: Annotated[float, typer.Option(help="Relative duality gap at which a row is certified.")] = 1e-6,
     max_iters: Annotated[int, typer.Option(help="Most passes over the states.")] = 20_000,
+    workers: Annotated[int, typer.Option(help="Processes for the solvers clarabel and mosek.")] = 1,
     force: _Force = False,
     as_json: _Json = False,
 ) -> None:
@@ -177,6 +180,7 @@ def fit(
                 solver=solver,
                 tol=tol,
                 max_iters=max_iters,
+                workers=workers,
                 progress=display.rows,
             )
         result.model.save(output, overwrite=force)
@@ -234,6 +238,27 @@ def show(
         _print_model(str(model), report)
 
 
+@app.command()
+def verify(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.safetensors", help="A model fitted by simjax.")],
+    states: Annotated[Path, typer.Argument(metavar="STATES.npz", help="The states it was fitted to.")],
+    oracle: Annotated[OracleName, typer.Option(help="The interior-point solver to ask.")] = "clarabel",
+    rows: Annotated[int, typer.Option(help="How many rows to solve again.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the random choice of rows.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes over which the oracle spreads the rows.")] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Have an independent solver solve a random sample of rows again, and compare."""
+    with _reporting():
+        loaded, collected = simjax.ImplicitModel.load(model), simjax.States.load(states)
+        found = simjax.verify_model(loaded, collected, oracle, rows, seed=seed, workers=workers)
+    if as_json:
+        _print_json(_verification_report(found))
+    else:
+        _print_verification(found)
+    _exit_by(found.ok)
+
+
 # ---- input and errors --------------------------------------------------------------------------------------
 
 
@@ -244,7 +269,7 @@ def _reporting() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
-        except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, FloatingPointError, OracleUnavailable) as error:
             hint = " Pass --force to overwrite." if isinstance(error, FileExistsError) else ""
             _err.print(f"[bold red]Error:[/] {_literal(error)}{hint}", soft_wrap=True)
             raise typer.Exit(BAD_INPUT) from error
@@ -439,6 +464,38 @@ def _print_demo(report: DemoReport) -> None:
     _out.print(path)
     for name, file in report.files.items():
         _out.print(f"  {name.replace('_', ' '):<10} {_literal(file)}", soft_wrap=True)
+
+
+def _verification_report(found: simjax.Verification) -> dict[str, Any]:
+    """A verification as JSON values, a dictionary per row."""
+    names = ("objective", "oracle_objective", "difference", "relative_gap", "oracle_gap")
+    rows = [
+        {
+            "row": int(number),
+            **{name: json_number(getattr(found, name)[k]) for name in names},
+            "agrees": bool(found.agrees[k]),
+        }
+        for k, number in enumerate(found.rows)
+    ]
+    return {"oracle": found.oracle, "ok": found.ok, "rows": rows}
+
+
+def _print_verification(found: simjax.Verification) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=f"{found.rows.size} rows solved again by {found.oracle}")
+    for title in ("row", "objective", found.oracle, "difference", "gap", f"gap of {found.oracle}"):
+        table.add_column(title, justify="right")
+    table.add_column("agrees")
+    for k, number in enumerate(found.rows):
+        table.add_row(
+            str(number),
+            f"{found.objective[k]:.9e}",
+            f"{found.oracle_objective[k]:.9e}",
+            f"{found.difference[k]:.1e}",
+            f"{found.relative_gap[k]:.1e}",
+            f"{found.oracle_gap[k]:.1e}",
+            "yes" if found.agrees[k] else "[bold red]NO[/]",
+        )
+    _out.print(table)
 
 
 def _print_pairs(title: str | None, pairs: Mapping[str, str]) -> None:

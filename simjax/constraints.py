@@ -87,15 +87,11 @@ class L1Ball:
         """
         size = width if self.size is None else self.size
         if size > width:
-            raise ValueError(
-                f"size of the ball must be at most the number of coordinates {width}, got {size}."
-            )
+            raise ValueError(f"size of the ball must be at most the number of coordinates {width}, got {size}.")
         if self.radius.ndim == 1 and self.radius.shape != (rows,):
             raise ValueError(f"radius must be a scalar or ({rows},), got shape {self.radius.shape}.")
         if self.weights.ndim and self.weights.shape[-1] != size:
-            raise ValueError(
-                f"weights of the ball must have {size} entries a row, got shape {self.weights.shape}."
-            )
+            raise ValueError(f"weights of the ball must have {size} entries a row, got shape {self.weights.shape}.")
         if self.weights.ndim == 2 and self.weights.shape[0] not in (1, rows):
             raise ValueError(f"weights of the ball must be for {rows} rows, got shape {self.weights.shape}.")
         weights = np.zeros((self.weights.shape[0] if self.weights.ndim == 2 else 1, width))
@@ -143,9 +139,7 @@ def joint_prox(penalty: Penalty, ball: Ball | None, points: Array, step: Array, 
     def norm_at(theta: Array) -> tuple[Array, Array]:
         seen = soft(points, theta * weights)
         norm = jnp.sum(weights * jnp.abs(penalty.prox(seen, step)), axis=1, keepdims=True)
-        slope = jnp.sum(
-            weights**2 * jnp.where(seen != 0.0, prox_slope(seen, step), 0.0), axis=1, keepdims=True
-        )
+        slope = jnp.sum(weights**2 * jnp.where(seen != 0.0, prox_slope(seen, step), 0.0), axis=1, keepdims=True)
         return norm, slope
 
     # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
@@ -280,7 +274,7 @@ def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
 
 
 def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
-    """The largest factor f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
+    """The largest f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
 
     A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞).
     """

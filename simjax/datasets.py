@@ -174,9 +174,7 @@ def _verified(packed: bytes, checksum: str, source: object) -> bytes:
         raise ValueError(f"{source} is not a whole gzip file: {error}") from error
     found = hashlib.sha256(contents).hexdigest()
     if found != checksum:
-        raise ValueError(
-            f"{source} is not the official file: sha256 of its contents is {found}, not {checksum}."
-        )
+        raise ValueError(f"{source} is not the official file: sha256 of its contents is {found}, not {checksum}.")
     return contents
 
 
@@ -192,7 +190,5 @@ def _parse_idx(contents: bytes, source: object) -> np.ndarray:
     start = 4 + 4 * axes
     shape = tuple(np.frombuffer(contents[4:start], dtype=">u4").tolist()) if len(contents) >= start else None
     if shape is None or len(contents) - start != math.prod(shape):
-        raise ValueError(
-            f"{source} holds {len(contents)} bytes, which does not fit its header's shape {shape}."
-        )
+        raise ValueError(f"{source} holds {len(contents)} bytes, which does not fit its header's shape {shape}.")
     return np.frombuffer(contents, dtype=np.uint8, offset=start).reshape(shape)

@@ -62,7 +62,7 @@ OBJECTIVES = ("perspective", "l1", "elastic_net")
 _FIT: Mapping[str, Any] = MappingProxyType({"reduction": "mean", "support": "hollow"})
 # The first fit, which only says which weights are large.
 _FIRST_ALPHA, _FIRST_TOL, _EPSILON = 1e-4, 1e-3, 0.05
-# The path of models for the picture of accuracy against sparsity: alpha times these.
+# The other models in the picture of accuracy against sparsity: alpha times these.
 _PATH = (0.2, 2.0, 5.0, 10.0, 30.0)
 _QUICK_PATH = (10.0,)
 _QUICK_SAMPLES, _QUICK_EPOCHS = 200, 5

@@ -79,9 +79,9 @@ class Equilibrium(NamedTuple):
 class Solver:
     """Settings of a fixed-point iteration; hashable, so that it can be a static argument.
 
-    Anderson needs fewer iterations, from a few per cent where the map contracts strongly to fifty times where it
-    hardly does, but each makes some ten more passes over the memory: with tens of states and a factor below
-    0.8 or so, "averaged" took half its time on a CPU.
+    Anderson needs fewer iterations: a few per cent fewer where the map contracts strongly, fifty times fewer
+    where it hardly does. But each makes some ten more passes over the batch, so that with tens of states and a
+    contraction by 0.8 or so "averaged" took half its time on a CPU.
 
     Attributes:
         method: "anderson", "averaged" or "picard" ("picard" ignores the step: it is 1).
@@ -135,7 +135,7 @@ def equilibrium(
     float32 or float64. A unique equilibrium exists and "averaged" finds it from any start if μ_η(A) < 1 for
     some η > 0 (‖A‖∞ < 1 is the special case that also lets "picard" converge).
 
-    Arguments:
+    Args:
         A: (n, n) state matrix.
         B: (n, p) input matrix.
         u: (m, p) inputs, one sample a row, or (p,) for one sample.
@@ -197,7 +197,7 @@ def affine(M: Array, rows: Array, bias: Array | None = None) -> Array:
 def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None, step: Any = 1.0) -> Equilibrium:
     """Solve x = f(params, x) for every row of x, differentiable in `params`.
 
-    Arguments:
+    Args:
         f: maps (params, x (m, n)) to (m, n), each row from the same row of x. It is a static argument: use
             one function object for all calls (not a fresh lambda), and pass all that varies through
             `params`.

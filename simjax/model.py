@@ -500,14 +500,11 @@ def checked_layers(
     for k in range(1, len(Ws)):
         if Ws[k].shape[1] != Ws[k - 1].shape[0]:
             raise ValueError(
-                f"weights[{k}] takes {Ws[k].shape[1]} inputs, but weights[{k - 1}] gives "
-                f"{Ws[k - 1].shape[0]} outputs."
+                f"weights[{k}] takes {Ws[k].shape[1]} inputs, but weights[{k - 1}] gives {Ws[k - 1].shape[0]} outputs."
             )
     given = [None] * len(Ws) if biases is None else list(biases)
     if len(given) != len(Ws):
-        raise ValueError(
-            f"biases must hold one vector or None per layer, got {len(given)} for {len(Ws)} layers."
-        )
+        raise ValueError(f"biases must hold one vector or None per layer, got {len(given)} for {len(Ws)} layers.")
     return Ws, [_checked_bias(b, f"biases[{k}]", W.shape[0]) for k, (b, W) in enumerate(zip(given, Ws))]
 
 
@@ -639,13 +636,9 @@ def read_safetensors(
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file (truncated or foreign): {error}"
-        ) from error
+        raise ValueError(f"{path} is not a readable safetensors file (truncated or foreign): {error}") from error
     if header.get("format") != marker:
-        raise ValueError(
-            f"{path} is a safetensors file, but not a {marker}: its format is {header.get('format')!r}."
-        )
+        raise ValueError(f"{path} is a safetensors file, but not a {marker}: its format is {header.get('format')!r}.")
     check_version(path, header.get("format_version"), newest_version)
     return tensors, header
 
@@ -653,9 +646,7 @@ def read_safetensors(
 def check_version(path: str | PathLike[str], version: Any, newest: int) -> None:
     """Raises ValueError unless `version` is a format version that this simjax can read."""
     if str(version) not in {str(v) for v in range(1, newest + 1)}:
-        raise ValueError(
-            f"{path} has format version {version!r}, but this simjax reads versions up to {newest}."
-        )
+        raise ValueError(f"{path} has format version {version!r}, but this simjax reads versions up to {newest}.")
 
 
 def package_version() -> str:
@@ -713,8 +704,6 @@ def _read_dense(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, 
 
 
 def _read_csr(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, int]) -> sp.csr_array:
-    csr = sp.csr_array(
-        (tensors[f"{name}.data"], tensors[f"{name}.indices"], tensors[f"{name}.indptr"]), shape=shape
-    )
+    csr = sp.csr_array((tensors[f"{name}.data"], tensors[f"{name}.indices"], tensors[f"{name}.indptr"]), shape=shape)
     csr.check_format(full_check=True)  # indices within the shape, so that no product reads out of bounds
     return csr

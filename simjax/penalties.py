@@ -79,9 +79,7 @@ class PiecewisePenalty(Penalty):
         # Stationarity for w > 0:  w + τc + 2τa (w − b)₊ = x.
         shrunk = jnp.maximum(jnp.abs(points) - step * self.slope, 0.0)
         bend = 2.0 * step * self.curvature
-        return jnp.sign(points) * jnp.where(
-            shrunk <= self.knot, shrunk, (shrunk + bend * self.knot) / (1.0 + bend)
-        )
+        return jnp.sign(points) * jnp.where(shrunk <= self.knot, shrunk, (shrunk + bend * self.knot) / (1.0 + bend))
 
     def prox_slope(self, points: Array, step: Array) -> Array:
         """An element of the prox's generalised derivative: 0 below the threshold, 1 up to the knot, less beyond."""
@@ -244,9 +242,7 @@ def check_penalty(penalty: Any) -> None:
         at_zero = penalty.value(jnp.zeros_like(x))
         scale = 1.0 + jnp.abs(subgradient * w)
         if not bool(jnp.all(at_zero == 0.0)) or not bool(jnp.all(penalty.value(x) >= 0.0)):
-            raise ValueError(
-                f"penalty {type(penalty).__name__} must satisfy h(0) = 0 and h(w) >= 0 everywhere."
-            )
+            raise ValueError(f"penalty {type(penalty).__name__} must satisfy h(0) = 0 and h(w) >= 0 everywhere.")
         if not bool(jnp.all(jnp.abs(mismatch) <= 1e-9 * scale)):
             worst = float(jnp.max(jnp.abs(mismatch) / scale))
             raise ValueError(

@@ -98,9 +98,7 @@ def row_problem(
     m, d = design.shape
     rows = targets.shape[1]
     if targets.shape[0] != m:
-        raise ValueError(
-            f"targets must have as many rows as design ({m} samples), got shape {targets.shape}."
-        )
+        raise ValueError(f"targets must have as many rows as design ({m} samples), got shape {targets.shape}.")
     choice("matching", matching, MATCHINGS)
     loss_weight = float_array("loss_weight", loss_weight)
     if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):
@@ -111,10 +109,7 @@ def row_problem(
     check_penalty(penalty)
     if isinstance(penalty, PiecewisePenalty):
         penalty = PiecewisePenalty(
-            *(
-                _parameter_rows(np.asarray(x), rows, d)
-                for x in (penalty.slope, penalty.curvature, penalty.knot)
-            )
+            *(_parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))
         )
     constraint = Free() if constraint is None else constraint
     if not isinstance(constraint, (L1Ball, Free)):

@@ -55,7 +55,7 @@ def metzler(A: Any) -> np.ndarray:
 def matrix_measure(A: Any, eta: Any = None) -> float:
     """μ_η(A) = max_i a_ii + Σ_{j≠i} |a_ij| η_j/η_i; below 1 the model is well-posed.
 
-    Arguments:
+    Args:
         A: (n, n).
         eta: (n,) positive weights; None is ones.
 
@@ -125,7 +125,7 @@ class LipschitzBounds:
 def lipschitz_bounds(model: ImplicitModel, eta: Any = None) -> LipschitzBounds:
     """All Lipschitz bounds of the model.
 
-    Arguments:
+    Args:
         model: the implicit model.
         eta: (n,) positive weights of `mu_weighted`; None is `optimal_weights(A)` where they exist.
 
@@ -165,7 +165,7 @@ def lipschitz_lmi(model: ImplicitModel, weights: Any, gamma: float) -> float:
 
     (Revay, Wang, Manchester, "Lipschitz bounded equilibrium networks", 2020.)
 
-    Arguments:
+    Args:
         model: the implicit model.
         weights: (n,) the positive diagonal of Λ.
         gamma: γ > 0.
@@ -185,7 +185,7 @@ def lipschitz_lmi(model: ImplicitModel, weights: Any, gamma: float) -> float:
 def sampled_lipschitz(model: ImplicitModel, inputs: Any, norm: str = "inf") -> float:
     """The largest ‖∂ŷ/∂u‖ at the inputs: a lower bound on the Lipschitz constant, hence on every certificate.
 
-    Arguments:
+    Args:
         model: the implicit model.
         inputs: (m, p) where to differentiate.
         norm: "inf" or "l2".
@@ -232,7 +232,7 @@ def output_box(model: ImplicitModel, lower: Any, upper: Any, *, transform: Any =
     which has the measure of A. The distance of the computed equilibrium from the exact one is bounded by its
     residual and added to the box.
 
-    Arguments:
+    Args:
         model: the implicit model, with μ_η(A) < 1 for some η.
         lower, upper: (m, p) the boxes of inputs, one a sample.
         transform: (k, q) matrix T to bound Tŷ instead of ŷ, tighter than T on the box; None is the identity.
@@ -332,7 +332,7 @@ def certified_accuracy(
 ) -> float:
     """Share of samples certified to be classified correctly for every input within ε of theirs in l∞.
 
-    Arguments:
+    Args:
         model: the implicit model, with μ_η(A) < 1 for some η.
         inputs: (m, p).
         labels: (m,) class indices.
@@ -415,8 +415,7 @@ def residual_certificate(model: ImplicitModel, states: States) -> ResidualCertif
 
 
 def differentiable(model: ImplicitModel) -> Callable[[jax.Array], jax.Array]:
-    """The model as a JAX function from inputs (m, p) to outputs (m, q), differentiable through its
-    equilibrium.
+    """The model as a JAX function from inputs (m, p) to outputs (m, q), with implicit derivatives.
 
     Computes in the precision of JAX's current mode; a sample that does not converge has outputs NaN.
     """
@@ -441,7 +440,7 @@ def fgsm(
     paper perturbs a random half of the pixels). A sample whose gradient is not finite, because its
     equilibrium was not found, is left as it is.
 
-    Arguments:
+    Args:
         network: an ImplicitModel, or a callable from inputs to logits that JAX can differentiate.
         inputs: (m, p).
         labels: (m,) class indices.
@@ -476,7 +475,7 @@ def pgd(
 ) -> np.ndarray:
     """Projected gradient ascent of the cross-entropy in the l∞ ball from a random start (Madry et al. 2018).
 
-    Arguments:
+    Args:
         network, inputs, labels, epsilon, fraction, bounds, batch_size: as `fgsm`.
         steps: gradient steps.
         step_size: length of one, in the units of the inputs; None is 2.5·ε/steps.

@@ -265,11 +265,19 @@ def _solve_live_rows(
     """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof."""
     answer = _Answer.empty(problem)
     live = np.flatnonzero(np.any(problem.targets != 0.0, axis=0))
+    rows = problem.rows_count
+
+    def report(part: Progress) -> None:
+        """Progress of the rows still live, told as progress of all rows."""
+        if progress is not None:
+            settled = rows - part.rows
+            progress(dataclasses.replace(part, rows=rows, solved=part.solved + settled))
+
     precise, inner_tol = problem.exact, _INTERNAL_TOL * tol
     while live.size:
         part = problem.take(live)
         with jax.enable_x64(True):
-            board, weights, duals = _attempt(part, solver, inner_tol, max_iters, precise=precise, progress=progress)
+            board, weights, duals = _attempt(part, solver, inner_tol, max_iters, precise=precise, progress=report)
         answer.weights[live], answer.duals[live] = weights, duals
         answer.passes[live] += board.passes
         answer.newton_steps[live] += board.newton_steps

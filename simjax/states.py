@@ -161,13 +161,9 @@ class States:
             ValueError: the layer sizes are unknown.
         """
         if self.layer_sizes is None:
-            raise ValueError(
-                "layer_sizes is unknown: pass States(..., layer_sizes=...) to say where layers lie."
-            )
+            raise ValueError("layer_sizes is unknown: pass States(..., layer_sizes=...) to say where layers lie.")
         ends = np.cumsum(self.layer_sizes[::-1])
-        return tuple(
-            slice(int(end - size), int(end)) for end, size in zip(ends, self.layer_sizes[::-1], strict=True)
-        )
+        return tuple(slice(int(end - size), int(end)) for end, size in zip(ends, self.layer_sizes[::-1], strict=True))
 
     # ---- parts and scales ----------------------------------------------------------------------------------
 
@@ -285,9 +281,7 @@ class States:
         except (KeyError, ValueError):
             recognised = False
         if not recognised:
-            raise ValueError(
-                f"{path} is an .npz file, but not of simjax states: its format marker is missing."
-            )
+            raise ValueError(f"{path} is an .npz file, but not of simjax states: its format marker is missing.")
         check_version(path, about.get("format_version"), FORMAT_VERSION)
         try:
             return _states_from(arrays, about)
@@ -329,9 +323,7 @@ class States:
                 f"{self.n}, {self.p}, {self.q}."
             )
         if baseline.activation != self.activation:
-            raise ValueError(
-                f"baseline has activation {baseline.activation!r}, the states {self.activation!r}."
-            )
+            raise ValueError(f"baseline has activation {baseline.activation!r}, the states {self.activation!r}.")
         X, U = self.activations, self.inputs
         Z = X @ baseline.A.T + U @ baseline.B.T + (0 if baseline.b is None else baseline.b)
         Y = X @ baseline.C.T + U @ baseline.D.T + (0 if baseline.c is None else baseline.c)
@@ -371,9 +363,7 @@ def collect_states(network: Any, inputs: Any, *, variables: Any = None) -> State
     own = getattr(network, "states", None)
     if callable(own):
         if variables is not None:
-            raise ValueError(
-                "variables is for Flax Linen modules; this network has its own method states(inputs)."
-            )
+            raise ValueError("variables is for Flax Linen modules; this network has its own method states(inputs).")
         states = own(inputs)
         if not isinstance(states, States):
             raise TypeError(f"network.states(inputs) must return simjax.States, got {type(states).__name__}.")
@@ -410,9 +400,7 @@ def _chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
     if seed is not None:
         raise ValueError("seed draws a number of samples; with indices or a mask it must be None.")
     if chosen.ndim != 1 or (chosen.dtype.kind == "b" and chosen.size != m):
-        raise ValueError(
-            f"indices_or_count has shape {chosen.shape}, expected indices (k,) or a mask ({m},)."
-        )
+        raise ValueError(f"indices_or_count has shape {chosen.shape}, expected indices (k,) or a mask ({m},).")
     rows = np.flatnonzero(chosen) if chosen.dtype.kind == "b" else chosen
     if rows.size == 0 or rows.min() < 0 or rows.max() >= m:
         raise ValueError(f"indices_or_count must name at least one sample, all within 0 … {m - 1}.")

@@ -41,17 +41,13 @@ def row_status(certificate: Certificate, tol: float, *, exact: bool) -> np.ndarr
     gap, violation = certificate.relative_gap, certificate.infeasibility
     solved = (gap <= tol) & (violation <= feasibility)
     almost = (gap <= _ALMOST * tol) & (violation <= _ALMOST * feasibility)
-    return np.where(solved, Status.SOLVED, np.where(almost, Status.ALMOST_SOLVED, Status.MAX_ITERS)).astype(
-        "<U13"
-    )
+    return np.where(solved, Status.SOLVED, np.where(almost, Status.ALMOST_SOLVED, Status.MAX_ITERS)).astype("<U13")
 
 
 def convergence_message(status: np.ndarray, certificate: Certificate, tol: float, solver: str) -> str:
     """How many rows missed, how far, and what to try."""
     missed = status != Status.SOLVED
-    kinds = ", ".join(
-        f"{np.count_nonzero(status == kind)} {kind}" for kind in Status if (status == kind).any()
-    )
+    kinds = ", ".join(f"{np.count_nonzero(status == kind)} {kind}" for kind in Status if (status == kind).any())
     open_ = missed & (status != Status.INFEASIBLE)
     if not open_.any():
         return (

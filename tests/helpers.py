@@ -122,6 +122,16 @@ class Row:
         smooth = 0.0 if self.exact else np.sum(y**2) / (4.0 * self.loss_weight)
         return y @ self.target - smooth - self.support_function(s)
 
+    def farkas_margin(self, y):
+        """(yᵀt − sup {yᵀΦw : w in the ball and the support}) / (‖y‖‖t‖): positive if y proves Φw = t impossible."""
+        s = np.where(self.allowed, self.design.T @ y, 0.0)
+        bounded = (self.omega > 0.0) & np.isfinite(self.kappa)
+        size = np.linalg.norm(y)
+        if np.any(np.abs(s[~bounded]) > 1e-11 * size * np.linalg.norm(self.design, axis=0)[~bounded]):
+            return -np.inf
+        reach = self.kappa * np.max(np.abs(s[bounded]) / self.omega[bounded]) if bounded.any() else 0.0
+        return (y @ self.target - reach) / (size * np.linalg.norm(self.target))
+
 
 def row_of(problem, index):
     """Row `index` of a checked `RowProblem` whose penalty is one of the built-in ones."""
@@ -154,7 +164,8 @@ def rows_of(problem):
 def assert_proved(design, targets, solution, **problem):
     """Check what a solution claims without the library: shapes, feasibility, and the gap of every row called SOLVED.
 
-    Rows with another status only have to be finite, inside the ball and the support, with a true bound.
+    Rows with another status only have to be finite, inside the ball and the support, with a true bound; INFEASIBLE ones
+    need a ray that proves it.
     """
     checked = simjax.row_problem(design, targets, **problem)
     certificate = solution.certificate
@@ -166,6 +177,10 @@ def assert_proved(design, targets, solution, **problem):
         assert np.all(w[~row.allowed] == 0.0)
         if np.isfinite(row.kappa):
             assert np.sum(row.omega * np.abs(w)) <= row.kappa * (1.0 + 1e-12)
+        if solution.status[i] == "INFEASIBLE":
+            assert row.exact
+            assert row.farkas_margin(y) > 0.0
+            continue
         objective, bound = row.objective(w), row.dual_objective(y)
         size = row.loss_weight * np.sum(row.target**2)
         rounding = 1e-13 * (objective + abs(y) @ abs(row.target) + (0.0 if row.exact else size))

@@ -35,9 +35,7 @@ LOSS_WEIGHT = np.linspace(0.3, 0.8, ROWS)
 
 def problem_of(penalty, constraint, m=WIDE, **options):
     design, targets = sparse_rows(m)
-    return row_problem(
-        design, targets, loss_weight=LOSS_WEIGHT, penalty=penalty, constraint=constraint, **options
-    )
+    return row_problem(design, targets, loss_weight=LOSS_WEIGHT, penalty=penalty, constraint=constraint, **options)
 
 
 def feasible_weights(problem, rng, size=1.0):

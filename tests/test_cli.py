@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import simjax
 from simjax import cli, datasets, demo, penalties, problem
 from simjax import fit as fit_function
+from simjax.solve import ORACLES
 from simjax.solvers import portfolio
 
 fit_module = sys.modules[fit_function.__module__]
@@ -258,6 +260,35 @@ def test_foreign_model_files_are_refused(command: str, content: bytes, tmp_path:
 # ---- the whole -------------------------------------------------------------------------------------------
 
 
+# ---- verify ------------------------------------------------------------------------------------------------
+
+
+def test_verify_agrees_with_the_fit_and_catches_a_changed_model(states_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("clarabel")
+    model = tmp_path / "m.safetensors"
+    assert run("fit", states_file, "-o", model, "--objective", "l1", "--alpha", 0.05).exit_code == 0
+    result = run("verify", model, states_file, "--rows", 6, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["ok"]
+    assert [row["row"] for row in report["rows"]] == list(range(6))
+    assert all(abs(row["difference"]) <= 1e-6 for row in report["rows"])
+    loaded = simjax.ImplicitModel.load(model)
+    changed = dataclasses.replace(loaded, D=1.1 * np.asarray(loaded.D) + 0.01)
+    changed.save(model, overwrite=True)
+    result = run("verify", model, states_file, "--rows", 6)
+    assert result.exit_code == 1
+    assert "NO" in result.stdout
+
+
+def test_verify_needs_a_model_that_says_how_it_was_fitted(states_file: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    simjax.ImplicitModel(np.zeros((4, 4)), np.zeros((4, 6)), np.zeros((2, 4)), np.zeros((2, 6))).save(model)
+    result = run("verify", model, states_file)
+    assert result.exit_code == 2
+    assert "no fit settings" in result.stderr
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"simjax {simjax.__version__}\n"
 
@@ -271,7 +302,8 @@ def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.Support) == fit_module.SUPPORTS
     assert get_args(cli.Rescale) == fit_module.RESCALES
     assert get_args(cli.Units) == fit_module.UNITS
-    assert get_args(cli.SolverName) == portfolio.SOLVERS
+    assert get_args(cli.SolverName) == (*portfolio.SOLVERS, *ORACLES)
+    assert get_args(cli.OracleName) == ORACLES
 
 
 def test_the_installed_command_keeps_compiled_code_and_the_library_does_not(tmp_path: Path) -> None:

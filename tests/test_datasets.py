@@ -114,12 +114,8 @@ def test_files_are_found_in_each_place(place, machine, monkeypatch):
     data = load_fashion_mnist()
     contents = list(small_files().values())
     assert isinstance(data, Dataset)
-    np.testing.assert_array_equal(
-        data.train_inputs * 255, np.frombuffer(contents[0][16:], np.uint8).reshape(5, 4)
-    )
-    np.testing.assert_array_equal(
-        data.test_inputs * 255, np.frombuffer(contents[2][16:], np.uint8).reshape(3, 4)
-    )
+    np.testing.assert_array_equal(data.train_inputs * 255, np.frombuffer(contents[0][16:], np.uint8).reshape(5, 4))
+    np.testing.assert_array_equal(data.test_inputs * 255, np.frombuffer(contents[2][16:], np.uint8).reshape(3, 4))
     np.testing.assert_array_equal(data.train_labels, list(contents[1][8:]))
     np.testing.assert_array_equal(data.test_labels, [0, 9, 4])
 
@@ -160,9 +156,7 @@ def test_download_into_the_cache(machine, monkeypatch):
     assert len(served) == 4  # the second time from the cache
 
 
-@pytest.mark.parametrize(
-    "answer", [b"<html>moved</html>", gzip.compress(b"other"), gzip.compress(b"cut")[:-3]]
-)
+@pytest.mark.parametrize("answer", [b"<html>moved</html>", gzip.compress(b"other"), gzip.compress(b"cut")[:-3]])
 def test_a_wrong_download_is_not_kept(answer, machine, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(answer))
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not"):

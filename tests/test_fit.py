@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -306,7 +307,7 @@ def test_progress_is_reported(states):
     assert seen
     assert seen[-1].rows == states.n + states.q
     assert seen[-1].solved == seen[-1].rows
-    assert all(b.solved >= a.solved for a, b in zip(seen, seen[1:]))
+    assert all(b.solved >= a.solved for a, b in pairwise(seen))
 
 
 def test_fit_prints_nothing_and_warns_about_nothing(states, capsys):

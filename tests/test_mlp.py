@@ -219,11 +219,7 @@ def test_divergence_is_an_error_and_keeps_the_network():
         ({"validation": (np.zeros((3, 6)), [0, 1])}, ValueError, "labels has shape"),
         ({"network": "MLP"}, TypeError, "network must be a Flax NNX module, got str"),
         (
-            {
-                "network": nnx.Sequential(
-                    nnx.Linear(6, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
-                )
-            },
+            {"network": nnx.Sequential(nnx.Linear(6, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))},
             TypeError,
             "no variables but parameters",
         ),

@@ -105,9 +105,7 @@ def test_equilibrium_satisfies_its_equation(name, rng):
 
 def test_csr_equals_dense(rng):
     dense = contraction(rng)
-    dense = ImplicitModel(
-        dense.A * (rng.random((12, 12)) < 0.3), dense.B, dense.C, dense.D, b=dense.b, c=dense.c
-    )
+    dense = ImplicitModel(dense.A * (rng.random((12, 12)) < 0.3), dense.B, dense.C, dense.D, b=dense.b, c=dense.c)
     csr, U = dense.to_csr(), rng.standard_normal((20, 5))
     assert (csr.storage, dense.storage, csr.to_dense().storage) == ("csr", "dense", "dense")
     assert isinstance(csr.A, sp.csr_array)
@@ -184,9 +182,7 @@ def test_nonzeros_sparsity_and_repr():
     assert model.sparsity(20) == 0.75
     assert model.sparsity(4) == -0.25
     assert (model.n, model.p, model.q) == (2, 1, 1)
-    assert repr(model) == (
-        "ImplicitModel(n=2, p=1, q=1, activation='relu', nonzeros=5, storage='dense', biased)"
-    )
+    assert repr(model) == ("ImplicitModel(n=2, p=1, q=1, activation='relu', nonzeros=5, storage='dense', biased)")
     for bad, kind in ((0, ValueError), (-3, ValueError), (2.5, TypeError), (True, TypeError)):
         with pytest.raises(kind, match="baseline_nonzeros"):
             model.sparsity(bad)

@@ -31,7 +31,7 @@ def nonnegative_minimiser(A, c):
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_equilibrium_is_the_minimiser(layers, seed):
-    """S = argmin ½sᵀ(I − A)s − (Bu + b)ᵀs over s ≥ 0: for one layer A = WWᵀ, for two A is block cyclic.
+    """The s of argmin ½sᵀ(I − A)s − (Bu + b)ᵀs over s ≥ 0: for one layer A = WWᵀ, for two A is block cyclic.
 
     For two layers this is argmin φ₁(z₁) + φ₂(z₂) + ½‖z₁ − z₂‖² written in s: φ_l(z) + ½‖z‖² is the least of
     ½‖s‖² − cᵀs over s ≥ 0 with z = W_lᵀs, and ½‖z₁ − z₂‖² − ½‖z₁‖² − ½‖z₂‖² = −s₁ᵀW₁W₂ᵀs₂.

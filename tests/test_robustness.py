@@ -259,7 +259,7 @@ def test_monotone_bound_of_a_symmetric_model():
 
 
 def test_box_of_the_published_example():
-    """Y ∈ [0.3939, 1.6061] × [0.6364, 2.0303]; norm bound 3 (Jafarpour et al., L4DC 2022)."""
+    """The box is [0.3939, 1.6061] × [0.6364, 2.0303]; norm bound 3 (Jafarpour et al., L4DC 2022)."""
     A, B = [[-0.25, -0.25], [0.75, -0.25]], [[0.5, 1.0], [1.0, 0.5]]
     model = ImplicitModel(A, B, np.eye(2), np.zeros((2, 2)))
     box = output_box(model, [[0.0, 1.0]], [[1 / 3, 2.0]])

@@ -26,6 +26,7 @@ from helpers import (
     sparse_rows,
 )
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import linprog
 
 import simjax
 from simjax import ConvergenceWarning, solve_rows
@@ -54,25 +55,30 @@ HUBER, NONNEGATIVE = Huber(0.5), NonnegativeL1(0.3)
 SQUARES = Squares(np.linspace(0.2, 0.9, ROWS))
 
 
-def rows_for(m):
-    return sparse_rows(m)
-
-
-@pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize("kind", CONSTRAINTS)
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_rows_are_certified(solver, name, kind, m):
-    design, targets = rows_for(m)
+def test_fewer_samples_than_coordinates(solver, name, kind):
+    design, targets = sparse_rows(WIDE)
     problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **CONSTRAINTS[kind]}
     solution = solve_rows(design, targets, solver=solver, **problem)
     assert solution.solver == solver
     assert_solved(design, targets, solution, **problem)
 
 
+@pytest.mark.parametrize("m", [SQUARISH, TALL])
+@pytest.mark.parametrize("kind", ["free", "ball", "weighted ball", "mask"])
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_more_samples_than_coordinates(solver, name, kind, m):
+    design, targets = sparse_rows(m)
+    problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **CONSTRAINTS[kind]}
+    assert_solved(design, targets, solve_rows(design, targets, solver=solver, **problem), **problem)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_weights_and_penalties_of_their_own_for_every_row(solver):
-    design, targets = rows_for(SQUARISH)
+    design, targets = sparse_rows(WIDE)
     rng = generator(14)
     problem = {
         "loss_weight": rng.uniform(0.1, 2.0, ROWS),
@@ -83,7 +89,7 @@ def test_weights_and_penalties_of_their_own_for_every_row(solver):
 
 
 def test_solvers_agree():
-    design, targets = rows_for(TALL)
+    design, targets = sparse_rows(TALL)
     problem = {"loss_weight": 0.7, "penalty": simjax.L1(0.5), **CONSTRAINTS["ball"]}
     weights = [solve_rows(design, targets, solver=solver, tol=1e-11, **problem).weights for solver in SOLVERS]
     assert_allclose(weights[1], weights[0], atol=1e-7)
@@ -93,7 +99,7 @@ def test_solvers_agree():
 
 @pytest.mark.parametrize("m", [WIDE, SQUARISH, TALL])
 def test_ridge_and_least_squares_have_their_closed_forms(m):
-    design, targets = rows_for(m)
+    design, targets = sparse_rows(m)
     lam, alpha = 0.7, 0.5
     ridge = solve_rows(design, targets, loss_weight=lam, penalty=simjax.Ridge(alpha), tol=1e-12)
     system = lam * design.T @ design + alpha * np.eye(WIDTH)
@@ -108,8 +114,6 @@ def test_ridge_and_least_squares_have_their_closed_forms(m):
 
 def least_norms(design, targets):
     """min ‖a‖₁ s.t. Φw = t for each row, the smallest radius for which the ball of `BOUND` leaves an answer."""
-    from scipy.optimize import linprog
-
     n = BOUND
     equations = np.hstack([design[:, :n], -design[:, :n], design[:, n:]])
     cost = np.concatenate([np.ones(2 * n), np.zeros(WIDTH - n)])
@@ -121,7 +125,7 @@ def least_norms(design, targets):
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("solver", ["auto", "admm"])
 def test_exact_matching(solver, name, kind):
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     if kind == "active ball":
         radius = 1.2 * least_norms(design, targets)
         options = {"constraint": simjax.L1Ball(radius, size=BOUND)}
@@ -135,8 +139,8 @@ def test_exact_matching(solver, name, kind):
 
 
 def test_exact_matching_of_an_invertible_system_has_one_answer():
-    design, _ = rows_for(TALL)
-    truth = sparse_rows(TALL, seed=3)[1][:ROWS, :].T[:, :1] * generator(16).normal(size=(ROWS, WIDTH))
+    design, _ = sparse_rows(TALL)
+    truth = generator(16).normal(size=(ROWS, WIDTH))
     for name in ("l1", "perspective", "least_squares"):
         problem = {"penalty": PENALTIES[name], "matching": "exact"}
         solution = solve_rows(design, design @ truth.T, **problem)
@@ -145,9 +149,7 @@ def test_exact_matching_of_an_invertible_system_has_one_answer():
 
 
 def test_exact_l1_is_the_linear_program():
-    from scipy.optimize import linprog
-
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     solution = solve_rows(design, targets, penalty=simjax.L1(1.0), matching="exact", tol=1e-8)
     for t, objective in zip(targets.T, solution.certificate.objective):
         program = linprog(np.ones(2 * WIDTH), A_eq=np.hstack([design, -design]), b_eq=t)
@@ -155,53 +157,53 @@ def test_exact_l1_is_the_linear_program():
 
 
 @pytest.mark.parametrize("solver", ["auto", "admm"])
-def test_inconsistent_rows_are_flagged_and_leave_their_neighbours_alone(solver):
-    design, _ = rows_for(TALL)
+def test_inconsistent_rows_are_proved_infeasible_and_leave_their_neighbours_alone(solver):
+    design, _ = sparse_rows(TALL)
     weights = 0.1 * generator(17).normal(size=(ROWS, WIDTH))
     targets = design @ weights.T
     problem = {"penalty": simjax.L1(0.5), "matching": "exact"}
     alone = solve_rows(design, targets, solver=solver, **problem)
     targets[:, 2] += generator(18).normal(size=TALL)  # no longer in the range of the design
-    solution = solve_quietly(design, targets, solver=solver, max_iters=2000, **problem)
-    assert_array_equal(solution.status == "SOLVED", np.arange(ROWS) != 2)
-    assert solution.certificate.infeasibility[2] > 0.1
+    with pytest.warns(ConvergenceWarning, match="1 of 6 rows are infeasible"):
+        solution = solve_rows(design, targets, solver=solver, max_iters=400, **problem)
+    assert_array_equal(solution.status, np.where(np.arange(ROWS) == 2, "INFEASIBLE", "SOLVED"))
+    assert_proved(design, targets, solution, **problem)
     others = np.arange(ROWS) != 2
     assert_allclose(solution.weights[others], alone.weights[others], rtol=1e-7, atol=1e-9)
-    assert_proved(design, targets, solution, **problem)
-
-
-def farkas(design, target, kappa, dual):
-    """yᵀt − sup {yᵀΦw : w in the ball}: positive for a ray that proves infeasibility; scale-free."""
-    slopes = design.T @ dual
-    assert np.all(np.abs(slopes[BOUND:]) <= 1e-9 * np.linalg.norm(dual) * np.linalg.norm(design, axis=0)[BOUND:])
-    return (dual @ target - kappa * np.abs(slopes[:BOUND]).max()) / (np.linalg.norm(dual) * np.linalg.norm(target))
 
 
 @pytest.mark.parametrize("solver", ["auto", "admm"])
 def test_a_ball_too_small_for_the_equations_is_proved_infeasible(solver):
-    design, targets = rows_for(WIDE)
-    radius = np.array([0.5, 1.5, 0.5, 1.5, 1.5, 0.9]) * least_norms(design, targets)
+    design, targets = sparse_rows(WIDE)
+    radius = np.array([0.5, 1.5, 0.99, 1.5, 1.5, 0.9]) * least_norms(design, targets)
     problem = {
-        "penalty": simjax.L1(0.5),
+        "penalty": simjax.ElasticNet(0.5, 0.5),
         "matching": "exact",
         "constraint": simjax.L1Ball(radius, size=BOUND),
     }
-    solution = solve_quietly(design, targets, solver=solver, **problem)
+    solution = solve_quietly(design, targets, solver=solver, max_iters=2000, **problem)
     expected = np.array(["INFEASIBLE", "SOLVED", "INFEASIBLE", "SOLVED", "SOLVED", "INFEASIBLE"])
-    assert_array_equal(solution.status == "SOLVED", expected == "SOLVED")
     assert_array_equal(solution.status, expected)
-    for i in np.flatnonzero(expected == "INFEASIBLE"):
-        assert farkas(design, targets[:, i], radius[i], solution.certificate.dual[i]) > 0.0
+    assert_proved(design, targets, solution, **problem)
+    # At twice the radius every row has an answer again.
+    problem["constraint"] = simjax.L1Ball(2.5 * radius, size=BOUND)
+    assert_solved(design, targets, solve_rows(design, targets, solver=solver, **problem), **problem)
+
+
+def test_infeasible_rows_in_the_summary():
+    design, targets = sparse_rows(TALL)
+    solution = solve_quietly(design, targets, penalty=simjax.L1(0.5), matching="exact", max_iters=100)
+    assert "0 of 6 certified" in solution.summary()
+    assert "6 rows, proved by a dual ray each" in solution.summary()
 
 
 # --- A user's own penalty ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize("kind", ["free", "weighted ball"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_user_penalty_with_every_solver(solver, kind, m):
-    design, targets = rows_for(m)
+def test_user_penalty_with_every_solver(solver, kind):
+    design, targets = sparse_rows(WIDE)
     problem = {"loss_weight": 0.7, "penalty": HUBER, **CONSTRAINTS[kind]}
     solution = solve_rows(design, targets, solver=solver, **problem)
     assert solution.converged
@@ -219,41 +221,45 @@ def test_user_penalty_with_every_solver(solver, kind, m):
         assert np.all(objective - bound <= 1e-6 * objective)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_user_penalty_with_parameters_of_its_own_for_every_row(solver):
-    design, targets = rows_for(TALL)
+@pytest.mark.parametrize(("solver", "kind"), [("auto", "weighted ball"), ("proximal_gradient", "mask")])
+def test_user_penalty_with_parameters_of_its_own_for_every_row(solver, kind):
+    design, targets = sparse_rows(TALL)
     built_in = simjax.Ridge(np.repeat(SQUARES.scale, WIDTH, axis=1))
-    for options in (CONSTRAINTS["free"], CONSTRAINTS["weighted ball"], CONSTRAINTS["mask"]):
-        expected = solve_rows(design, targets, penalty=built_in, tol=1e-10, **options)
-        solution = solve_rows(design, targets, penalty=SQUARES, solver=solver, tol=1e-10, **options)
-        assert solution.converged
-        assert_allclose(solution.weights, expected.weights, atol=1e-6)
+    expected = solve_rows(design, targets, penalty=built_in, tol=1e-11, **CONSTRAINTS[kind])
+    solution = solve_rows(design, targets, penalty=SQUARES, solver=solver, tol=1e-11, **CONSTRAINTS[kind])
+    assert solution.converged
+    assert_allclose(solution.weights, expected.weights, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_user_penalty_that_forbids_negative_weights(solver):
-    design, targets = rows_for(TALL)
-    for options in (CONSTRAINTS["free"], CONSTRAINTS["ball"]):
-        solution = solve_rows(design, targets, penalty=NONNEGATIVE, solver=solver, **options)
-        assert solution.converged
-        assert np.all(solution.weights >= 0.0)
-        assert np.any(solution.weights > 0.0, axis=1).all()
+def test_user_penalty_that_forbids_negative_weights():
+    design, targets = sparse_rows(TALL)
+    solution = solve_rows(design, targets, penalty=NONNEGATIVE, **CONSTRAINTS["ball"])
+    assert solution.converged
+    assert np.all(solution.weights >= 0.0)
+    assert np.any(solution.weights > 0.0, axis=1).all()
+    # Without the ball: nonnegative least squares on the coordinates that are left.
+    free = solve_rows(design, targets, penalty=NONNEGATIVE, solver="proximal_gradient", tol=1e-10)
+    for w, t in zip(free.weights, targets.T):
+        slope = 2.0 * design.T @ (t - design @ w)
+        assert np.all(w >= 0.0)
+        assert_allclose(slope[w > 0.0], NONNEGATIVE.scale, rtol=1e-3)
+        assert np.all(slope[w == 0.0] <= NONNEGATIVE.scale * (1.0 + 1e-3))
 
 
-def test_user_l1_by_hand_is_the_built_in_l1():
-    design, targets = rows_for(WIDE)
-    for matching in ("penalty", "exact"):
-        expected = solve_rows(design, targets, penalty=simjax.L1(0.3), matching=matching, tol=1e-9)
-        solution = solve_rows(design, targets, penalty=ByHand(simjax.L1(0.3)), matching=matching, tol=1e-9)
-        assert solution.converged
-        assert_allclose(solution.certificate.objective, expected.certificate.objective, rtol=3e-9)
+@pytest.mark.parametrize("matching", ["penalty", "exact"])
+def test_user_l1_by_hand_is_the_built_in_l1(matching):
+    design, targets = sparse_rows(WIDE)
+    expected = solve_rows(design, targets, penalty=simjax.L1(0.3), matching=matching, tol=1e-8)
+    solution = solve_rows(design, targets, penalty=ByHand(simjax.L1(0.3)), matching=matching, tol=1e-8)
+    assert solution.converged
+    assert_allclose(solution.certificate.objective, expected.certificate.objective, rtol=3e-8)
 
 
 # --- The state of JAX --------------------------------------------------------------------------------------------
 
 
 def test_a_float32_process_stays_a_float32_process():
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     device = jax.config.jax_default_device
     solution = solve_rows(design.astype(np.float32), targets.astype(np.float32), penalty=simjax.L1(0.3))
     assert jax.config.jax_enable_x64 is False
@@ -267,7 +273,7 @@ def test_a_float32_process_stays_a_float32_process():
 
 
 def test_the_answer_does_not_depend_on_the_mode_of_the_process():
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     outside = solve_rows(design, targets, penalty=simjax.L1(0.3)).weights
     with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
         inside = solve_rows(design, targets, penalty=simjax.L1(0.3)).weights
@@ -276,7 +282,7 @@ def test_the_answer_does_not_depend_on_the_mode_of_the_process():
 
 
 def test_state_is_restored_after_an_error():
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
 
     def interrupt(progress):
         raise KeyboardInterrupt
@@ -309,47 +315,40 @@ def test_importing_changes_no_global_setting():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_rows_that_miss_say_so_once(solver):
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     problem = {"loss_weight": 1e4, "penalty": simjax.L1(1e-3), **CONSTRAINTS["ball"]}
-    with pytest.warns(ConvergenceWarning, match=r"\d of 6 rows are not certified at tol=1e-13.*max_iters") as caught:
-        solution = solve_rows(design, targets, solver=solver, tol=1e-13, max_iters=1, **problem)
+    with pytest.warns(ConvergenceWarning, match=r"\d of 6 rows are not certified at tol=1e-06.*max_iters") as caught:
+        solution = solve_rows(design, targets, solver=solver, max_iters=40, **problem)
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert not solution.converged
     assert set(solution.status) <= {"SOLVED", "ALMOST_SOLVED", "MAX_ITERS"}
     assert "MAX_ITERS" in solution.status
+    assert solution.passes.max() <= 40
     # What is returned is feasible, and its gap is a true bound.
     assert_proved(design, targets, solution, **problem)
-    best = solve_rows(design, targets, tol=1e-8, **problem).certificate
+    best = solve_rows(design, targets, **problem).certificate
     assert np.all(solution.certificate.dual_objective <= best.objective * (1.0 + 1e-12))
     assert np.all(solution.certificate.objective >= best.dual_objective * (1.0 - 1e-12))
 
 
 def test_solved_rows_give_no_warning(recwarn):
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     solve_rows(design, targets, penalty=simjax.L1(0.3))
     assert not recwarn.list
 
 
-def test_max_iters_is_a_limit():
-    design, targets = rows_for(WIDE)
-    for solver in SOLVERS:
-        solution = solve_quietly(
-            design, targets, loss_weight=1e6, penalty=simjax.L1(1e-6), solver=solver, tol=1e-14, max_iters=300
-        )
-        assert solution.passes.max() <= 300
-
-
 def test_summary_names_the_solver_and_counts_rows():
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     solution = solve_rows(design, targets, penalty=simjax.L1(0.3), solver="admm")
     summary = solution.summary()
     assert "admm" in summary
     assert "6 of 6 certified" in summary
     assert "1e-06" in summary
     assert solution.seconds > 0.0
-    stopped = solve_quietly(design, targets, loss_weight=1e4, penalty=simjax.L1(1e-3), tol=1e-13, max_iters=1)
+    stopped = solve_quietly(design, targets, loss_weight=1e4, penalty=simjax.L1(1e-3), max_iters=100, solver="admm")
     solved = np.count_nonzero(stopped.status == "SOLVED")
+    assert solved < ROWS
     assert f"{solved} of 6 certified" in stopped.summary()
 
 
@@ -358,41 +357,46 @@ def test_summary_names_the_solver_and_counts_rows():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_row_does_not_depend_on_its_neighbours(solver):
-    design, targets = rows_for(SQUARISH)
-    problem = {"penalty": simjax.L1(0.5), **CONSTRAINTS["ball"]}
-    together = solve_rows(design, targets, solver=solver, tol=1e-9, **problem)
-    for i in range(0, ROWS, 2):
-        alone = solve_rows(design, targets[:, [i]], solver=solver, tol=1e-9, **problem)
-        assert_allclose(alone.certificate.objective[0], together.certificate.objective[i], rtol=2e-9)
-        assert_allclose(alone.weights[0], together.weights[i], atol=1e-5)
+    design, targets = sparse_rows(SQUARISH)
+    problem = {"penalty": simjax.L1(0.5), "tol": 1e-9, **CONSTRAINTS["ball"]}
+    reference = solve_rows(design, targets, solver=solver, **problem)
+    elsewhere = 1e3 * generator(21).normal(size=targets.shape)  # neighbours that take longer
+    for kept in ([0, 1], [5]):
+        mixed = elsewhere.copy()
+        mixed[:, kept] = targets[:, kept]
+        solution = solve_rows(design, mixed, solver=solver, **problem)
+        assert_allclose(solution.certificate.objective[kept], reference.certificate.objective[kept], rtol=1e-9)
+        assert_allclose(solution.weights[kept], reference.weights[kept], atol=1e-5)
+        assert_array_equal(solution.passes[kept], reference.passes[kept])
 
 
 @pytest.mark.parametrize("solver", ["auto", "admm"])
 def test_finished_rows_are_frozen_and_the_rest_is_compacted(solver):
-    # Forty rows, most of them easy: the batch shrinks to the bucket of the hard ones.
-    design, _ = rows_for(WIDE)
-    rng = generator(19)
-    targets = rng.normal(size=(WIDE, 40))
-    loss_weight = np.full(40, 0.05)
+    # Forty rows, most of them easy: the batch shrinks to the bucket of the three hard ones.
+    design, _ = sparse_rows(WIDE)
+    targets = generator(19).normal(size=(WIDE, 40))
+    loss_weight = np.full(40, 0.02)
     hard = np.array([3, 17, 31])
-    loss_weight[hard] = 1e4
+    loss_weight[hard] = 300.0
     problem = {"loss_weight": loss_weight, "penalty": simjax.L1(0.5)}
-    solution = solve_rows(design, targets, solver=solver, tol=1e-9, **problem)
+    seen = []
+    solution = solve_rows(design, targets, solver=solver, progress=seen.append, **problem)
     assert_solved(design, targets, solution, **problem)
     easy = np.setdiff1d(np.arange(40), hard)
     assert solution.passes[easy].max() < solution.passes[hard].max()
+    # The same rows among other neighbours: the hard ones come to the same answer.
     alone = solve_rows(
-        design, targets[:, hard], loss_weight=1e4, penalty=simjax.L1(0.5), solver=solver, tol=1e-9
+        design, targets[:, np.resize(hard, 40)], loss_weight=300.0, penalty=simjax.L1(0.5), solver=solver
     )
-    assert_allclose(alone.certificate.objective, solution.certificate.objective[hard], rtol=2e-9)
+    assert_allclose(alone.certificate.objective[:3], solution.certificate.objective[hard], rtol=1e-6)
 
 
 def test_progress_is_reported():
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     for solver in SOLVERS:
         seen = []
         solution = solve_rows(
-            design, targets, loss_weight=50.0, penalty=simjax.L1(0.05), solver=solver, tol=1e-9, progress=seen.append
+            design, targets, loss_weight=5.0, penalty=simjax.L1(0.5), solver=solver, progress=seen.append
         )
         assert seen
         assert all(isinstance(progress, simjax.Progress) for progress in seen)
@@ -401,7 +405,7 @@ def test_progress_is_reported():
         assert passes == sorted(passes)
         assert [progress.seconds for progress in seen] == sorted(progress.seconds for progress in seen)
         assert seen[-1].solved == ROWS
-        assert seen[-1].worst_gap <= 1e-9
+        assert seen[-1].worst_gap <= 1e-6
         assert solution.passes.max() == passes[-1]
         if solver != "auto":
             assert {progress.stage for progress in seen} == {solver}
@@ -411,7 +415,7 @@ def test_progress_is_reported():
 
 
 def test_zero_targets_are_answered_by_zero():
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     targets[:, [0, 4]] = 0.0
     for options in ({}, {"matching": "exact"}, CONSTRAINTS["ball"]):
         solution = solve_rows(design, targets, penalty=simjax.L1(0.3), **options)
@@ -427,7 +431,7 @@ def test_zero_targets_are_answered_by_zero():
 @pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize("name", PENALTIES)
 def test_zero_and_duplicate_columns_and_rows(name, m):
-    design, targets = rows_for(m)
+    design, targets = sparse_rows(m)
     design[:, [2, 16]] = 0.0
     design[:, 5] = design[:, 4]
     design[:, 18] = -design[:, 17]
@@ -439,11 +443,11 @@ def test_zero_and_duplicate_columns_and_rows(name, m):
             solution = solve_rows(design, targets, solver=solver, **problem)
             assert_solved(design, targets, solution, **problem)
             if name != "least_squares":
-                assert_array_equal(solution.weights[:, [2, 16]], np.zeros((ROWS, 2)))
+                assert_allclose(solution.weights[:, [2, 16]], np.zeros((ROWS, 2)), atol=1e-15)
 
 
 def test_a_design_of_zeros():
-    targets = rows_for(WIDE)[1]
+    targets = sparse_rows(WIDE)[1]
     for name, penalty in PENALTIES.items():
         solution = solve_rows(np.zeros((WIDE, WIDTH)), targets, penalty=penalty)
         assert solution.converged, name
@@ -452,9 +456,8 @@ def test_a_design_of_zeros():
         assert_allclose(solution.certificate.objective, np.sum(targets**2, axis=0), rtol=1e-14)
 
 
-@pytest.mark.parametrize("m", [WIDE, TALL])
-def test_one_row_only(m):
-    design, targets = rows_for(m)
+def test_one_row_only():
+    design, targets = sparse_rows(WIDE)
     problem = {"loss_weight": 0.7, "penalty": simjax.Perspective(0.5, 0.005), **CONSTRAINTS["ball"]}
     assert_solved(design, targets[:, :1], solve_rows(design, targets[:, :1], **problem), **problem)
 
@@ -462,7 +465,7 @@ def test_one_row_only(m):
 @pytest.mark.parametrize("solver", ["auto", "admm"])
 @pytest.mark.parametrize("name", PENALTIES)
 def test_rows_that_differ_in_scale_by_1e6(name, solver):
-    design, targets = rows_for(WIDE)
+    design, targets = sparse_rows(WIDE)
     targets = targets * np.array([1e-3, 1.0, 1e3, 1e-2, 10.0, 1e2])
     problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **CONSTRAINTS["ball"]}
     assert_solved(design, targets, solve_rows(design, targets, solver=solver, **problem), **problem)
@@ -470,7 +473,7 @@ def test_rows_that_differ_in_scale_by_1e6(name, solver):
 
 def test_a_tight_tolerance_is_reached():
     for m in (WIDE, SQUARISH, TALL):
-        design, targets = rows_for(m)
+        design, targets = sparse_rows(m)
         for name in ("l1", "perspective-knot", "elastic_net"):
             problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **CONSTRAINTS["ball"]}
             solution = solve_rows(design, targets, tol=1e-11, **problem)

@@ -452,9 +452,7 @@ def test_linen_modules():
     params = jax.tree.map(np.float64, variables["params"])
     weights = [params[name]["kernel"].T for name in ("one", "two", "three")]
     biases = [params["one"]["bias"], None, params["three"]["bias"]]
-    assert_same(
-        collect_states(network, U, variables=variables), States.from_layers(weights, biases, "relu", U)
-    )
+    assert_same(collect_states(network, U, variables=variables), States.from_layers(weights, biases, "relu", U))
 
     stack = linen.Sequential([linen.Dense(7), jnp.tanh, linen.Dense(3), jnp.tanh, linen.Dense(2)])
     variables = stack.init(jax.random.key(1), U[:1])

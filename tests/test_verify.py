@@ -27,9 +27,7 @@ def exact_rows(radius, *, disturb=()):
 def test_a_ball_too_small_is_proved_infeasible_and_its_neighbours_are_solved():
     design, targets, constraint, norms = exact_rows(0.2)
     with pytest.warns(simjax.ConvergenceWarning, match="infeasible, each proved"):
-        solution = simjax.solve_rows(
-            design, targets, penalty=simjax.L1(0.1), constraint=constraint, matching="exact"
-        )
+        solution = simjax.solve_rows(design, targets, penalty=simjax.L1(0.1), constraint=constraint, matching="exact")
     np.testing.assert_array_equal(solution.status == "INFEASIBLE", norms > 0.2)
     np.testing.assert_array_equal(solution.status == "SOLVED", norms <= 0.2)
     margin = infeasibility_margin(solution.problem, solution.certificate.dual)
@@ -100,9 +98,7 @@ def test_verification_catches_a_wrong_answer(solution):
 def test_infeasible_rows_agree_with_the_oracle():
     design, targets, constraint, norms = exact_rows(0.2)
     with pytest.warns(simjax.ConvergenceWarning):
-        solution = simjax.solve_rows(
-            design, targets, penalty=simjax.L1(0.1), constraint=constraint, matching="exact"
-        )
+        solution = simjax.solve_rows(design, targets, penalty=simjax.L1(0.1), constraint=constraint, matching="exact")
     verification = solution.verify(rows=6)
     assert verification.ok
     assert np.count_nonzero(np.isinf(verification.objective)) == np.count_nonzero(norms > 0.2)

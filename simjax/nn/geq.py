@@ -40,7 +40,7 @@ class GEQ(nnx.Module):
     The pre-activation is not linear in states and inputs, so there is no exact `export()`: a sparse model
     imitates it through `states(u)` only approximately.
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states and outputs.
         d: size of z; None is n.
         features: size of r; None is d.
@@ -105,8 +105,7 @@ class GEQ(nnx.Module):
         return affine(self.C[...], affine(W.T, self.equilibrium(u).x), self.c[...])
 
     def states(self, inputs: Any) -> States:
-        """The states on `inputs` (m, p), computed in float64 to a residual of 1e-12; without a linear
-        baseline.
+        """The states on `inputs` (m, p), computed in float64 to a residual of 1e-12; no linear baseline.
 
         Raises:
             ValueError: inputs of another shape or not finite.

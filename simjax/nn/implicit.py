@@ -1,11 +1,10 @@
-"""Implicit layers x = φ(Ax + Bu + b), y = Cx + Du + c for Flax NNX: what they share, and the plain one with
-‖A‖∞ ≤ κ.
+"""Implicit layers x = φ(Ax + Bu + b), y = Cx + Du + c for Flax NNX: what they share, and the one with ‖A‖∞ ≤ κ.
 
-The contract of every implicit module of this package: `__call__(u) -> y` in the network's own precision,
-    differentiable
-through the equilibrium; `states(u) -> States` in float64, so that the module can be the baseline that a
-sparse model imitates; `export() -> ImplicitModel` where the module has an exact linear form. Parameters are
-unconstrained arrays: the matrices are made from them by a map whose every value is well-posed.
+The contract of every implicit module of this package: `__call__(u)` gives outputs in the network's own
+precision, differentiable through the equilibrium; `states(u)` gives `States` in float64, so that the module
+can be the baseline that a sparse model imitates; `export()` gives an `ImplicitModel` where the module has an
+exact linear form. Parameters are unconstrained arrays: the matrices are made from them by a map whose every
+value is well-posed.
 
 Flax Linen users wrap a module with `flax.nnx.bridge.to_linen(ImplicitLayer, p, n, q)`.
 """
@@ -83,10 +82,10 @@ class ImplicitModule(nnx.Module):
             RuntimeError: the equilibrium of some sample was not found.
         """
         U = matrix("inputs", inputs)
-        p = jax.eval_shape(self.matrices).B.shape[1]
-        if U.shape[1] != p:
-            raise ValueError(f"inputs must have shape (m, {p}), got {U.shape}.")
         with jax.enable_x64(True):
+            p = jax.eval_shape(self.matrices).B.shape[1]
+            if U.shape[1] != p:
+                raise ValueError(f"inputs must have shape (m, {p}), got {U.shape}.")
             matrices, equilibria = _exact_states(*nnx.split(in_float64(self)), jnp.asarray(U))
         model = _model(matrices, self.activation)
         Z = found(*equilibria) @ model.A.T + U @ model.B.T + (0.0 if model.b is None else model.b)
@@ -143,7 +142,7 @@ def in_float64(module: Any) -> Any:
 
 
 def found(X: jax.Array, report: Any) -> np.ndarray:
-    """X on the host, or a RuntimeError where a sample did not converge."""
+    """The states on the host, or a RuntimeError where a sample did not converge."""
     lost = int(np.sum(~np.asarray(report.converged)))
     if lost:
         worst = float(np.max(np.asarray(report.residual)))
@@ -198,7 +197,7 @@ class _Support:
 class ImplicitLayer(ImplicitModule):
     """The implicit layer x = φ(Ax + Bu + b), y = Cx + Du + c with ‖A‖∞ ≤ κ < 1 (SIM paper, eq. 1).
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states and outputs.
         kappa: κ in (0, 1).
         activation: name of φ.
@@ -255,7 +254,7 @@ class ImplicitLayer(ImplicitModule):
 
         The parameters take JAX's default precision, float32 outside `jax.enable_x64(True)`.
 
-        Arguments:
+        Args:
             model: an implicit model with ‖A‖∞ ≤ kappa.
             kappa, constraint, solver: as the class.
             keep_support: whether zeros of the model's A, B, C, D stay zero in training.
@@ -312,10 +311,9 @@ class ImplicitLayer(ImplicitModule):
 
 
 class ImplicitRNN(nnx.Module):
-    """A recurrent network whose cell is an implicit layer: h_t = cell(u_t, h_{t−1}), y_t = W h_t + c, h_0 =
-    0.
+    """A recurrent network with an implicit cell: h_t = cell(u_t, h_{t−1}), y_t = W h_t + c, h_0 = 0.
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, of the cell's states and of outputs.
         hidden: size of h.
         kappa, activation, constraint, solver: of the cell, as `ImplicitLayer`.

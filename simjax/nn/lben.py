@@ -1,5 +1,4 @@
-"""Lipschitz bounded equilibrium networks (Revay, Wang, Manchester 2020), and Lipschitz layers written as
-such.
+"""Lipschitz bounded equilibrium networks (Revay, Wang, Manchester 2020), and other Lipschitz layers as such.
 
 z = σ(Wz + Ux + b), y = Cz + c is γ-Lipschitz in l2 if some diagonal Λ ≻ 0 satisfies
 
@@ -66,7 +65,7 @@ class LBEN(ImplicitModule):
     The slack of the LMI is then 2(VᵀV + εI). With identity states the exported matrices are those of the
     relu states alone, which have a direct term D and satisfy the LMI with D.
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states and outputs.
         gamma: the Lipschitz constant γ > 0.
         epsilon: ε > 0, which makes the equilibrium unique.
@@ -105,8 +104,9 @@ class LBEN(ImplicitModule):
 
     @classmethod
     def from_form(cls, form: LipschitzForm, *, solver: Solver | None = None) -> LBEN:
-        """The LBEN with the matrices of `form`: M = Λ(I − W) − (CᵀC + ΛUUᵀΛ)/(2γ), VᵀV = ½(M + Mᵀ), S = ½M,
-        ε = 0.
+        """The LBEN with the matrices of `form`.
+
+        With M = Λ(I − W) − (CᵀC + ΛUUᵀΛ)/(2γ): VᵀV = ½(M + Mᵀ), S = ½M and ε = 0.
 
         Trained further it keeps γ, not the structure the form came from. A form whose slack is singular has
         ε = 0, so that uniqueness of the equilibrium rests on the form.
@@ -192,13 +192,14 @@ class LBEN(ImplicitModule):
 
 
 def sll(K: Any, b: Any = None, q: Any = None) -> LipschitzForm:
-    """The 1-Lipschitz SDP-based layer y = x − 2KᵀT⁻¹relu(Kx + b), T_i = Σ_j |KKᵀ|_ij q_j/q_i (Araujo et al.
-    2023).
+    """The 1-Lipschitz SDP-based layer y = x − 2KᵀT⁻¹relu(Kx + b) of Araujo et al. (2023).
+
+    T is diagonal with T_i = Σ_j |KKᵀ|_ij q_j/q_i.
 
     Written with the identity state z₀ = x: W = [[0, 0], [K, 0]], U = [I; 0], C = [I, −2KᵀT⁻¹], Λ =
     blkdiag(I, 2T⁻¹).
 
-    Arguments:
+    Args:
         K: (h, p) without zero rows.
         b: (h,), None for zero.
         q: (h,) positive, None for ones.
@@ -220,7 +221,7 @@ def cpl(K: Any, b: Any = None) -> LipschitzForm:
 
 
 def _residual_layer(K: np.ndarray, b: Any, T: np.ndarray) -> LipschitzForm:
-    """Y = x − 2KᵀT⁻¹relu(Kx + b) with an identity state for x."""
+    """The layer y = x − 2KᵀT⁻¹relu(Kx + b) with an identity state for x."""
     if np.any(T <= 0.0):
         raise ValueError("K must have no zero row.")
     h, p = K.shape
@@ -241,7 +242,7 @@ def aol(P: Any, b: Any = None) -> LipschitzForm:
 
     W = 0, U = Pt^−½, C = I, Λ = I.
 
-    Arguments:
+    Args:
         P: (h, p) without zero columns.
         b: (h,), None for zero.
 
@@ -260,7 +261,7 @@ def sandwich(G: Any, H: Any, psi: Any = None, b: Any = None) -> LipschitzForm:
 
     W = 0, U = √2 Ψ⁻¹H, C = √2 GᵀΨ, Λ = Ψ², without slack.
 
-    Arguments:
+    Args:
         G: (h, q).
         H: (h, p).
         psi: (h,) the positive diagonal of Ψ; None is ones.
@@ -355,7 +356,7 @@ def amplify(form: LipschitzForm, factor: float) -> LipschitzForm:
 
 
 def _relu_layer(U: np.ndarray, C: np.ndarray, weights: np.ndarray, b: Any) -> LipschitzForm:
-    """Y = C relu(Ux + b), certified 1-Lipschitz by Λ = diag(weights)."""
+    """The layer y = C relu(Ux + b), certified 1-Lipschitz by Λ = diag(weights)."""
     h = len(U)
     none = np.zeros(h, dtype=bool)
     return LipschitzForm(np.zeros((h, h)), U, C, weights, 1.0, _vector("b", b, h), np.zeros(len(C)), none)

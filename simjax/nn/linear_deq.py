@@ -28,13 +28,12 @@ class Conserved(NamedTuple):
 class LinearDEQ(ImplicitModule):
     """z = Az + Bu, y = Cz with A free and P = I − A invertible, solved directly.
 
-    Gradient flow conserves PPᵀ + BBᵀ and PᵀP + CᵀC (`conserved`), which keeps P away from singularity as
-    long as P⁻¹B
-    stays bounded: σ_min(P)² ≥ λ_min(P₀P₀ᵀ + B₀B₀ᵀ)/(1 + ‖P⁻¹B‖₂²). Gradient descent with step η adds the
-        positive
-    semidefinite η²Σ(G_PG_Pᵀ + G_BG_Bᵀ) to the first. It starts at A = 0, where both are positive definite.
+    Gradient flow conserves PPᵀ + BBᵀ and PᵀP + CᵀC (`conserved`), which keeps P away from singularity as long
+    as P⁻¹B stays bounded: σ_min(P)² ≥ λ_min(P₀P₀ᵀ + B₀B₀ᵀ)/(1 + ‖P⁻¹B‖₂²). Gradient descent with step η adds
+    η²Σ(G_PG_Pᵀ + G_BG_Bᵀ), which is positive semidefinite, to the first. It starts at A = 0, where both
+    are positive definite.
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states and outputs.
         rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
@@ -56,7 +55,7 @@ class LinearDEQ(ImplicitModule):
         return Matrices(self.A[...], self.B[...], self.C[...])
 
     def solve(self, matrices: Matrices, u: jax.Array) -> Equilibrium:
-        """Z = P⁻¹Bu for inputs u (m, p); not finite, and reported, where P is singular."""
+        """The states z = P⁻¹Bu for inputs u (m, p); not finite, and reported, where P is singular."""
         drive = affine(matrices.B, u)
         A = matrices.A.astype(drive.dtype)
         z = jnp.linalg.solve(jnp.eye(len(A), dtype=A.dtype) - A, drive.T).T

@@ -130,9 +130,7 @@ class MLP(nnx.Module):
 def _checked_sizes(sizes: Any) -> tuple[int, ...]:
     array = np.asarray(sizes)
     if array.ndim != 1 or array.size < 3 or array.dtype.kind not in "iu" or array.min() < 1:
-        raise ValueError(
-            f"sizes must be at least three positive whole numbers (p, hidden …, q), got {sizes!r}"
-        )
+        raise ValueError(f"sizes must be at least three positive whole numbers (p, hidden …, q), got {sizes!r}")
     return tuple(array.tolist())
 
 
@@ -299,9 +297,7 @@ def _chain_activation(samples: np.ndarray, calls: list[_Call], outputs: np.ndarr
     fitting = [_fitting(call.returned, following.received) for call, following in pairwise(calls)]
     for k, names in enumerate(fitting, start=1):
         if not names:
-            raise TypeError(
-                f"what network does between linear layers {k} and {k + 1} is not understood. {_HELP}"
-            )
+            raise TypeError(f"what network does between linear layers {k} and {k + 1} is not understood. {_HELP}")
     common = [name for name in ACTIVATIONS if all(name in names for names in fitting)]
     if not common:
         described = ", ".join(names[0] for names in fitting)

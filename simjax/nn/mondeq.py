@@ -1,13 +1,10 @@
-"""Monotone operator equilibrium networks (Winston, Kolter, NeurIPS 2020), and the operator splittings that
-solve them.
+"""Monotone operator equilibrium networks (Winston, Kolter, NeurIPS 2020), and the splittings that solve them.
 
-z = relu(Wz + Bu + b) has one solution if I − W is strongly monotone in some diagonal metric Λ ≻ 0. Since
-relu is the projection onto z ≥ 0, whatever the metric and the step, both splittings find it with any
-activation-free constant:
+z = relu(Wz + Bu + b) has one solution if I − W is strongly monotone in some diagonal metric Λ ≻ 0. Since relu
+is the projection onto z ≥ 0 whatever the metric and the step, both splittings find it:
 
-    forward–backward    z ← relu((1 − α)z + α(Wz + Bu + b))                    0 < α < 2m/L²
-    Peaceman–Rachford   z = relu(v), h = 2z − v, t = ((1 + α)I − αW)⁻¹(h + α(Bu + b)), v ← 2t − h        any
-    α > 0
+    forward–backward    z ← relu((1 − α)z + α(Wz + Bu + b)),   0 < α < 2m/L²
+    Peaceman–Rachford   v ← 2t − h,   z = relu(v), h = 2z − v, t = ((1 + α)I − αW)⁻¹(h + α(Bu + b)),   any α > 0
 
 For other activations the step would enter their prox, so these models are ReLU models.
 """
@@ -44,7 +41,7 @@ class MonDEQ(ImplicitModule):
     −PᵀP onto the lower ones and keeps only diagonal blocks of Q − Qᵀ: W is lower block triangular with the
     same symmetric part, and block bidiagonal in P it is the paper's, where each tier sees the one before.
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states and outputs.
         m: monotonicity m > 0.
         tiers: sizes of the tiers, summing to n; None is a single tier.
@@ -117,13 +114,13 @@ def solve_monotone(
     m: float | None = None,
     alpha: Any = None,
 ) -> Equilibrium:
-    """Solve z = relu(Wz + drive) for every row of drive, where Λ(I − W) + (I − W)ᵀΛ ≻ 0 for Λ =
-    diag(weights).
+    """Solve z = relu(Wz + drive) for every row of drive.
 
+    There is one solution if Λ(I − W) + (I − W)ᵀΛ ≻ 0 for Λ = diag(weights), and both splittings find it.
     Differentiable in W and drive. Residuals in the report are of the splitting's variable, divided by its
     step so that they are of the size of those of the equation.
 
-    Arguments:
+    Args:
         W: (n, n).
         drive: (m, n), Bu + b.
         weights: (n,) diagonal of Λ; None is the identity.
@@ -160,8 +157,7 @@ def solve_monotone(
 
 
 def _forward_backward(params: tuple, z: jax.Array) -> jax.Array:
-    """Z + (z⁺ − z)/α, so that the averaged step α is the forward–backward step and residuals do not shrink
-    with α.
+    """The map z + (z⁺ − z)/α: its averaged step α is the forward–backward step, and residuals keep their size.
 
     (relu(z + α(w − z)) − z)/α = max(w − z, −z/α) with w = Wz + drive: no cancellation.
     """
@@ -170,7 +166,7 @@ def _forward_backward(params: tuple, z: jax.Array) -> jax.Array:
 
 
 def _peaceman_rachford(params: tuple, v: jax.Array) -> jax.Array:
-    """V + (v⁺ − v)(1 + 1/α)/2, likewise: z's residual is (t − z)(1 + 1/α − W) and v⁺ − v = 2(t − z)."""
+    """The map v + (v⁺ − v)(1 + 1/α)/2, likewise: z's residual is (t − z)(1 + 1/α − W) and v⁺ − v = 2(t − z)."""
     inverse, drive, alpha = params
     h = 2.0 * jax.nn.relu(v) - v
     following = 2.0 * affine(inverse, h + alpha * drive) - h

@@ -25,7 +25,7 @@ class NEMON(ImplicitModule):
     is found on the equivalent hollow model (`eliminate_diagonal`), else by the averaged step or its
     acceleration.
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states and outputs.
         gamma: γ < 1, fixed; negative values are allowed and contract more.
         activation: name of φ.
@@ -73,7 +73,7 @@ class NEMON(ImplicitModule):
     ) -> NEMON:
         """The NEMON with the matrices of `model`: T_ij = a_ij η_j/η_i, T_ii = ½(a_ii + Σ_{j≠i}|T_ij| − γ).
 
-        Arguments:
+        Args:
             model: an implicit model with μ_η(A) ≤ gamma.
             gamma: γ < 1; None is the smallest possible, μ_η(A).
             eta: (n,) positive weights; None is `optimal_weights(A)`.

@@ -37,7 +37,7 @@ class OptEq(ImplicitModule):
 
     Lipschitz in l2 with the constant ‖C_outWᵀ‖₂‖B‖₂/(1 − r²).
 
-    Arguments:
+    Args:
         p, n, q: numbers of inputs, states (of all layers together) and outputs.
         d: size of z; None is n/layers.
         layers: number of unit layers in the cycle; divides n.
@@ -133,7 +133,7 @@ def select_fixed_point(
     argmin{ω(z): z = f(z)} falls like k^−min(1, tμ), so take tμ = 1 where the step allows it (sequential averaging,
     Sabach, Shtern 2017). For fixed sets that are not single points, as of an OptEq with ‖W‖₂ = 1.
 
-    Arguments:
+    Args:
         f: maps (m, d) to (m, d), rows separately; `OptEq.layer(u)`.
         z0: (m, d) start.
         prior_gradient: ∇ω, rows separately.

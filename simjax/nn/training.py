@@ -24,9 +24,7 @@ Callback = Callable[[int, int, float, float], None]
 # digits, sizes (64, 32, 16, 10): 97.2, 97.8, 98.6 %; Fashion-MNIST (784, 64, 32, 16, 10): 88.7, 88.8, 88.7 %.
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "digits": MappingProxyType(
-            {"epochs": 60, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 1e-2}
-        ),
+        "digits": MappingProxyType({"epochs": 60, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 1e-2}),
         "fashion-mnist": MappingProxyType(
             {"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 1e-2}
         ),
@@ -92,9 +90,7 @@ def train(
     held_out = None if validation is None else _checked_data(network, *validation)
     epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
     if batch_size > len(data[1]):
-        raise ValueError(
-            f"batch_size must be at most the number of samples {len(data[1])}, got {batch_size}."
-        )
+        raise ValueError(f"batch_size must be at most the number of samples {len(data[1])}, got {batch_size}.")
     steps = len(data[1]) // batch_size
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(positive_scalar("learning_rate", learning_rate), epochs * steps),
@@ -133,9 +129,7 @@ def accuracy(network: nnx.Module, inputs: Any, labels: Any) -> float:
     return _share_correct(*_parameters(network), *data)
 
 
-def _epoch_function(
-    graph: Any, optimizer: optax.GradientTransformation, batch_size: int, steps: int
-) -> Callable:
+def _epoch_function(graph: Any, optimizer: optax.GradientTransformation, batch_size: int, steps: int) -> Callable:
     """One epoch as one compiled loop over shuffled batches."""
 
     def loss_and_share(parameters: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

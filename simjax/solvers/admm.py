@@ -4,7 +4,7 @@
     z ← prox_{g/ρ}(αw + (1 − α)z + u)                 penalty, ball and support in one prox
     u ← u + αw + (1 − α)z_old − z
 
-The iterate that counts is z, the prox block: exactly sparse and exactly feasible. The dual point comes from the w block:
+The iterate that counts is z, the prox block, exactly sparse and feasible. The dual point comes from the w block:
 y = t̃ − Kw satisfies Kᵀy = ρ(w − z + u), and certifies rows that the residual of z does not. Under exact matching the
 w step is the projection onto Kw = t̃.
 

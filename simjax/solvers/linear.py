@@ -12,14 +12,16 @@ Array = Any
 
 
 class GatheredSystem(NamedTuple):
+    """G_JJ of each row's active coordinates J."""
+
     matrix: Array  # (R, k, k), identity outside the active coordinates
     inside: Array  # (R, k), which of the k gathered coordinates are active
-    index: Array | None  # (R, k), the coordinates; None where nothing was gathered because k = d
+    chosen: Array | None  # (R, k), the coordinates; None where nothing was gathered because k = d
 
     def pick(self, values: Array) -> Array:
         """The active entries of (R, d) values, zero elsewhere, (R, k)."""
-        if self.index is not None:
-            values = jnp.take_along_axis(values, self.index, axis=1)
+        if self.chosen is not None:
+            values = jnp.take_along_axis(values, self.chosen, axis=1)
         return jnp.where(self.inside, values, 0.0)
 
 
@@ -44,10 +46,10 @@ def gather_system(gram: Array, member: Array, diagonal: Array, size: int) -> Gat
 def scatter(system: GatheredSystem, values: Array, width: int) -> Array:
     """(R, k) values back to (R, width), zero where nothing was gathered."""
     values = jnp.where(system.inside, values, 0.0)
-    if system.index is None:
+    if system.chosen is None:
         return values
     row = jnp.arange(values.shape[0])[:, None]
-    return jnp.zeros((values.shape[0], width), values.dtype).at[row, system.index].set(values)
+    return jnp.zeros((values.shape[0], width), values.dtype).at[row, system.chosen].set(values)
 
 
 def cholesky(matrix: Array) -> Array:

@@ -1,7 +1,7 @@
 """Which method runs when: the single methods by name, and the portfolio behind solver="auto".
 
-auto:  one linear solve where the objective is quadratic; ADMM on all rows; every 200 passes an active-set polish of the rows still open; semismooth Newton for those on
-which both stall. Each stage only ever sees the rows that are still open.
+auto:  one linear solve where the objective is quadratic; ADMM on all rows; every 200 passes an active-set polish of the
+rows still open; semismooth Newton for those on which both stall. Each stage only sees the rows that are still open.
 """
 
 from __future__ import annotations
