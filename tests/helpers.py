@@ -1,6 +1,7 @@
 """Row problems with a known answer, and the certificate worked out again in plain NumPy, without the library's code."""
 
 import dataclasses
+import itertools
 import warnings
 
 import jax.numpy as jnp
@@ -95,14 +96,14 @@ class Row:
         return conjugate + (self.kappa * theta if theta > 0.0 else 0.0)
 
     def support_function(self, s):
-        """g*(s) = min over θ ≥ 0 of `conjugate_sum`: convex and piecewise quadratic, so its pieces are minimised exactly."""
+        """g*(s) = min over θ ≥ 0 of `conjugate_sum`, which is convex and piecewise quadratic: piece by piece, exactly."""
         if not np.isfinite(self.kappa):
             return self.conjugate_sum(s, 0.0)
         seen = self.allowed & (self.omega > 0.0)
         reach = (np.abs(s) - self.slope)[seen] / self.omega[seen]
         knots = np.unique(np.concatenate([[0.0], reach[reach > 0.0]]))
         candidates = list(knots)
-        for low, high in zip(knots[:-1], knots[1:]):
+        for low, high in itertools.pairwise(knots):
             inside = seen & (np.abs(s) - self.slope > 0.5 * (low + high) * self.omega)
             if not inside.any() or np.any(self.curvature[inside] == 0.0):
                 continue  # between two knots that are one but for rounding, or where the sum is infinite

