@@ -16,7 +16,10 @@ def float_array(name: str, value: Any, *, infinite: bool = False) -> np.ndarray:
       TypeError: if it is not made of real numbers.
       ValueError: if an entry is NaN or infinite.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a rectangular array of real numbers, got a ragged one.") from error
     if array.dtype.kind not in "fiub" and not _is_extended_float(array):
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}.")
     array = array.astype(np.float64)

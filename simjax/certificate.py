@@ -22,7 +22,7 @@ import numpy as np
 import scipy.linalg
 
 from simjax.constraints import Ball, dual_scaling, support_function
-from simjax.penalties import Penalty, PiecewisePenalty
+from simjax.penalties import Penalty, PiecewisePenalty, traceable
 from simjax.problem import RowProblem
 
 Array = Any
@@ -81,6 +81,7 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (problem.rows_count, problem.width):
         raise ValueError(f"weights must be ({problem.rows_count}, {problem.width}), got {weights.shape}.")
+    problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
     with jax.enable_x64(True):
         evaluation = _evaluate(
             jnp.asarray(problem.design),

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from simjax._checks import float_array, positive_integer
-from simjax.penalties import Penalty, PiecewisePenalty
+from simjax.penalties import FLAT, Penalty, PiecewisePenalty
 
 Array = Any
 
@@ -216,7 +216,7 @@ def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Arra
     radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0.0)
     excess = jnp.maximum(jnp.abs(slopes) - penalty.slope, 0.0)
     reach = jnp.where(sees, excess / jnp.where(weights > 0.0, weights, 1.0), 0.0)
-    curved = jnp.broadcast_to(penalty.curvature > 0.0, reach.shape)
+    curved = jnp.broadcast_to(penalty.curvature > FLAT, reach.shape)
     # Coordinates without curvature demand |s_j| − θω_j ≤ c_j; a relative ε covers the rounding of that product.
     low = jnp.max(jnp.where(curved, 0.0, reach), axis=1, keepdims=True) * (1.0 + 4e-16)
     low = jnp.where(
@@ -283,7 +283,7 @@ def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array
         free = free & mask
     slopes = jnp.where(free, slopes, 0.0)
     if isinstance(penalty, PiecewisePenalty):
-        flat = free & (penalty.curvature == 0.0) & (jnp.abs(slopes) > penalty.slope)
+        flat = free & (penalty.curvature <= FLAT) & (jnp.abs(slopes) > penalty.slope)
         fit = jnp.where(flat, penalty.slope / jnp.where(flat, jnp.abs(slopes), 1.0), 1.0)
         factor = jnp.min(fit, axis=1, keepdims=True)
         return jnp.where(factor < 1.0, factor * (1.0 - 4e-16), 1.0)

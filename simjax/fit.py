@@ -12,7 +12,7 @@ from simjax._checks import choice, float_array, positive_scalar
 from simjax.certificate import Certificate, certify
 from simjax.constraints import L1Ball, feedforward_support, hollow_support
 from simjax.model import ImplicitModel
-from simjax.penalties import OBJECTIVES, NoPenalty, Penalty, check_penalty
+from simjax.penalties import OBJECTIVES, NoPenalty, Penalty
 from simjax.problem import MATCHINGS, RowProblem, row_problem, take_rows
 from simjax.solve import Solution, check_solver, solve_problem
 from simjax.solvers.iterate import ProgressCallback
@@ -425,7 +425,6 @@ def _penalty(objective: Any, alpha: Any, mu: Any) -> Penalty:
         if mu is not None and objective not in _USES_MU:
             raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
         return OBJECTIVES[objective](alpha, mu)
-    check_penalty(objective)
     if mu is not None or not (np.ndim(alpha) == 0 and alpha == _DEFAULT_ALPHA):
         raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
     return objective

@@ -29,6 +29,9 @@ from simjax._checks import nonnegative_parameter
 
 Array = Any
 
+# A curvature below this counts as none where it divides: 1/(4a) would overflow, or a be flushed to zero.
+FLAT = 1e-300
+
 
 class Penalty:
     """What a penalty must supply. Subclass it for a penalty of your own.
@@ -90,14 +93,14 @@ class PiecewisePenalty(Penalty):
     def conjugate(self, slopes: Array) -> Array:
         # h*(s) = b e + e²/(4a) with e = (|s| − c)₊; for a = 0 the indicator of e = 0.
         excess = jnp.maximum(jnp.abs(slopes) - self.slope, 0.0)
-        curved = self.curvature > 0.0
+        curved = self.curvature > FLAT
         quadratic = excess * (self.knot + excess / (4.0 * jnp.where(curved, self.curvature, 1.0)))
         return jnp.where(curved, quadratic, jnp.where(excess > 0.0, jnp.inf, 0.0))
 
     def conjugate_slope(self, slopes: Array) -> Array:
         """|dh*/ds| = b + e/(2a) where e > 0, else 0 (only meaningful where a > 0)."""
         excess = jnp.maximum(jnp.abs(slopes) - self.slope, 0.0)
-        curved = self.curvature > 0.0
+        curved = self.curvature > FLAT
         size = self.knot + excess / (2.0 * jnp.where(curved, self.curvature, 1.0))
         return jnp.where(curved & (excess > 0.0), size, 0.0)
 
@@ -144,8 +147,7 @@ def Perspective(alpha: Array, mu: Array = None) -> PiecewisePenalty:
       ValueError: if alpha or mu is negative or not finite.
     """
     alpha = nonnegative_parameter("alpha", alpha)
-    mu = alpha if mu is None else nonnegative_parameter("mu", mu)
-    alpha, mu = np.broadcast_arrays(alpha, mu)
+    alpha, mu = _weight_pair(alpha, mu)
     # α = 0 lets t go to 0 for free: h = 0. The knot is then irrelevant, so any finite value will do.
     knot = np.sqrt(mu) / np.sqrt(np.where(alpha > 0.0, alpha, 1.0))
     return PiecewisePenalty(2.0 * np.sqrt(alpha) * np.sqrt(mu), np.array(alpha), knot)
@@ -162,9 +164,18 @@ def ElasticNet(alpha: Array, mu: Array = None) -> PiecewisePenalty:
       ValueError: if alpha or mu is negative or not finite.
     """
     alpha = nonnegative_parameter("alpha", alpha)
-    mu = alpha if mu is None else nonnegative_parameter("mu", mu)
-    alpha, mu = np.broadcast_arrays(alpha, mu)
+    alpha, mu = _weight_pair(alpha, mu)
     return PiecewisePenalty(np.array(alpha), np.array(mu), np.zeros_like(alpha))
+
+
+def _weight_pair(alpha: np.ndarray, mu: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha and mu in one shape; None for mu means mu = alpha."""
+    mu = alpha if mu is None else nonnegative_parameter("mu", mu)
+    try:
+        broadcast = np.broadcast_arrays(alpha, mu)
+    except ValueError as error:
+        raise ValueError(f"mu must broadcast against alpha of shape {alpha.shape}, got shape {mu.shape}.") from error
+    return broadcast[0], broadcast[1]
 
 
 def Ridge(alpha: Array) -> PiecewisePenalty:
@@ -196,14 +207,35 @@ OBJECTIVES = {
 }
 
 
+class Opaque:
+    """A penalty of the user's own, compared by identity."""
+
+    def __init__(self, penalty: Penalty) -> None:
+        self.penalty = penalty
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opaque) and other.penalty is self.penalty
+
+    def __hash__(self) -> int:
+        return id(self.penalty)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScaledPenalty(Penalty):
-    """w' ↦ q h(p w') for a penalty h of the user's own (`point_scale` p > 0, `value_scale` q > 0, (rows, 1 or d))."""
+    """w' ↦ q h(p w') for a penalty h of the user's own (`point_scale` p > 0, `value_scale` q > 0, (rows, 1 or d)).
+
+    It is what JAX gets to see of such a penalty, which need not be a pytree, nor hashable.
+    """
 
     point_scale: Array
     value_scale: Array
-    penalty: Penalty = dataclasses.field(metadata={"static": True})
+    own: Opaque = dataclasses.field(metadata={"static": True})
+
+    @property
+    def penalty(self) -> Penalty:
+        """The user's penalty h."""
+        return self.own.penalty
 
     def value(self, weights: Array) -> Array:
         return self.value_scale * self.penalty.value(self.point_scale * weights)
@@ -219,13 +251,24 @@ class ScaledPenalty(Penalty):
         return self.value_scale * self.penalty.conjugate(slopes / (self.value_scale * self.point_scale))
 
 
-def check_penalty(penalty: Any) -> None:
-    """Check that `penalty` is a penalty: three functions, convex, smallest at zero, prox and conjugate consistent.
+def traceable(penalty: Penalty) -> Penalty:
+    """The penalty in a form that can be an argument of a compiled function."""
+    if isinstance(penalty, (PiecewisePenalty, ScaledPenalty)):
+        return penalty
+    return ScaledPenalty(np.ones((1, 1)), np.ones((1, 1)), Opaque(penalty))
+
+
+def check_penalty(penalty: Any, rows: int = 1, width: int = 1) -> None:
+    """Check that `penalty` is a penalty: three functions, smallest at zero, prox and conjugate consistent.
+
+    A penalty of the user's own is tried out at a few points, in arrays of shape (rows, width).
 
     Raises:
       TypeError: if a function is missing.
-      ValueError: if they contradict each other at sampled points (Moreau's identity, Fenchel–Young).
+      ValueError: if they contradict each other at the sampled points (Fenchel–Young with equality at the prox).
     """
+    if isinstance(penalty, type):
+        raise TypeError(f"penalty must be an object, got the class {penalty.__name__}; make one of it.")
     missing = [name for name in ("value", "prox", "conjugate") if not callable(getattr(penalty, name, None))]
     if missing:
         raise TypeError(
@@ -234,18 +277,24 @@ def check_penalty(penalty: Any) -> None:
         )
     if isinstance(penalty, PiecewisePenalty):
         return
+    name = type(penalty).__name__
     with jax.enable_x64(True):
-        x = jnp.array([[-30.0, -2.0, -0.3, -1e-3, 0.0, 1e-3, 0.3, 2.0, 30.0]]).T
-        w = penalty.prox(x, jnp.ones_like(x))
-        subgradient = x - w
-        mismatch = penalty.value(w) + penalty.conjugate(subgradient) - subgradient * w
-        at_zero = penalty.value(jnp.zeros_like(x))
-        scale = 1.0 + jnp.abs(subgradient * w)
-        if not bool(jnp.all(at_zero == 0.0)) or not bool(jnp.all(penalty.value(x) >= 0.0)):
-            raise ValueError(f"penalty {type(penalty).__name__} must satisfy h(0) = 0 and h(w) >= 0 everywhere.")
-        if not bool(jnp.all(jnp.abs(mismatch) <= 1e-9 * scale)):
-            worst = float(jnp.max(jnp.abs(mismatch) / scale))
-            raise ValueError(
-                f"penalty {type(penalty).__name__}: value, prox and conjugate contradict each other; at the prox, "
-                f"h(w) + h*(x − w) must equal (x − w)·w, but differs by up to {worst:.1e}."
-            )
+        for point in (-30.0, -2.0, -0.3, -1e-3, 0.0, 1e-3, 0.3, 2.0, 30.0):
+            x = jnp.full((rows, width), point)
+            value = penalty.value(x)
+            if not bool(jnp.all(value >= 0.0)) or (point == 0.0 and bool(jnp.any(value != 0.0))):
+                raise ValueError(
+                    f"penalty {name} must satisfy h(0) = 0 and h(w) >= 0 everywhere; at {point:g} it does not."
+                )
+            for step in (0.1, 1.0, 10.0):
+                w = penalty.prox(x, jnp.full_like(x, step))
+                # A hair towards zero, so that rounding does not push a slope out of the conjugate's domain.
+                slope = (1.0 - 1e-12) * (x - w) / step
+                mismatch = penalty.value(w) + penalty.conjugate(slope) - slope * w
+                relative = jnp.abs(mismatch) / (1.0 + jnp.abs(slope * w))
+                if not bool(jnp.all(relative <= 1e-9)):
+                    raise ValueError(
+                        f"penalty {name}: value, prox and conjugate contradict each other; at w = prox({point:g}) for "
+                        f"step {step:g}, h(w) + h*(s) must equal s·w with s = (x − w)/step, but differs by up to "
+                        f"{float(jnp.max(relative)):.1e}."
+                    )

@@ -106,7 +106,7 @@ def row_problem(
             f"loss_weight must be a positive scalar or ({rows},) array, got shape {loss_weight.shape}"
             + (f" with smallest entry {loss_weight.min():g}." if loss_weight.size else ".")
         )
-    check_penalty(penalty)
+    check_penalty(penalty, rows, d)
     if isinstance(penalty, PiecewisePenalty):
         penalty = PiecewisePenalty(
             *(_parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))

@@ -209,6 +209,8 @@ def solve_problem(
     check_solver(solver, problem.matching, workers)
     tol = positive_scalar("tol", tol)
     max_iters = positive_integer("max_iters", max_iters)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable or None, got {type(progress).__name__}.")
     begin = time.perf_counter()
     if solver in ORACLES:
         answer = _Answer.empty(problem)
@@ -265,6 +267,8 @@ def _solve_live_rows(
     """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof."""
     answer = _Answer.empty(problem)
     live = np.flatnonzero(np.any(problem.targets != 0.0, axis=0))
+    if not problem.design.any():  # nothing to gain: w = 0 is optimal, and its residual proves it
+        live = live[:0]
     rows = problem.rows_count
 
     def report(part: Progress) -> None:
@@ -274,7 +278,7 @@ def _solve_live_rows(
             progress(dataclasses.replace(part, rows=rows, solved=part.solved + settled))
 
     precise, inner_tol = problem.exact, _INTERNAL_TOL * tol
-    while live.size:
+    while live.size and max_iters > 0:
         part = problem.take(live)
         with jax.enable_x64(True):
             board, weights, duals = _attempt(part, solver, inner_tol, max_iters, precise=precise, progress=report)
@@ -286,6 +290,7 @@ def _solve_live_rows(
         # factorisation of Φ itself, which does not square its condition number, and a tighter tolerance.
         certificate = certify(part, weights, [duals])
         disagree = (board.gap <= inner_tol) & (row_status(certificate, tol, exact=part.exact) != Status.SOLVED)
+        max_iters -= int(board.passes.max(initial=0))
         live = live[disagree]
         if precise and inner_tol < 0.01 * tol:
             break

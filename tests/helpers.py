@@ -82,23 +82,23 @@ class Row:
         fit = 0.0 if self.exact else self.loss_weight * np.sum((self.target - self.design @ w) ** 2)
         return fit + self.value(w)
 
-    def conjugate_sum(self, s, theta):
+    def conjugate_sum(self, s, theta, rounding):
         """κθ + Σ h*(soft(s, θω)) over the support, with h*(s) = b e + e²/(4a), e = (|s| − c)₊."""
         size = np.maximum(np.abs(s) - theta * self.omega, 0.0)[self.allowed]
         excess = np.maximum(size - self.slope[self.allowed], 0.0)
         curvature = self.curvature[self.allowed]
         flat = curvature == 0.0
         # A demand |s| ≤ c that fails by no more than rounding holds.
-        if np.any(excess[flat] > 1e-11 * (1.0 + np.abs(s[self.allowed][flat]))):
+        if np.any((excess > rounding[self.allowed] + 1e-12 * size)[flat]):
             return np.inf
         curved = excess[~flat]
         conjugate = np.sum(curved * (self.knot[self.allowed][~flat] + curved / (4.0 * curvature[~flat])))
         return conjugate + (self.kappa * theta if theta > 0.0 else 0.0)
 
-    def support_function(self, s):
-        """g*(s) = min over θ ≥ 0 of `conjugate_sum`, which is convex and piecewise quadratic: piece by piece, exactly."""
+    def support_function(self, s, rounding):
+        """g*(s) = min over θ ≥ 0 of `conjugate_sum`, convex and piecewise quadratic: piece by piece, exactly."""
         if not np.isfinite(self.kappa):
-            return self.conjugate_sum(s, 0.0)
+            return self.conjugate_sum(s, 0.0, rounding)
         seen = self.allowed & (self.omega > 0.0)
         reach = (np.abs(s) - self.slope)[seen] / self.omega[seen]
         knots = np.unique(np.concatenate([[0.0], reach[reach > 0.0]]))
@@ -112,16 +112,24 @@ class Row:
             rate = np.sum(omega**2 / (2.0 * a))
             level = np.sum(omega * (self.knot[inside] + (np.abs(s) - self.slope)[inside] / (2.0 * a)))
             candidates.append(np.clip((level - self.kappa) / rate, low, high))
-        return min(self.conjugate_sum(s, theta) for theta in candidates)
+        return min(self.conjugate_sum(s, theta, rounding) for theta in candidates)
 
     def dual_objective(self, y):
-        s = self.design.T @ y
-        # Where s_j = 0 is demanded, zero to rounding is zero.
-        zero = (self.slope == 0.0) & (self.curvature == 0.0) & ~((self.omega > 0.0) & np.isfinite(self.kappa))
-        tiny = np.abs(s) <= 1e-12 * np.linalg.norm(self.design, axis=0) * np.linalg.norm(y)
-        s = np.where(zero & tiny, 0.0, s)
+        """D(y) = yᵀt − ‖y‖²/(4λ) − g*(Φᵀy); without the square under exact matching."""
         smooth = 0.0 if self.exact else np.sum(y**2) / (4.0 * self.loss_weight)
-        return y @ self.target - smooth - self.support_function(s)
+        return y @ self.target - smooth - self.support_function(self.design.T @ y, self.slope_rounding(y))
+
+    def slope_rounding(self, y):
+        """How far each entry of Φᵀy can be off in float64."""
+        return 1e-15 * (np.abs(self.design).T @ np.abs(y))
+
+    def rounding(self, w, y):
+        """How far P(w) and P(w) − D(y) can be off in float64."""
+        residual = 1e-15 * np.linalg.norm(np.abs(self.design) @ np.abs(w) + np.abs(self.target))
+        loss = 0.0 if self.exact else self.loss_weight
+        fit = 2.0 * np.linalg.norm(self.target - self.design @ w) * residual + residual**2
+        terms = self.value(w) + np.abs(y) @ np.abs(self.target) + 2.0 * loss * np.sum(self.target**2)
+        return 1e-300 + 1e-14 * terms + 10.0 * (loss * fit + self.slope_rounding(y) @ np.abs(w))
 
     def farkas_margin(self, y):
         """(yᵀt − sup {yᵀΦw : w in the ball and the support}) / (‖y‖‖t‖): positive if y proves Φw = t impossible."""
@@ -183,11 +191,10 @@ def assert_proved(design, targets, solution, **problem):
             assert row.farkas_margin(y) > 0.0
             continue
         objective, bound = row.objective(w), row.dual_objective(y)
-        size = row.loss_weight * np.sum(row.target**2)
-        rounding = 1e-13 * (objective + abs(y) @ abs(row.target) + (0.0 if row.exact else size))
+        rounding = row.rounding(w, y)
         assert abs(objective - certificate.objective[i]) <= rounding
         if solution.status[i] == "SOLVED":
-            floor = 0.0 if row.exact else 1e-12 * size
+            floor = 0.0 if row.exact else 1e-12 * row.loss_weight * np.sum(row.target**2)
             assert objective - bound <= 1.001 * solution.tol * max(objective, floor) + rounding
             assert certificate.relative_gap[i] <= solution.tol
             if row.exact:

@@ -81,8 +81,8 @@ def test_against_the_oracle(kind, matching, m):
         scale = np.maximum(np.abs(judged.objective), floor)
         assert judged.relative_gap.max() <= 1e-6, f"{name}: the oracle itself is off"
         for solver in solvers(matching):
-            if (solver, matching) == ("admm", "exact") and m < D:
-                continue  # linear convergence there takes more passes than a test has; auto's finisher is tested
+            if (solver, matching, name) == ("admm", "exact", "l1") and m < D:
+                continue  # a linear program: ADMM alone may need more passes than it gets; auto's finisher does not
             solution = solve_problem(stated, solver=solver)
             found = solution.certificate
             where = f"{name}, {kind}, {matching}, m={m}, {solver}"

@@ -12,7 +12,7 @@ from scipy.optimize import brentq, minimize
 import simjax
 from simjax import constraints
 from simjax.constraints import Ball, feedforward_support, hollow_support, soft
-from simjax.penalties import PiecewisePenalty, ScaledPenalty
+from simjax.penalties import Opaque, PiecewisePenalty, ScaledPenalty
 
 ROWS, WIDTH, BOUND = 5, 8, 6
 # Compiled once per shape and kind of penalty, as in the solvers.
@@ -47,7 +47,7 @@ def points_of(seed=0, scale=1.5):
 
 def user_penalty(penalty):
     """As the solvers see a penalty of the user's own."""
-    return ScaledPenalty(column(1.0), column(1.0), ByHand(penalty))
+    return ScaledPenalty(column(1.0), column(1.0), Opaque(ByHand(penalty)))
 
 
 # --- L1Ball and Free ---------------------------------------------------------------------------------------------

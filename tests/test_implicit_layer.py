@@ -30,7 +30,7 @@ def lipschitz_network(p, n, q):
     first = sandwich(*orthogonal_rows(rng.normal(size=(n, n)), rng.normal(size=(n, p))))
     last = sandwich(*orthogonal_rows(rng.normal(size=(q, q)), rng.normal(size=(q, n))))
     network = cascade(cascade(first, sll(rng.normal(size=(n, n)))), last)
-    return LBEN.from_form(amplify(network, 10.0))
+    return LBEN.from_form(amplify(network, 10.0), solver=Solver(method="averaged"))
 
 
 MODULES = {
@@ -139,12 +139,10 @@ def iterations(states, method):
 @pytest.mark.parametrize("name", ["layer", "nemon", "mondeq", "lben-network", "opteq", "geq", "linear"])
 def test_each_model_learns_the_digits_and_is_then_a_baseline(name):
     U, labels = digits()
-    module, unseen = MODULES[name](64, 24, 10), (U[1400:], labels[1400:])
-    report = train(module, U[:1400], labels[:1400], epochs=6, batch_size=100, learning_rate=1e-2, validation=unseen)
-    share = report.validation_accuracies[-1]
-    assert share > (0.7 if name == "geq" else 0.8)
-    states = module.states(unseen[0])
-    assert np.mean(states.outputs.argmax(axis=1) == unseen[1]) == pytest.approx(share, abs=0.006)
+    module = MODULES[name](64, 24, 10)
+    train(module, U[:1400], labels[:1400], epochs=6, batch_size=100, learning_rate=1e-2)
+    states = module.states(U[1400:])
+    assert np.mean(states.outputs.argmax(axis=1) == labels[1400:]) > (0.7 if name == "geq" else 0.8)
     if name in ("layer", "nemon", "opteq"):  # μ_η(A) < 1: the averaged iteration converges on the export as it is
         assert iterations(states, "anderson") < iterations(states, "averaged")
 

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize_scalar
 
 import simjax
-from simjax.penalties import OBJECTIVES, PiecewisePenalty, ScaledPenalty, check_penalty
+from simjax.penalties import OBJECTIVES, Opaque, PiecewisePenalty, ScaledPenalty, check_penalty
 
 EXTENDED = PENALTIES | {"huber": Huber(0.7), "nonnegative": NonnegativeL1(0.3), "squares": Squares([0.6])}
 POINTS = np.array([-30.0, -3.0, -1.0, -0.6, -0.1, -1e-4, 0.0, 1e-4, 0.1, 0.3, 0.5, 1.0, 2.0, 40.0])
@@ -145,7 +145,7 @@ def test_generalised_derivatives_match_finite_differences(name):
 def test_scaled_penalty_is_the_penalty_in_other_units(name):
     penalty, p, q = PENALTIES[name], 0.3, 7.0
     by_parameters = penalty.scaled(p, q)
-    by_hand = ScaledPenalty(p, q, penalty)
+    by_hand = ScaledPenalty(p, q, Opaque(penalty))
     assert_allclose(by_parameters.value(POINTS), q * penalty.value(p * POINTS), rtol=1e-13)
     for method, arguments in (("value", ()), ("prox", (0.4,)), ("prox_slope", (0.4,)), ("conjugate", ())):
         x = POINTS if method != "conjugate" else 0.9 * POINTS

@@ -1,4 +1,4 @@
-"""Bad input: each error names the argument, before anything is solved. Good input: any array-like of the same values."""
+"""Bad input: each error names the argument, before anything is solved. Good input: any array-like of these values."""
 
 import dataclasses
 

@@ -88,7 +88,8 @@ def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState,
         state, w, move = one_pass(state)
         return _rebalance(state, rows.confine(w), move)
 
-    return lax.fori_loop(0, max(passes // _RHO_EVERY, 1), block, state)
+    state = lax.fori_loop(0, passes // _RHO_EVERY, block, state)
+    return lax.fori_loop(0, passes % _RHO_EVERY, lambda _, s: one_pass(s)[0], state)
 
 
 def _rebalance(state: AdmmState, w: Array, move: Array) -> AdmmState:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simjax.constraints import Ball, dual_scaling, support_function
-from simjax.penalties import Penalty, PiecewisePenalty, ScaledPenalty
+from simjax.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
 from simjax.problem import RowProblem, take_rows
 from simjax.solvers.factor import Factorisation
 
@@ -70,11 +70,9 @@ class CanonicalRows:
 
 def _take_penalty(penalty: Any, index: Array) -> Any:
     if isinstance(penalty, ScaledPenalty):
-        return ScaledPenalty(
-            penalty.point_scale[index],
-            penalty.value_scale[index],
-            take_rows(penalty.penalty, np.asarray(index)),
-        )
+        own = take_rows(penalty.penalty, np.asarray(index))
+        own = penalty.own if own is penalty.penalty else Opaque(own)
+        return ScaledPenalty(penalty.point_scale[index], penalty.value_scale[index], own)
     return penalty.rows(index)
 
 
@@ -121,7 +119,7 @@ def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.n
             return jnp.asarray(np.broadcast_to(parameter, (rows, parameter.shape[1])))
 
         return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
-    return ScaledPenalty(jnp.asarray(point_scale), jnp.asarray(value_scale), penalty)
+    return ScaledPenalty(jnp.asarray(point_scale), jnp.asarray(value_scale), Opaque(penalty))
 
 
 def _exact_value_scale(

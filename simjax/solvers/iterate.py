@@ -130,12 +130,11 @@ class FirstOrder:
         """Up to `passes` more passes on the rows still open, certifying every `CHECK_EVERY`."""
         done = 0
         while done < passes and self._compact(board):
-            self.state = self.method.advance(
-                self.factorisation, self.rows, self.state, passes=min(CHECK_EVERY, passes - done)
-            )
-            done += CHECK_EVERY
+            stretch = min(CHECK_EVERY, passes - done)
+            self.state = self.method.advance(self.factorisation, self.rows, self.state, passes=stretch)
+            done += stretch
             index = self.index[: self.count]
-            board.passes[index] += CHECK_EVERY
+            board.passes[index] += stretch
             board.offer(index, *self.method.candidate(self.factorisation, self.rows, self.state))
             board.report(self.method.__name__.rpartition(".")[2])
 
