@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from simjax import datasets
 from simjax.nn import MLP, RECOMMENDED, train
 
 ROOT = Path(__file__).resolve().parents[1]
-OBJECTIVES = (
+OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("l1", {}),
     ("perspective", {}),
     ("perspective", {"mu": 1e-5}),

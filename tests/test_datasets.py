@@ -52,7 +52,7 @@ def machine(tmp_path, monkeypatch):
 def write(folder, files=None):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (files or small_files()).items():
-        (folder / name).write_bytes(gzip.compress(content))
+        (folder / name).write_bytes(gzip.compress(content, mtime=0))
 
 
 # ---- digits ----------------------------------------------------------------------------------------------
@@ -156,7 +156,9 @@ def test_download_into_the_cache(machine, monkeypatch):
     assert len(served) == 4  # the second time from the cache
 
 
-@pytest.mark.parametrize("answer", [b"<html>moved</html>", gzip.compress(b"other"), gzip.compress(b"cut")[:-3]])
+@pytest.mark.parametrize(
+    "answer", [b"<html>moved</html>", gzip.compress(b"other", mtime=0), gzip.compress(b"cut", mtime=0)[:-3]]
+)
 def test_a_wrong_download_is_not_kept(answer, machine, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(answer))
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not"):
@@ -175,7 +177,7 @@ def test_damaged_files(machine):
         (b"", "not a whole gzip file|not the official file"),
         (b"not gzip at all", "not a whole gzip file"),
         (bytes(flipped), "not a whole gzip file"),
-        (gzip.compress(b"other contents"), "not the official file"),
+        (gzip.compress(b"other contents", mtime=0), "not the official file"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=match) as caught:

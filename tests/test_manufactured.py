@@ -1,8 +1,8 @@
 """Rows made from a primal-dual pair that satisfies the KKT conditions, so that their optimum is known without a solver.
 
-A pair (w, y) is optimal if s = Φᵀy is a subgradient of g = h + indicator of the ball at w, and y = 2λ(t − Φw), penalised,
-or Φw = t (exact). Φ, w and y are drawn at random; the parameters of the penalty, one per row and coordinate, are then
-chosen so that s is a subgradient, and t = Φw + y/(2λ).
+A pair (w, y) is optimal if s = Φᵀy is a subgradient of g = h + indicator of the ball at w, and y = 2λ(t − Φw)
+(penalised) or Φw = t (exact). Φ, w and y are drawn at random; the parameters of the penalty, one per row and
+coordinate, are then chosen so that s is a subgradient, and t = Φw + y/(2λ).
 """
 
 import numpy as np

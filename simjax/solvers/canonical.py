@@ -70,8 +70,7 @@ class CanonicalRows:
 
 def _take_penalty(penalty: Any, index: Array) -> Any:
     if isinstance(penalty, ScaledPenalty):
-        own = take_rows(penalty.penalty, np.asarray(index))
-        own = penalty.own if own is penalty.penalty else Opaque(own)
+        own = Opaque(take_rows(penalty.penalty, np.asarray(index)))
         return ScaledPenalty(penalty.point_scale[index], penalty.value_scale[index], own)
     return penalty.rows(index)
 

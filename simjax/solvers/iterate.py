@@ -73,7 +73,8 @@ class Scoreboard:
     def offer(self, index: np.ndarray, weights: Array, dual: Array, gap: Array) -> np.ndarray:
         """Keep what is better than before; returns which of `index` are now solved."""
         gap = np.asarray(gap)[: index.size]
-        better = gap < self.gap[index]
+        # A gap of 1 is what y = 0 proves of anything: among such, the latest weights are the better guess.
+        better = (gap < self.gap[index]) | ((gap == self.gap[index]) & (gap >= 1.0))
         if better.any():
             chosen = index[better]
             self.weights[chosen] = np.asarray(weights)[: index.size][better]
