@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 import simjax
+from benchmarks.problems import standard_states
 from simjax import datasets
-from simjax.nn import MLP, RECOMMENDED, train
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -29,24 +29,16 @@ OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def standard_states(m: int = 500, seed: int = 0) -> tuple[simjax.States, float]:
-    """States of a trained network on m training samples, and its test accuracy."""
-    data = datasets.load("fashion-mnist")
-    network = MLP((784, 64, 32, 16, 10))
-    train(network, data.train_inputs, data.train_labels, seed=seed, **RECOMMENDED["fashion-mnist"])
-    chosen = np.random.default_rng(seed).permutation(len(data.train_labels))[:m]
-    states = simjax.collect_states(network, data.train_inputs[chosen])
-    assert states.baseline is not None
-    return states, states.baseline.accuracy(data.test_inputs, data.test_labels)
-
-
 def main() -> None:
     """Fit, certify and verify every combination."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--verify", type=int, default=6, help="rows of each fit that Clarabel solves again")
     parser.add_argument("--units", nargs="+", default=["rescaled", "natural"])
     arguments = parser.parse_args()
-    states, accuracy = standard_states()
+    states = standard_states()
+    assert states.baseline is not None
+    data = datasets.load("fashion-mnist")
+    accuracy = states.baseline.accuracy(data.test_inputs, data.test_labels)
     lines = []
     for units in arguments.units:
         for support in ("full", "hollow", "feedforward"):

@@ -10,6 +10,7 @@ from simjax.solve import Solution, solve_rows
 from simjax.solvers.iterate import Progress
 from simjax.states import States, collect_states
 from simjax.status import ConvergenceWarning, Status
+from simjax.streaming import StreamedCertificate, StreamedStates, SufficientStatistics, recertify, stream_states
 from simjax.verify import Verification
 
 __version__ = "0.1.0"
@@ -34,12 +35,17 @@ __all__ = [
     "Solution",
     "States",
     "Status",
+    "StreamedCertificate",
+    "StreamedStates",
+    "SufficientStatistics",
     "Verification",
     "adaptive_weights",
     "certify",
     "collect_states",
     "fit",
+    "recertify",
     "row_problem",
     "solve_rows",
+    "stream_states",
     "verify_model",
 ]

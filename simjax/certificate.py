@@ -67,6 +67,14 @@ class Certificate:
         return changed
 
 
+def joined_certificates(parts: list[Certificate]) -> Certificate:
+    """The certificates of several blocks of rows as one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [field.name for field in dataclasses.fields(Certificate)]
+    return Certificate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
 def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     """Certify `weights` (R, d) with the best of y = 0, the residual y = 2λ(t − Φw) and the candidates in `duals`.
 

@@ -30,14 +30,21 @@ _ROOT_STEPS = 100
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ball:
-    """Σ_j ω_j |w_j| ≤ κ for each row: `weights` ω ≥ 0 is (1 or rows, d), `radius` κ > 0 is (rows, 1), inf for none."""
+    """Σ_j ω_j |w_j| ≤ κ for each row.
+
+    Attributes:
+      weights: ω ≥ 0, (1 or rows, d).
+      radius: κ > 0, (rows, 1), inf for no constraint.
+      size: ω_j = 0 from this coordinate on, so that the search for the multiplier need not look there.
+    """
 
     weights: Array
     radius: Array
+    size: int = dataclasses.field(metadata={"static": True})
 
     def rows(self, index: Array) -> Ball:
         weights = self.weights[index] if self.weights.shape[0] > 1 else self.weights
-        return Ball(weights, self.radius[index])
+        return Ball(weights, self.radius[index], self.size)
 
     def norm(self, weights: Array) -> Array:
         """Σ_j ω_j |w_j|, (rows, 1)."""
@@ -96,7 +103,7 @@ class L1Ball:
             raise ValueError(f"weights of the ball must be for {rows} rows, got shape {self.weights.shape}.")
         weights = np.zeros((self.weights.shape[0] if self.weights.ndim == 2 else 1, width))
         weights[:, :size] = self.weights
-        return Ball(weights, np.broadcast_to(self.radius.reshape(-1, 1), (rows, 1)).copy())
+        return Ball(weights, np.broadcast_to(self.radius.reshape(-1, 1), (rows, 1)).copy(), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,17 +141,20 @@ def joint_prox(penalty: Penalty, ball: Ball | None, points: Array, step: Array, 
     if ball is None:
         return JointProx(penalty.prox(points, step), jnp.zeros_like(theta), points)
     weights, radius = ball.weights, ball.radius
-    prox_slope: Any = penalty.prox_slope  # type: ignore[attr-defined]
+    # The root depends on the coordinates in the ball alone.
+    bound: Any = penalty.columns(ball.size) if isinstance(penalty, PiecewisePenalty) else penalty
+    head = slice(ball.size if isinstance(penalty, PiecewisePenalty) else None)
+    inner, omega = points[:, head], weights[:, head]
 
     def norm_at(theta: Array) -> tuple[Array, Array]:
-        seen = soft(points, theta * weights)
-        norm = jnp.sum(weights * jnp.abs(penalty.prox(seen, step)), axis=1, keepdims=True)
-        slope = jnp.sum(weights**2 * jnp.where(seen != 0.0, prox_slope(seen, step), 0.0), axis=1, keepdims=True)
+        seen = soft(inner, theta * omega)
+        norm = jnp.sum(omega * jnp.abs(bound.prox(seen, step)), axis=1, keepdims=True)
+        slope = jnp.sum(omega**2 * jnp.where(seen != 0.0, bound.prox_slope(seen, step), 0.0), axis=1, keepdims=True)
         return norm, slope
 
     # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
     high = jnp.max(
-        jnp.where(weights > 0.0, jnp.abs(points) / jnp.where(weights > 0.0, weights, 1.0), 0.0),
+        jnp.where(omega > 0.0, jnp.abs(inner) / jnp.where(omega > 0.0, omega, 1.0), 0.0),
         axis=1,
         keepdims=True,
     )
@@ -305,12 +315,15 @@ def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array
 # --- Supports ----------------------------------------------------------------------------------------------------
 
 
-def hollow_support(n: int, p: int) -> np.ndarray:
-    """A_ii = 0, everything else free: boolean (n, n + p)."""
-    return np.concatenate([~np.eye(n, dtype=bool), np.ones((n, p), dtype=bool)], axis=1)
+def hollow_support(n: int, p: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """A_ii = 0, everything else free: boolean (n, n + p), or only the given `rows` of it."""
+    rows = np.arange(n) if rows is None else rows
+    mask = np.ones((rows.size, n + p), dtype=bool)
+    mask[np.arange(rows.size), rows] = False
+    return mask
 
 
-def feedforward_support(layer_sizes: Sequence[int], p: int) -> np.ndarray:
+def feedforward_support(layer_sizes: Sequence[int], p: int, rows: np.ndarray | None = None) -> np.ndarray:
     """A strictly upper block triangular in the stacked order (last hidden layer first): boolean (n, n + p).
 
     A state may depend on every state of an earlier layer and on the inputs, so that A is nilpotent and the model is
@@ -318,6 +331,8 @@ def feedforward_support(layer_sizes: Sequence[int], p: int) -> np.ndarray:
 
     Args:
       layer_sizes: widths of the hidden layers, the first hidden layer first.
+      rows: only these rows of the mask; None means all.
     """
     depth = np.repeat(np.arange(len(layer_sizes)), layer_sizes)[::-1]
-    return np.concatenate([depth[:, None] > depth[None, :], np.ones((depth.size, p), dtype=bool)], axis=1)
+    own = depth if rows is None else depth[rows]
+    return np.concatenate([own[:, None] > depth[None, :], np.ones((own.size, p), dtype=bool)], axis=1)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
+import scipy.sparse
+from jax.sharding import Mesh
 
 from simjax._checks import choice, float_array, positive_scalar
 from simjax.certificate import Certificate, certify
 from simjax.constraints import L1Ball, feedforward_support, hollow_support
 from simjax.model import ImplicitModel
 from simjax.penalties import OBJECTIVES, NoPenalty, Penalty
-from simjax.problem import MATCHINGS, RowProblem, row_problem, take_rows
-from simjax.solve import Solution, check_solver, solve_problem
+from simjax.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
+from simjax.solve import Solution, Weights, check_solver, dense_rows, solve_problem
 from simjax.solvers.iterate import ProgressCallback
 from simjax.states import States
 from simjax.status import Status, row_status
+from simjax.streaming import StreamedStates, design_and_targets
 from simjax.verify import Verification, joined, sample_rows, verify_rows
 
 SUPPORTS = ("full", "hollow", "feedforward")
@@ -38,7 +41,8 @@ class FitResult:
       model: the implicit model (A, B, C, D), in the units in which ‖A‖∞ ≤ kappa holds.
       certificate: one entry per row, (n + q,): the n rows of (A B) first, then the q rows of (C D).
       status: (n + q,), strings; see `Status`.
-      weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with an intercept).
+      weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with an intercept);
+        CSR, like the model, where memory only allowed for blocks of rows.
       solutions: the solves in the order they ran; the last one to touch a row is the one certified here.
       settings: the arguments of the fit, as stored in the model's metadata.
     """
@@ -46,7 +50,7 @@ class FitResult:
     model: ImplicitModel
     certificate: Certificate
     status: np.ndarray
-    weights: np.ndarray
+    weights: Weights
     solutions: tuple[Solution, ...]
     settings: dict[str, Any]
 
@@ -101,7 +105,7 @@ class FitResult:
 
 
 def fit(
-    states: States,
+    states: States | StreamedStates,
     objective: str | Penalty = "perspective",
     *,
     alpha: Any = _DEFAULT_ALPHA,
@@ -120,6 +124,8 @@ def fit(
     tol: float = 1e-6,
     max_iters: int = 20_000,
     workers: int = 1,
+    mesh: Mesh | None = None,
+    max_memory: float | None = None,
     progress: ProgressCallback | None = None,
 ) -> FitResult:
     """Fit an implicit model x = φ(Ax + Bu), ŷ = Cx + Du to the states of a baseline (SIM paper, eq. 2 and 7).
@@ -129,7 +135,7 @@ def fit(
     Every row of (A B) and (C D) is an independent convex problem over the same design, and each comes back certified.
 
     Args:
-      states: what the baseline did on m inputs.
+      states: what the baseline did on m inputs; `StreamedStates` where these samples do not fit in memory.
       objective: "perspective", "l1", "elastic_net", "ridge", "least_squares", or a penalty object.
       alpha: weight of the penalty (β of the paper for "l1"): a scalar, one per coordinate (d,), or (n + q, d), with
         d = n + p (+ 1 with an intercept). Not used with a penalty object, which brings its own.
@@ -147,8 +153,8 @@ def fit(
         the ball sees the rescaled A; "rescaled" measures all three in rescaled units, as the paper does.
       fit_intercept: append a constant 1 to the inputs, as the paper does for biases; the model then carries b and c.
       refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
-        states the fitted (A B) produces; a sequence does both in that order.
-      solver, tol, max_iters, workers, progress: as in `solve_rows`.
+        states the fitted (A B) produces (not from streamed states); a sequence does both in that order.
+      solver, tol, max_iters, workers, mesh, max_memory, progress: as in `solve_rows`.
 
     Returns:
       A `FitResult`. Rows that miss `tol` carry another status than SOLVED, and a `ConvergenceWarning` is issued.
@@ -174,8 +180,17 @@ def fit(
     )
     check_solver(solver, matching, workers)
 
-    def solve(problem: RowProblem) -> Solution:
-        return solve_problem(problem, solver=solver, tol=tol, max_iters=max_iters, workers=workers, progress=progress)
+    def solve(problem: RowSource) -> Solution:
+        return solve_problem(
+            problem,
+            solver=solver,
+            tol=tol,
+            max_iters=max_iters,
+            workers=workers,
+            mesh=mesh,
+            max_memory=max_memory,
+            progress=progress,
+        )
 
     solutions = [solve(plan.rows())]
     if "support" in plan.refits:
@@ -185,8 +200,9 @@ def fit(
     if "outputs" in plan.refits:
         solutions.append(solve(plan.output_rows(weights)))
         last, rows = solutions[-1], np.arange(states.n, states.n + states.q)
-        weights, status = weights.copy(), status.copy()
-        weights[rows], status[rows] = last.weights, last.status
+        status = status.copy()
+        status[rows] = last.status
+        weights = _replace_weights(weights, rows, last.weights)
         certificate = _replace_rows(certificate, rows, last.certificate)
     settings = {**plan.settings, "solver": solver, "tol": float(tol)}
     return FitResult(
@@ -200,7 +216,13 @@ def fit(
 
 
 def verify_model(
-    model: ImplicitModel, states: States, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1
+    model: ImplicitModel,
+    states: States | StreamedStates,
+    oracle: str = "clarabel",
+    rows: int = 16,
+    *,
+    seed: int = 0,
+    workers: int = 1,
 ) -> Verification:
     """Certify a fitted model against the states it was fitted to, and have an oracle solve a sample of rows again.
 
@@ -231,7 +253,7 @@ def verify_model(
     upper = np.arange(states.n + states.q)
     blocks = [(problem, weights, upper)]
     if "outputs" in plan.refits:
-        blocks = [(problem.take(upper[: states.n]), weights[: states.n], upper[: states.n])]
+        blocks = [(problem, weights[: states.n], upper[: states.n])]
         blocks.append((plan.output_rows(weights), weights[states.n :], upper[states.n :]))
     chosen = sample_rows(upper.size, rows, seed)
     parts = []
@@ -276,7 +298,7 @@ def adaptive_weights(source: Any, *, epsilon: float = 0.05, exponent: float = 1.
     """
     epsilon, exponent = positive_scalar("epsilon", epsilon), positive_scalar("exponent", exponent)
     if isinstance(source, FitResult):
-        weights = source.weights
+        weights = dense_rows(source.weights)
     elif isinstance(source, ImplicitModel):
         dense = source.to_dense()
         weights = np.block([[np.asarray(dense.A), np.asarray(dense.B)], [np.asarray(dense.C), np.asarray(dense.D)]])
@@ -294,26 +316,28 @@ def adaptive_weights(source: Any, *, epsilon: float = 0.05, exponent: float = 1.
 class _Plan:
     """A fit as row problems: everything that follows from the states and the arguments, before any solve."""
 
-    states: States  # in the units of the fit
+    states: States | StreamedStates  # in the units of the fit
     scale: np.ndarray  # s, (n,): the model has x' = s x, and the ball sees A' = SAS⁻¹
     penalty: Penalty
     kappa: float | None
     loss_weight: np.ndarray  # (n + q,)
     matching: str
-    mask: np.ndarray | None  # (n + q, d)
+    support: _Support
     fit_intercept: bool
     refits: tuple[str, ...]
     settings: dict[str, Any]
 
     @classmethod
     def make(
-        cls, states: States, objective: Any, *, alpha: Any, mu: Any, kappa: Any, lambda_state: Any, lambda_output: Any,
-        reduction: str, matching: str, support: Any, rescale: str, units: str, fit_intercept: bool, refit: Any,
+        cls, states: States | StreamedStates, objective: Any, *, alpha: Any, mu: Any, kappa: Any, lambda_state: Any,
+        lambda_output: Any, reduction: str, matching: str, support: Any, rescale: str, units: str, fit_intercept: bool,
+        refit: Any,
     ) -> _Plan:  # fmt: skip
         """Check every argument of `fit` and put them together."""
-        if not isinstance(states, States):
+        if not isinstance(states, States | StreamedStates):
             raise TypeError(
-                f"states must be simjax.States, got {type(states).__name__}; build one from arrays with States(...)."
+                f"states must be simjax.States or StreamedStates, got {type(states).__name__}; "
+                f"build one from arrays with States(...)."
             )
         penalty = _penalty(objective, alpha, mu)
         kappa = None if kappa is None else positive_scalar("kappa", kappa, below=1.0)
@@ -324,8 +348,13 @@ class _Plan:
         choice("rescale", rescale, RESCALES)
         choice("units", units, UNITS)
         refits = _refits(refit)
+        if "outputs" in refits and not isinstance(states, States):
+            raise ValueError(
+                "refit='outputs' needs the inputs of every sample, to find the states that the fitted (A B) produces, "
+                "and streamed states do not keep them: pass States, e.g. of fewer samples, or another refit."
+            )
         scale = states.scaling(cast(Any, rescale), kappa)
-        mask = _support(support, states, fit_intercept)
+        allowed = _Support.make(support, states, fit_intercept)
         loss_weight = np.repeat([lambda_state, lambda_output], [states.n, states.q])
         if reduction == "mean":
             loss_weight = loss_weight / states.m
@@ -346,25 +375,29 @@ class _Plan:
         }
         if units == "rescaled" and np.any(scale != 1.0):
             states, scale = states.rescaled(scale), np.ones(states.n)
-        return cls(states, scale, penalty, kappa, loss_weight, matching, mask, bool(fit_intercept), refits, settings)
+        return cls(states, scale, penalty, kappa, loss_weight, matching, allowed, bool(fit_intercept), refits, settings)
 
-    def rows(self) -> RowProblem:
+    def rows(self) -> RowSource:
         """All n + q rows."""
-        return self._problem(self._design(self.states.activations), np.arange(self.loss_weight.size), self.mask)
+        return self._source(*self._samples(), np.arange(self.loss_weight.size), self.support.rows)
 
-    def rows_on_support(self, weights: np.ndarray) -> RowProblem:
+    def rows_on_support(self, weights: Weights) -> RowSource:
         """All rows by least squares on the support of `weights`: debiasing."""
-        rows = np.arange(self.loss_weight.size)
-        return self._problem(self._design(self.states.activations), rows, weights != 0.0, NoPenalty())
 
-    def output_rows(self, weights: np.ndarray) -> RowProblem:
+        def support(index: np.ndarray) -> np.ndarray:
+            return dense_rows(weights[index]) != 0.0
+
+        return self._source(*self._samples(), np.arange(self.loss_weight.size), support, NoPenalty())
+
+    def output_rows(self, weights: Weights) -> RowSource:
         """The q rows of (C D), on the states that the (A B) in `weights` produces."""
         n = self.states.n
-        reached = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
-        mask = None if self.mask is None else self.mask[n:]
-        return self._problem(self._design(reached), np.arange(n, self.loss_weight.size), mask)
+        assert isinstance(self.states, States)  # `make` refuses this refit of streamed states
+        design, targets = self._samples()
+        design[:, :n] = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
+        return self._source(design, targets, np.arange(n, self.loss_weight.size), self.support.rows)
 
-    def model(self, weights: np.ndarray, settings: dict[str, Any]) -> ImplicitModel:
+    def model(self, weights: Weights, settings: dict[str, Any]) -> ImplicitModel:
         """The rows (n + q, d) as a model in the units in which ‖A‖∞ ≤ kappa holds."""
         n, p = self.states.n, self.states.p
         upper, lower = weights[:n], weights[n:]
@@ -374,8 +407,8 @@ class _Plan:
             lower[:, :n],
             lower[:, n : n + p],
             activation=self.states.activation,
-            b=upper[:, -1] if self.fit_intercept else None,
-            c=lower[:, -1] if self.fit_intercept else None,
+            b=dense_rows(upper[:, [-1]])[:, 0] if self.fit_intercept else None,
+            c=dense_rows(lower[:, [-1]])[:, 0] if self.fit_intercept else None,
             metadata={"fit": settings},
         )
         return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
@@ -394,14 +427,36 @@ class _Plan:
             return weights
         return np.concatenate([weights, np.concatenate([dense.b, dense.c])[:, None]], axis=1)
 
-    def _design(self, activations: np.ndarray) -> np.ndarray:
-        ones = [np.ones((self.states.m, 1))] if self.fit_intercept else []
-        return np.concatenate([activations, self.states.inputs, *ones], axis=1)
+    def _samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Design and targets of all rows: the samples, or the few that streamed states compress them to."""
+        if isinstance(self.states, StreamedStates):
+            return self.states.compressed(self.fit_intercept)
+        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
+
+    def _source(
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        numbers: np.ndarray,
+        support: Callable[[np.ndarray], np.ndarray | None],
+        penalty: Penalty | None = None,
+    ) -> RowSource:
+        """The rows with these numbers of the n + q, each made when it is asked for."""
+
+        def take(index: np.ndarray) -> RowProblem:
+            rows = numbers[index]
+            return self._problem(design, targets, rows, support(rows), penalty)
+
+        return RowSource(design, numbers.size, self.matching, take)
 
     def _problem(
-        self, design: np.ndarray, rows: np.ndarray, mask: np.ndarray | None, penalty: Penalty | None = None
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        mask: np.ndarray | None,
+        penalty: Penalty | None,
     ) -> RowProblem:
-        targets = np.concatenate([self.states.preactivations, self.states.outputs], axis=1)
         constraint = None
         if self.kappa is not None:
             # ‖SAS⁻¹‖∞ ≤ κ is Σ_j |A_ij| / s_j ≤ κ / s_i; the rows of (C D) are free.
@@ -437,30 +492,58 @@ def _refits(refit: Any) -> tuple[str, ...]:
     return refits
 
 
-def _support(support: Any, states: States, fit_intercept: bool) -> np.ndarray | None:
-    """The mask of all n + q rows, (n + q, d), or None for no restriction."""
-    n, p, q = states.n, states.p, states.q
-    width = n + p + int(fit_intercept)
-    if isinstance(support, str):
-        choice("support", support, SUPPORTS)
-        if support == "full":
-            return None
-        if support == "hollow":
-            mask = hollow_support(n, width - n)
-        elif states.layer_sizes is None:
-            raise ValueError("support='feedforward' needs states with layer_sizes; these have none.")
-        else:
-            mask = feedforward_support(states.layer_sizes, width - n)
-    else:
+@dataclasses.dataclass(frozen=True)
+class _Support:
+    """Which weights may be nonzero, for any of the n + q rows, without the mask of all of them."""
+
+    kind: str
+    mask: np.ndarray | None  # (n, d) or (n + q, d), where the user gave one
+    n: int
+    width: int
+    layer_sizes: tuple[int, ...]
+
+    @classmethod
+    def make(cls, support: Any, states: States | StreamedStates, fit_intercept: bool) -> _Support:
+        n, p, q = states.n, states.p, states.q
+        width = n + p + int(fit_intercept)
+        if isinstance(support, str):
+            choice("support", support, SUPPORTS)
+            if support == "feedforward" and states.layer_sizes is None:
+                raise ValueError("support='feedforward' needs states with layer_sizes; these have none.")
+            return cls(support, None, n, width, states.layer_sizes or ())
         mask = np.asarray(support)
         if mask.dtype != np.bool_ or mask.shape not in ((n, width), (n + q, width)):
             raise ValueError(
                 f"support must be one of {', '.join(map(repr, SUPPORTS))} or a boolean mask of shape {(n, width)} or "
                 f"{(n + q, width)}; got {mask.dtype} of shape {mask.shape}."
             )
-    if mask.shape[0] == n:
-        mask = np.concatenate([mask, np.ones((q, width), dtype=bool)])
-    return mask
+        return cls("mask", mask, n, width, ())
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The mask of the rows with these numbers, (k, d), or None for no restriction."""
+        if self.kind == "full":
+            return None
+        upper, free = numbers[numbers < self.n], self.width - self.n
+        if self.kind == "hollow":
+            mask = hollow_support(self.n, free, upper)
+        elif self.kind == "feedforward":
+            mask = feedforward_support(self.layer_sizes, free, upper)
+        else:
+            assert self.mask is not None
+            if self.mask.shape[0] > self.n:
+                return self.mask[numbers]
+            mask = self.mask[upper]
+        everything = np.ones((numbers.size, self.width), dtype=bool)
+        everything[numbers < self.n] = mask
+        return everything
+
+
+def _replace_weights(weights: Weights, rows: np.ndarray, other: Weights) -> Weights:
+    """The weights with their last `rows` replaced, CSR if either part is."""
+    if isinstance(weights, np.ndarray) and isinstance(other, np.ndarray):
+        return np.concatenate([weights[: rows[0]], other])
+    parts = [scipy.sparse.csr_array(part) for part in (weights[: rows[0]], other)]
+    return scipy.sparse.csr_array(scipy.sparse.vstack(parts))
 
 
 def _replace_rows(certificate: Certificate, rows: np.ndarray, other: Certificate) -> Certificate:

@@ -110,6 +110,14 @@ class PiecewisePenalty(Penalty):
 
         return PiecewisePenalty(take(self.slope), take(self.curvature), take(self.knot))
 
+    def columns(self, count: int) -> PiecewisePenalty:
+        """The penalty of the first `count` coordinates."""
+
+        def take(parameter: Array) -> Array:
+            return parameter[..., :count] if np.ndim(parameter) and np.shape(parameter)[-1] > 1 else parameter
+
+        return PiecewisePenalty(take(self.slope), take(self.curvature), take(self.knot))
+
     def scaled(self, point_scale: Array, value_scale: Array) -> PiecewisePenalty:
         """The penalty w' ↦ q h(p w'), again of the family: (q p c, q p² a, b / p)."""
         return PiecewisePenalty(

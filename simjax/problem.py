@@ -7,6 +7,7 @@ exact       min_w  h(w)   s.t.  Φw = t,              w in the ball and the supp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,35 @@ class RowProblem:
             ball=None if self.ball is None else self.ball.rows(index),
             support=None if self.support is None else self.support[index],
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSource:
+    """Rows that are made when they are asked for, so that what each row has of its own need not exist all at once.
+
+    Attributes:
+      design: Φ, (m, d), of all rows.
+      rows_count: how many rows there are.
+      matching: "penalty" or "exact".
+      take: makes the `RowProblem` of the rows with given numbers (k,).
+    """
+
+    design: np.ndarray
+    rows_count: int
+    matching: str
+    take: Callable[[np.ndarray], RowProblem]
+
+    @property
+    def width(self) -> int:
+        return self.design.shape[1]
+
+    @property
+    def exact(self) -> bool:
+        return self.matching == "exact"
+
+    def all(self) -> RowProblem:
+        """Every row."""
+        return self.take(np.arange(self.rows_count))
 
 
 def take_rows(penalty: Penalty, index: Any) -> Penalty:

@@ -9,16 +9,19 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.sparse
+from jax.sharding import Mesh
 
 from simjax import infeasible
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax.certificate import Certificate, certify
+from simjax.certificate import Certificate, certify, joined_certificates
 from simjax.constraints import Free, L1Ball
-from simjax.penalties import Penalty
-from simjax.problem import RowProblem, row_problem
+from simjax.penalties import Penalty, PiecewisePenalty
+from simjax.problem import RowProblem, RowSource, row_problem
 from simjax.solvers import portfolio
 from simjax.solvers.canonical import CanonicalRows, canonical_rows
-from simjax.solvers.factor import Factorisation, factorise
+from simjax.solvers.devices import automatic, device_count, row_blocks
+from simjax.solvers.factor import Design, Factorisation
 from simjax.solvers.iterate import Progress, ProgressCallback, Scoreboard
 from simjax.status import ConvergenceWarning, Status, convergence_message, row_status
 from simjax.verify import Verification, sample_rows, verify_rows
@@ -30,6 +33,48 @@ _COLUMN_SPREAD = 1e3
 
 ORACLES = ("clarabel", "mosek")
 
+Weights = np.ndarray | scipy.sparse.csr_array
+
+
+def dense_rows(weights: Weights) -> np.ndarray:
+    """Rows of weights as an array, whether they are kept as one or as CSR."""
+    return weights if isinstance(weights, np.ndarray) else weights.toarray()
+
+
+class Workspace:
+    """A design made ready for solves: whatever is solved over it shares its factorisation.
+
+    Args:
+      design: Φ, (m, d), in float64, as in `RowProblem`.
+    """
+
+    def __init__(self, design: np.ndarray) -> None:
+        norms = np.linalg.norm(design, axis=0)
+        positive = norms[norms > 0.0]
+        self.design = design
+        self.column_scale = np.ones(design.shape[1])
+        if positive.size and positive.max() > _COLUMN_SPREAD * positive.min():
+            self.column_scale = np.where(norms > 0.0, norms, 1.0)
+        scaled = design if np.all(self.column_scale == 1.0) else design / self.column_scale
+        self.scaled = Design(scaled)
+
+    def check(self, problem: RowProblem | RowSource) -> None:
+        """Raise a ValueError if the problem has another design."""
+        same = self.design is problem.design or np.array_equal(self.design, problem.design)
+        if not same:
+            raise ValueError("workspace was made for another design than that of the problem.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a solve begins: weights (R, d) and dual points (R, m) of another, as in `Solution` and its certificate."""
+
+    weights: np.ndarray
+    duals: np.ndarray
+
+    def take(self, index: np.ndarray) -> Start:
+        return Start(self.weights[index], self.duals[index])
+
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
@@ -37,7 +82,7 @@ class Solution:
 
     Attributes:
       problem: the rows that were solved.
-      weights: (R, d), float64.
+      weights: (R, d), float64; CSR where memory only allowed for blocks of rows.
       certificate: one entry per row.
       status: (R,), strings; see `Status`.
       solver: the solver that ran.
@@ -48,8 +93,8 @@ class Solution:
       tol: the relative gap that was asked for.
     """
 
-    problem: RowProblem
-    weights: np.ndarray
+    problem: RowProblem | RowSource
+    weights: Weights
     certificate: Certificate
     status: np.ndarray
     solver: str
@@ -82,7 +127,7 @@ class Solution:
         """`verify` for given rows, which the table calls `first` + their number."""
         return verify_rows(
             self.problem.take(numbers),
-            self.weights[numbers],
+            dense_rows(self.weights[numbers]),
             self.certificate.take(numbers),
             self.status[numbers],
             first + numbers,
@@ -134,6 +179,8 @@ def solve_rows(
     tol: float = 1e-6,
     max_iters: int = 20_000,
     workers: int = 1,
+    mesh: Mesh | None = None,
+    max_memory: float | None = None,
     progress: ProgressCallback | None = None,
 ) -> Solution:
     """Solve R independent rows over one design, all at once.
@@ -154,6 +201,10 @@ def solve_rows(
       tol: relative duality gap at which a row counts as solved.
       max_iters: most passes over the design that any row gets.
       workers: processes over which an oracle spreads the rows; the other solvers solve all rows at once.
+      mesh: devices to spread the rows over, whatever its axes; None means one device. Not for the oracles, nor for a
+        penalty of your own.
+      max_memory: bytes that the solver's working arrays may take: more rows than fit are solved in blocks, and their
+        weights kept as CSR. None means half of the memory that the device has free.
       progress: called with a `Progress` now and then.
 
     Returns:
@@ -171,7 +222,16 @@ def solve_rows(
         support=support,
         matching=matching,
     )
-    return solve_problem(problem, solver=solver, tol=tol, max_iters=max_iters, workers=workers, progress=progress)
+    return solve_problem(
+        problem,
+        solver=solver,
+        tol=tol,
+        max_iters=max_iters,
+        workers=workers,
+        mesh=mesh,
+        max_memory=max_memory,
+        progress=progress,
+    )
 
 
 def check_solver(solver: str, matching: str, workers: int = 1) -> None:
@@ -197,46 +257,96 @@ def check_solver(solver: str, matching: str, workers: int = 1) -> None:
 
 
 def solve_problem(
-    problem: RowProblem,
+    problem: RowProblem | RowSource,
     *,
     solver: str = "auto",
     tol: float = 1e-6,
     max_iters: int = 20_000,
     workers: int = 1,
+    mesh: Mesh | None = None,
+    max_memory: float | None = None,
     progress: ProgressCallback | None = None,
+    workspace: Workspace | None = None,
+    start: Start | None = None,
 ) -> Solution:
-    """Solve a `RowProblem`; arguments as in `solve_rows`."""
+    """Solve a `RowProblem`; arguments as in `solve_rows`, and:
+
+    Args:
+      workspace: of the same design, where it is solved over more than once.
+      start: where to begin; any weights and dual points are safe.
+    """
     check_solver(solver, problem.matching, workers)
+    mesh = automatic(mesh)
+    if mesh is not None and solver in ORACLES:
+        raise ValueError(f"mesh must be None for solver={solver!r}, which runs on the host; use workers instead.")
     tol = positive_scalar("tol", tol)
     max_iters = positive_integer("max_iters", max_iters)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be callable or None, got {type(progress).__name__}.")
+    if max_memory is not None:
+        max_memory = positive_scalar("max_memory", max_memory)
     begin = time.perf_counter()
-    if solver in ORACLES:
-        answer = _Answer.empty(problem)
-        oracle = _oracle_solve(problem, solver, workers, progress)
-        answer.weights[:], answer.duals[:] = oracle.weights, oracle.duals
+    if workspace is None:
+        workspace = Workspace(problem.design)
+    workspace.check(problem)
+    run = _Run(workspace, solver, tol, max_iters, workers, mesh)
+    blocks = row_blocks(problem.rows_count, problem.design.shape, max_memory, device_count(mesh))
+    solved = []
+    for block in blocks:
+        if len(blocks) == 1 and isinstance(problem, RowProblem):
+            part = problem
+        else:
+            part = problem.take(block)
+        report = _progress_of_block(progress, problem.rows_count, int(block[0]), begin)
+        solved.append(run.block(part, None if start is None else start.take(block), report, keep=len(blocks) == 1))
+    if len(blocks) == 1:
+        weights, problem = solved[0].weights, part
     else:
-        answer = _solve_live_rows(problem, solver, tol, max_iters, progress)
-    certificate = certify(problem, answer.weights, [answer.duals])
-    status = row_status(certificate, tol, exact=problem.exact)
-    if problem.exact:
-        certificate, status = _mark_infeasible(problem, certificate, status, tol, max_iters)
+        parts = [scipy.sparse.csr_array(block.weights) for block in solved]
+        weights = scipy.sparse.csr_array(scipy.sparse.vstack(parts))
+    certificate = joined_certificates([block.certificate for block in solved])
+    status = np.concatenate([block.status for block in solved])
     if np.any(status != Status.SOLVED):
         message = convergence_message(status, certificate, tol, solver)
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
     return Solution(
         problem=problem,
-        weights=answer.weights,
+        weights=weights,
         certificate=certificate,
         status=status,
         solver=solver,
-        passes=answer.passes,
-        newton_steps=answer.newton_steps,
-        polished=answer.polished,
+        passes=np.concatenate([block.passes for block in solved]),
+        newton_steps=np.concatenate([block.newton_steps for block in solved]),
+        polished=np.concatenate([block.polished for block in solved]),
         seconds=time.perf_counter() - begin,
         tol=tol,
     )
+
+
+def _progress_of_block(
+    progress: ProgressCallback | None, rows: int, settled: int, begin: float
+) -> ProgressCallback | None:
+    """Progress of a block, told as progress of all rows; those before it count as solved."""
+    if progress is None:
+        return None
+
+    def report(part: Progress) -> None:
+        seconds = time.perf_counter() - begin
+        progress(dataclasses.replace(part, rows=rows, solved=settled + part.solved, seconds=seconds))
+
+    return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """What a block of rows leaves behind."""
+
+    weights: Weights
+    certificate: Certificate
+    status: np.ndarray
+    passes: np.ndarray
+    newton_steps: np.ndarray
+    polished: np.ndarray
 
 
 @dataclasses.dataclass
@@ -261,62 +371,118 @@ class _Answer:
         )
 
 
-def _solve_live_rows(
-    problem: RowProblem, solver: str, tol: float, max_iters: int, progress: ProgressCallback | None
-) -> _Answer:
-    """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof."""
-    answer = _Answer.empty(problem)
-    live = np.flatnonzero(np.any(problem.targets != 0.0, axis=0))
-    if not problem.design.any():  # nothing to gain: w = 0 is optimal, and its residual proves it
-        live = live[:0]
-    rows = problem.rows_count
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all rows of a solve share."""
 
-    def report(part: Progress) -> None:
-        """Progress of the rows still live, told as progress of all rows."""
-        if progress is not None:
-            settled = rows - part.rows
-            progress(dataclasses.replace(part, rows=rows, solved=part.solved + settled))
+    workspace: Workspace
+    solver: str
+    tol: float
+    max_iters: int
+    workers: int
+    mesh: Mesh | None
 
-    precise, inner_tol = problem.exact, _INTERNAL_TOL * tol
-    while live.size and max_iters > 0:
-        part = problem.take(live)
-        with jax.enable_x64(True):
-            board, weights, duals = _attempt(part, solver, inner_tol, max_iters, precise=precise, progress=report)
-        answer.weights[live], answer.duals[live] = weights, duals
-        answer.passes[live] += board.passes
-        answer.newton_steps[live] += board.newton_steps
-        answer.polished[live] |= board.polished
-        # The factorised problem is the stated one up to rounding. Where that shows, and only there, go again with a
-        # factorisation of Φ itself, which does not square its condition number, and a tighter tolerance.
-        certificate = certify(part, weights, [duals])
-        disagree = (board.gap <= inner_tol) & (row_status(certificate, tol, exact=part.exact) != Status.SOLVED)
-        max_iters -= int(board.passes.max(initial=0))
-        live = live[disagree]
-        if precise and inner_tol < 0.01 * tol:
-            break
-        precise, inner_tol = True, 0.1 * inner_tol
-    return answer
+    def block(
+        self, problem: RowProblem, start: Start | None, progress: ProgressCallback | None, *, keep: bool
+    ) -> _Block:
+        """Solve and certify some rows; their weights come as an array if `keep`, otherwise as CSR."""
+        if self.mesh is not None and not isinstance(problem.penalty, PiecewisePenalty):
+            raise ValueError(
+                f"mesh must be None for a penalty of your own, got {type(problem.penalty).__name__}: its parameters "
+                "cannot be told apart by row."
+            )
+        if self.solver in ORACLES:
+            answer = _Answer.empty(problem)
+            oracle = _oracle_solve(problem, self.solver, self.workers, progress)
+            answer.weights[:], answer.duals[:] = oracle.weights, oracle.duals
+        else:
+            answer = self.solve(problem, start, progress)
+        certificate = certify(problem, answer.weights, [answer.duals])
+        status = row_status(certificate, self.tol, exact=problem.exact)
+        if problem.exact:
+            certificate, status = self._mark_infeasible(problem, certificate, status)
+        weights = answer.weights if keep else scipy.sparse.csr_array(answer.weights)
+        return _Block(weights, certificate, status, answer.passes, answer.newton_steps, answer.polished)
 
+    def solve(self, problem: RowProblem, start: Start | None, progress: ProgressCallback | None) -> _Answer:
+        """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof."""
+        max_iters = self.max_iters
+        answer = _Answer.empty(problem)
+        live = np.flatnonzero(np.any(problem.targets != 0.0, axis=0))
+        if not problem.design.any():  # nothing to gain: w = 0 is optimal, and its residual proves it
+            live = live[:0]
+        rows = problem.rows_count
 
-def _mark_infeasible(
-    problem: RowProblem, certificate: Certificate, status: np.ndarray, tol: float, max_iters: int
-) -> tuple[Certificate, np.ndarray]:
-    """Give the rows that can be proved infeasible that status, and the ray as their dual."""
-    missed = np.flatnonzero(status != Status.SOLVED)
-    if missed.size == 0:
-        return certificate, status
-    part = problem.take(missed)
-    rays = infeasible.inconsistency_rays(part)
-    proved = infeasible.proved(part, rays)
-    if part.ball is not None and not proved.all():
-        rest = np.flatnonzero(~proved)
-        phase_one = infeasible.smallest_ball(part.take(rest))
-        answer = _solve_live_rows(phase_one, "auto", tol, max_iters, None)
-        rays[rest] = certify(phase_one, answer.weights, [answer.duals]).dual
-        proved[rest] = infeasible.proved(part.take(rest), rays[rest])
-    status = status.copy()
-    status[missed[proved]] = Status.INFEASIBLE
-    return certificate.with_rays(missed[proved], rays[proved]), status
+        def report(part: Progress) -> None:
+            """Progress of the rows still live, told as progress of all rows."""
+            if progress is not None:
+                settled = rows - part.rows
+                progress(dataclasses.replace(part, rows=rows, solved=part.solved + settled))
+
+        precise, tol = problem.exact, _INTERNAL_TOL * self.tol
+        while live.size and max_iters > 0:
+            part = problem.take(live)
+            begin = None if start is None else start.take(live)
+            with jax.enable_x64(True):
+                board, weights, duals = self._attempt(part, tol, max_iters, precise, begin, report)
+            answer.weights[live], answer.duals[live] = weights, duals
+            answer.passes[live] += board.passes
+            answer.newton_steps[live] += board.newton_steps
+            answer.polished[live] |= board.polished
+            # The factorised problem is the stated one up to rounding. Where that shows, and only there, go again with
+            # a factorisation of Φ itself, which does not square its condition number, and a tighter tolerance.
+            certificate = certify(part, weights, [duals])
+            disagree = (board.gap <= tol) & (row_status(certificate, self.tol, exact=part.exact) != Status.SOLVED)
+            max_iters -= int(board.passes.max(initial=0))
+            live = live[disagree]
+            if precise and tol < 0.01 * self.tol:
+                break
+            precise, tol = True, 0.1 * tol
+        return answer
+
+    def _attempt(
+        self,
+        problem: RowProblem,
+        tol: float,
+        max_iters: int,
+        precise: bool,
+        start: Start | None,
+        report: ProgressCallback,
+    ) -> tuple[Scoreboard, np.ndarray, np.ndarray]:
+        """One run in canonical units; weights (R, d) and duals (R, m) in those of the problem."""
+        design, column_scale = self.workspace.scaled, self.workspace.column_scale
+        factorisation = design.factorisation(precise=precise)
+        coordinates = design.coordinates(problem.targets, precise=precise)
+        rows = canonical_rows(problem, factorisation, coordinates, column_scale)
+        point_scale = np.asarray(rows.point_scale)
+        board = Scoreboard(factorisation, rows, tol, report)
+        begin = None
+        if start is not None:  # ỹ = q‖t‖ Uᵀy, the inverse of `_full_duals`
+            dual = design.coordinates(start.duals.T, precise=precise) / np.asarray(rows.dual_scale)
+            begin = start.weights / point_scale, dual
+        portfolio.run(self.solver, factorisation, rows, board, max_iters, mesh=self.mesh, start=begin)
+        weights = board.weights * point_scale
+        return board, weights, _full_duals(problem, factorisation, rows, board.dual, column_scale)
+
+    def _mark_infeasible(
+        self, problem: RowProblem, certificate: Certificate, status: np.ndarray
+    ) -> tuple[Certificate, np.ndarray]:
+        """Give the rows that can be proved infeasible that status, and the ray as their dual."""
+        missed = np.flatnonzero(status != Status.SOLVED)
+        if missed.size == 0:
+            return certificate, status
+        part = problem.take(missed)
+        rays = infeasible.inconsistency_rays(part)
+        proved = infeasible.proved(part, rays)
+        if part.ball is not None and not proved.all():
+            rest = np.flatnonzero(~proved)
+            phase_one = infeasible.smallest_ball(part.take(rest))
+            answer = dataclasses.replace(self, solver="auto").solve(phase_one, None, None)
+            rays[rest] = certify(phase_one, answer.weights, [answer.duals]).dual
+            proved[rest] = infeasible.proved(part.take(rest), rays[rest])
+        status = status.copy()
+        status[missed[proved]] = Status.INFEASIBLE
+        return certificate.with_rays(missed[proved], rays[proved]), status
 
 
 def _oracle_solve(problem: RowProblem, oracle: str, workers: int, progress: ProgressCallback | None) -> Any:
@@ -330,33 +496,6 @@ def _oracle_solve(problem: RowProblem, oracle: str, workers: int, progress: Prog
             progress(Progress(count, done, worst_gap=np.inf, passes=0, seconds=seconds, stage=oracle))
 
     return oracles.solve(problem, oracle=oracle, workers=workers, progress=report)
-
-
-def _attempt(
-    problem: RowProblem,
-    solver: str,
-    tol: float,
-    max_iters: int,
-    *,
-    precise: bool,
-    progress: ProgressCallback | None,
-) -> tuple[Scoreboard, np.ndarray, np.ndarray]:
-    """One run in canonical units; weights (R, d) and duals (R, m) in those of the problem."""
-    column_scale = _column_scale(problem.design)
-    factorisation, coordinates = factorise(problem.design / column_scale, problem.targets, precise=precise)
-    rows = canonical_rows(problem, factorisation, coordinates, column_scale)
-    board = Scoreboard(factorisation, rows, tol, progress)
-    portfolio.run(solver, factorisation, rows, board, max_iters)
-    weights = board.weights * np.asarray(rows.point_scale)
-    return board, weights, _full_duals(problem, factorisation, rows, board.dual, column_scale)
-
-
-def _column_scale(design: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(design, axis=0)
-    positive = norms[norms > 0.0]
-    if positive.size == 0 or positive.max() <= _COLUMN_SPREAD * positive.min():
-        return np.ones(design.shape[1])
-    return np.where(norms > 0.0, norms, 1.0)
 
 
 def _full_duals(

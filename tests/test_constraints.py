@@ -407,7 +407,7 @@ def test_feedforward_support():
 
 
 def test_ball_is_traceable_and_sees_finite_radii_only():
-    ball = Ball(jnp.ones((1, 3)), jnp.array([[1.0], [jnp.inf]]))
+    ball = Ball(jnp.ones((1, 3)), jnp.array([[1.0], [jnp.inf]]), 3)
     norm = jax.jit(lambda ball, w: ball.norm(w))(ball, jnp.ones((2, 3)))
     assert_array_equal(norm, [[3.0], [3.0]])
     assert_array_equal(np.asarray(ball.sees), [[True] * 3, [False] * 3])

@@ -37,7 +37,7 @@ class CanonicalRows:
       penalty: h'.
       ball: the constraint, or None.
       support: boolean (R, d), or None.
-      point_scale: p, (R, d): w = p w'.
+      point_scale: p, (R, d) or (R, 1): w = p w'.
       dual_scale: 1/(q‖t‖), (R, 1): y = U ỹ times it, plus the part of the target no weights explain.
       exact: whether the equations are constraints.
     """
@@ -67,6 +67,15 @@ class CanonicalRows:
         """The weights with everything outside the support set to zero."""
         return weights if self.support is None else jnp.where(self.support, weights, jnp.zeros_like(weights))
 
+    def feasible(self, weights: Array) -> Array:
+        """The weights confined to the support and, on the ball's coordinates, shrunk into the ball."""
+        weights = self.confine(weights)
+        if self.ball is None:
+            return weights
+        norm, radius = self.ball.norm(weights), self.ball.radius
+        shrink = jnp.where(norm > radius, radius / jnp.where(norm > 0.0, norm, 1.0), 1.0)
+        return jnp.where(self.ball.weights > 0.0, weights * shrink, weights)
+
 
 def _take_penalty(penalty: Any, index: Array) -> Any:
     if isinstance(penalty, ScaledPenalty):
@@ -86,7 +95,9 @@ def canonical_rows(
     """
     norm = np.linalg.norm(problem.targets, axis=0)[:, None]
     targets = coordinates / norm
-    point_scale = norm / (float(factorisation.scale) * column_scale)
+    # One number a row where the columns share a scale, so that parameters which need no more than that stay small.
+    common_scale = column_scale[:1] if np.all(column_scale == column_scale[0]) else column_scale
+    point_scale = norm / (float(factorisation.scale) * common_scale)
     if problem.exact:
         value_scale = _exact_value_scale(problem, factorisation, targets, point_scale)
     else:
@@ -96,7 +107,7 @@ def canonical_rows(
     if ball is not None:
         # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
         common = norm / float(factorisation.scale)
-        ball = Ball(jnp.asarray(ball.weights / column_scale), jnp.asarray(ball.radius / common))
+        ball = Ball(jnp.asarray(ball.weights / column_scale), jnp.asarray(ball.radius / common), ball.size)
     return CanonicalRows(
         targets=jnp.asarray(targets),
         offset=jnp.asarray(np.maximum(1.0 - np.sum(targets**2, axis=1, keepdims=True), 0.0)),

@@ -17,10 +17,11 @@ import numpy as np
 
 Array = Any
 
-# From this many samples per coordinate on, ΦᵀΦ and its eigenvectors are cheaper than a QR factorisation of Φ.
-_GRAM_FROM = 4
+# From this many samples per coordinate on, ΦᵀΦ alone is used, and Φ not looked at again.
+_MOMENTS_FROM = 4
 _RANK_TOL_QR = 1e-15
 _RANK_TOL_GRAM = 1e-14
+_GREY_GRAM = 1e-10  # eigenvalues between the two may be zero or not: ask Φ itself
 
 
 @jax.tree_util.register_dataclass
@@ -49,49 +50,91 @@ class Factorisation:
         return jnp.matmul(vectors * self.singular_values, self.basis.T, precision="highest")
 
 
-def factorise(design: np.ndarray, targets: np.ndarray, *, precise: bool) -> tuple[Factorisation, np.ndarray]:
-    """Factorise the design and express the targets in its coordinates.
+class Design:
+    """A design Φ (m, d) and its factorisations, each made when it is first needed and shared by all that is solved.
 
     Args:
-      design: Φ, (m, d).
-      targets: (m, R).
-      precise: factorise Φ itself by QR and SVD whatever it costs; otherwise ΦᵀΦ is used where m ≥ 4 d.
+      design: Φ, (m, d), in float64.
+    """
 
-    Returns:
-      The factorisation and t̃ = Uᵀt, (R, r).
+    def __init__(self, design: np.ndarray) -> None:
+        self.array = design
+        self._made: dict[bool, tuple[Factorisation, np.ndarray | None]] = {}
+
+    def factorisation(self, *, precise: bool) -> Factorisation:
+        """Φ = U S Vᵀ.
+
+        The Gram matrix of the short side is several times cheaper than a QR and an SVD, but squares the condition
+        number: it is used where its eigenvalues say clearly which of them are zero, and where m ≥ 4d.
+
+        Args:
+          precise: factorise Φ itself whatever it costs.
+        """
+        if precise not in self._made:
+            m, d = self.array.shape
+            made = None
+            if not precise:
+                made = _by_moments(self.array) if m >= _MOMENTS_FROM * d else _by_gram(self.array)
+            self._made[precise] = _by_qr_svd(self.array) if made is None else made
+        return self._made[precise][0]
+
+    def coordinates(self, targets: np.ndarray, *, precise: bool) -> np.ndarray:
+        """t̃ = Uᵀt of targets (m, R), as (R, r)."""
+        factorisation = self.factorisation(precise=precise)
+        left = self._made[precise][1]
+        if left is not None:
+            return targets.T @ left
+        # U = Φ V S⁻¹
+        singular = np.asarray(factorisation.singular_values) * float(factorisation.scale)
+        return ((targets.T @ self.array) @ np.asarray(factorisation.basis)) / np.where(singular > 0.0, singular, 1.0)
+
+
+def _factorisation(singular: np.ndarray, basis: np.ndarray, *, precise: bool) -> Factorisation:
+    scale = singular[0] if singular[0] > 0.0 else 1.0
+    return Factorisation(jnp.asarray(basis), jnp.asarray(singular / scale), jnp.asarray(scale), precise)
+
+
+def _by_qr_svd(design: np.ndarray) -> tuple[Factorisation, np.ndarray]:
+    left, singular, right = (np.asarray(x) for x in _qr_svd(jnp.asarray(design)))
+    keep = max(np.count_nonzero(singular > _RANK_TOL_QR * singular[0]) if singular[0] > 0.0 else 0, 1)
+    return _factorisation(singular[:keep], right[:, :keep], precise=True), left[:, :keep]
+
+
+def _by_gram(design: np.ndarray) -> tuple[Factorisation, np.ndarray] | None:
+    """From ΦΦᵀ or ΦᵀΦ, whichever is smaller, or None where its rank is in doubt.
+
+    Its eigenvectors are orthonormal to rounding. The other side, and the singular values, come from Φ times them, so
+    that K = S Vᵀ is Φ in other coordinates to rounding, and not to the square root of it.
     """
     m, d = design.shape
-    if m >= _GRAM_FROM * d and not precise:
-        gram, correlation = _moments(jnp.asarray(design), jnp.asarray(targets))
-        return factorise_gram(np.asarray(gram), np.asarray(correlation))
-    left, singular, right = _qr_svd(jnp.asarray(design))
-    singular = np.asarray(singular)
-    keep = np.count_nonzero(singular > _RANK_TOL_QR * singular[0]) if singular[0] > 0.0 else 0
-    keep = max(keep, 1)
-    scale = singular[0] if singular[0] > 0.0 else 1.0
-    factorisation = Factorisation(
-        jnp.asarray(right[:, :keep]), jnp.asarray(singular[:keep] / scale), jnp.asarray(scale), True
-    )
-    return factorisation, np.asarray(targets.T @ np.asarray(left[:, :keep]))
+    gram = _gram(design if m >= d else design.T)
+    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(jnp.asarray(gram)))
+    most = max(values[0], 0.0)
+    grey = (values > _RANK_TOL_GRAM * most) & (values < _GREY_GRAM * most)
+    if most == 0.0 or grey.any():
+        return None
+    own = np.ascontiguousarray(vectors[:, values > _RANK_TOL_GRAM * most])
+    image = design @ own if m >= d else design.T @ own
+    singular = np.linalg.norm(image, axis=0)
+    other = image / singular
+    left, right = (other, own) if m >= d else (own, other)
+    return _factorisation(singular, right, precise=False), left
 
 
-def factorise_gram(gram: np.ndarray, correlation: np.ndarray) -> tuple[Factorisation, np.ndarray]:
-    """The factorisation from the sufficient statistics ΦᵀΦ (d, d) and ΦᵀT (d, R): t̃ = S⁻¹VᵀΦᵀt."""
-    values, vectors = (np.asarray(x) for x in _eigh(jnp.asarray(gram)))
-    values, vectors = values[::-1], vectors[:, ::-1]
+def _by_moments(design: np.ndarray) -> tuple[Factorisation, None]:
+    """From ΦᵀΦ alone."""
+    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(jnp.asarray(_gram(design))))
     keep = max(int(np.count_nonzero(values > _RANK_TOL_GRAM * max(values[0], 0.0))), 1)
     singular = np.sqrt(np.maximum(values[:keep], 0.0))
-    scale = singular[0] if singular[0] > 0.0 else 1.0
-    basis = np.ascontiguousarray(vectors[:, :keep])
-    safe = np.where(singular > 0.0, singular, 1.0)
-    coordinates = (correlation.T @ basis) / safe * (singular > 0.0)
-    factorisation = Factorisation(jnp.asarray(basis), jnp.asarray(singular / scale), jnp.asarray(scale), False)
-    return factorisation, coordinates
+    return _factorisation(singular, np.ascontiguousarray(vectors[:, :keep]), precise=False), None
 
 
-@jax.jit
-def _moments(design: Array, targets: Array) -> tuple[Array, Array]:
-    return jnp.matmul(design.T, design, precision="highest"), jnp.matmul(design.T, targets, precision="highest")
+def _gram(matrix: np.ndarray) -> np.ndarray:
+    """XᵀX: on a CPU by NumPy, which knows that the product is symmetric and does half of it."""
+    if jax.default_backend() == "cpu":
+        return matrix.T @ matrix
+    array = jnp.asarray(matrix)
+    return np.asarray(jnp.matmul(array.T, array, precision="highest"))
 
 
 @jax.jit

@@ -15,13 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from simjax.solvers.canonical import CanonicalRows, relative_gap
+from simjax.solvers.devices import device_count, over_rows, spread
 from simjax.solvers.factor import Factorisation
 
 Array = Any
 
-CHECK_EVERY = 100  # passes between two certificates
+CHECK_EVERY = 63  # passes between two certificates: three rounds of ADMM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +104,15 @@ def _zero_gap(factorisation: Factorisation, rows: CanonicalRows) -> Array:
     return relative_gap(factorisation, rows, zero, rows.targets)
 
 
-def bucket(count: int, limit: int) -> int:
-    """The batch size for `count` rows: 8, 32, 128, … up to `limit`, so that few shapes are ever compiled."""
+def bucket(count: int, limit: int, devices: int = 1) -> int:
+    """The batch size for `count` rows: 8, 32, 64, 128, … up to `limit`, so that few shapes are ever compiled.
+
+    With more devices than one it is rounded up to a multiple of them.
+    """
     size = 8
     while size < count:
-        size *= 4
-    return min(size, limit)
+        size = max(2 * size, 32)
+    return -(-min(size, limit) // devices) * devices
 
 
 def padded(index: np.ndarray, size: int) -> np.ndarray:
@@ -116,39 +121,58 @@ def padded(index: np.ndarray, size: int) -> np.ndarray:
 
 
 class FirstOrder:
-    """A first-order method on the rows still open, resumable between stages."""
+    """A first-order method on the rows still open, resumable between stages.
 
-    def __init__(self, method: ModuleType, factorisation: Factorisation, rows: CanonicalRows) -> None:
+    Attributes:
+      index: (batch,) which row each batch entry is; entries from `count` on are padding.
+      weights, gap: (count, d) and (count,), what the last check of those rows found.
+    """
+
+    def __init__(
+        self, method: ModuleType, factorisation: Factorisation, rows: CanonicalRows, mesh: Mesh | None = None
+    ) -> None:
         self.method = method
+        self.mesh = mesh
         self.factorisation = factorisation
         self.all_rows = rows
-        self.rows = rows
-        self.index = np.arange(rows.targets.shape[0])  # which row each batch entry is; padding repeats one
-        self.count = self.index.size
-        self.state = method.start(factorisation, rows)
+        self.count = rows.targets.shape[0]
+        devices = device_count(mesh)
+        self.index = padded(np.arange(self.count), -(-self.count // devices) * devices)
+        self.rows = rows if self.index.size == self.count and mesh is None else self._take(self.index)
+        self.state = self._call(method.start, self.rows)
+        self.weights = np.zeros((self.count, factorisation.basis.shape[0]))
+        self.gap = np.full(self.count, np.inf)
 
     def run(self, board: Scoreboard, passes: int) -> None:
         """Up to `passes` more passes on the rows still open, certifying every `CHECK_EVERY`."""
         done = 0
         while done < passes and self._compact(board):
             stretch = min(CHECK_EVERY, passes - done)
-            self.state = self.method.advance(self.factorisation, self.rows, self.state, passes=stretch)
+            self.state = self._call(self.method.advance, self.rows, self.state, passes=stretch)
             done += stretch
             index = self.index[: self.count]
             board.passes[index] += stretch
-            board.offer(index, *self.method.candidate(self.factorisation, self.rows, self.state))
+            found = self._call(self.method.candidate, self.rows, self.state)
+            weights, dual, gap = (np.asarray(x)[: self.count] for x in found)
+            self.weights, self.gap = weights, gap
+            board.offer(index, weights, dual, gap)
             board.report(self.method.__name__.rpartition(".")[2])
 
-    def latest(self) -> tuple[np.ndarray, Array]:
-        """The rows of the batch and their present weights."""
-        weights, _, _ = self.method.candidate(self.factorisation, self.rows, self.state)
-        return self.index[: self.count], np.asarray(weights)[: self.count]
+    def restart(self, chosen: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> None:
+        """Go on from given weights (k, d) and dual points (k, r) in the batch entries `chosen`, (k,)."""
+        if chosen.size == 0:
+            return
+        size = self.index.size
+        mask = np.zeros(size, dtype=bool)
+        new_weights, new_dual = np.zeros((size, weights.shape[1])), np.zeros((size, dual.shape[1]))
+        mask[chosen], new_weights[chosen], new_dual[chosen] = True, weights, dual
+        self.state = self._call(self.method.restart, self.state, mask, new_weights, new_dual)
 
-    def sigma(self, index: np.ndarray) -> np.ndarray:
-        """10/ρ of the given rows of an ADMM batch, the scale at which Newton's method takes over."""
-        sigma = np.full(self.all_rows.targets.shape[0], 10.0)
-        sigma[self.index[: self.count]] = 10.0 / np.asarray(self.state.rho)[: self.count, 0]
-        return sigma[index]
+    def _call(self, function: Callable, *by_row: Any, **static: Any) -> Any:
+        return over_rows(self.mesh, function, (self.factorisation,), by_row, **static)
+
+    def _take(self, index: np.ndarray) -> CanonicalRows:
+        return spread(self.mesh, self.all_rows.take(index))
 
     def _compact(self, board: Scoreboard) -> bool:
         """Drop the solved rows once that makes the batch smaller; False if none is left."""
@@ -156,10 +180,13 @@ class FirstOrder:
         open_ = np.flatnonzero(~(board.gap[index] <= board.tol))
         if open_.size == 0:
             return False
-        size = bucket(open_.size, self.index.size)
+        size = bucket(open_.size, self.index.size, device_count(self.mesh))
         if size < self.index.size:
             keep = padded(open_, size)
-            self.state = jax.tree.map(lambda x: x[keep], self.state)
+            if self.mesh is None:
+                self.state = jax.tree.map(lambda x: x[keep], self.state)
+            else:  # by way of the host, so that no device program has to exchange rows
+                self.state = spread(self.mesh, jax.tree.map(lambda x: np.asarray(x)[keep], self.state))
             self.index, self.count = self.index[keep], open_.size
-            self.rows = self.all_rows.take(self.index)
+            self.rows = self._take(self.index)
         return True

@@ -11,6 +11,27 @@ from jax import lax
 Array = Any
 
 
+class Gram(NamedTuple):
+    """G = KᵀK, as a matrix (d, d), or, where that would be too large, as K (r, d)."""
+
+    matrix: Any  # an array or None
+    factor: Any
+
+    def all(self) -> Array:
+        """G, (d, d)."""
+        return _product(self.factor) if self.factor is not None else self.matrix
+
+    def block(self, index: Array) -> Array:
+        """G_JJ for the coordinates J = `index`, (k,)."""
+        if self.factor is not None:
+            return _product(jnp.take(self.factor, index, axis=1))
+        return jnp.take(jnp.take(self.matrix, index, axis=0), index, axis=1)
+
+
+def _product(factor: Array) -> Array:
+    return jnp.matmul(factor.T, factor, precision="highest")
+
+
 class GatheredSystem(NamedTuple):
     """G_JJ of each row's active coordinates J."""
 
@@ -25,21 +46,21 @@ class GatheredSystem(NamedTuple):
         return jnp.where(self.inside, values, 0.0)
 
 
-def gather_system(gram: Array, member: Array, diagonal: Array, size: int) -> GatheredSystem:
+def gather_system(gram: Gram, member: Array, diagonal: Array, size: int) -> GatheredSystem:
     """G_JJ + diag(diagonal_J) for each row's J = `member`, (R, d), in blocks of `size` ≥ |J|."""
     rows, width = member.shape
     if size >= width:
         index, inside = None, member
-        block = jnp.broadcast_to(gram, (rows, width, width))
+        block = jnp.broadcast_to(gram.all(), (rows, width, width))
     else:
         # The members come first, in order; `size` entries hold them all.
         index = jnp.argsort(~member, axis=1, stable=True)[:, :size]
         inside = jnp.take_along_axis(member, index, axis=1)
-        block = jax.vmap(lambda j: jnp.take(jnp.take(gram, j, axis=0), j, axis=1))(index)
+        block = jax.vmap(gram.block)(index)
     system = GatheredSystem(block, inside, index)
     diagonal = jnp.where(inside, system.pick(jnp.broadcast_to(diagonal, member.shape)), 1.0)
     pair = inside[:, :, None] & inside[:, None, :]
-    matrix = jnp.where(pair, block, 0.0) + jnp.eye(inside.shape[1], dtype=gram.dtype) * diagonal[:, None, :]
+    matrix = jnp.where(pair, block, 0.0) + jnp.eye(inside.shape[1], dtype=block.dtype) * diagonal[:, None, :]
     return system._replace(matrix=matrix)
 
 

@@ -31,7 +31,7 @@ from jax import lax
 from simjax.constraints import joint_prox
 from simjax.solvers.canonical import CanonicalRows, relative_gap
 from simjax.solvers.factor import Factorisation
-from simjax.solvers.linear import cholesky, cholesky_solve, gather_system, scatter
+from simjax.solvers.linear import Gram, cholesky, cholesky_solve, gather_system, scatter
 
 Array = Any
 
@@ -52,7 +52,7 @@ class NewtonState:
     best_dual: Array  # (R, r)
     best_gap: Array  # (R,)
     active: Array  # (R,), |J| of the latest prox: what the caller sizes the Newton system by
-    steps: Array  # (), Newton steps so far
+    steps: Array  # (R,), Newton steps taken while the row was open
 
 
 def start(weights: Array, dual: Array, gap: Array, sigma: Array, *, exact: bool = False) -> NewtonState:
@@ -69,14 +69,14 @@ def start(weights: Array, dual: Array, gap: Array, sigma: Array, *, exact: bool 
         best_dual=dual,
         best_gap=gap,
         active=jnp.sum(weights != 0.0, axis=1),
-        steps=jnp.zeros((), jnp.int32),
+        steps=jnp.zeros((rows,), jnp.int32),
     )
 
 
 @jax.jit(static_argnames=("size", "max_steps"))
 def advance(
     factorisation: Factorisation,
-    gram: Array,
+    gram: Gram,
     rows: CanonicalRows,
     state: NewtonState,
     tol: Array,
@@ -87,23 +87,25 @@ def advance(
     """Newton steps until every row's relative gap is at most `tol`, or a system outgrows `size`, or `max_steps`.
 
     Args:
-      gram: KᵀK, (d, d).
+      gram: KᵀK.
       size: the largest |J| that fits; rows with more make the loop stop so that the caller can enlarge it.
     """
 
-    def unfinished(state: NewtonState) -> Array:
+    def unfinished(carry: tuple[NewtonState, Array]) -> Array:
+        state, count = carry
         open_ = state.best_gap > tol
         fits = jnp.all(~open_ | (state.active <= size))
-        return jnp.any(open_) & fits & (state.steps < max_steps)
+        return jnp.any(open_) & fits & (count < max_steps)
 
-    def step(state: NewtonState) -> NewtonState:
-        return _newton_step(factorisation, gram, rows, state, tol, size)
+    def step(carry: tuple[NewtonState, Array]) -> tuple[NewtonState, Array]:
+        state, count = carry
+        return _newton_step(factorisation, gram, rows, state, tol, size), count + 1
 
-    return lax.while_loop(unfinished, step, dataclasses.replace(state, steps=jnp.zeros((), jnp.int32)))
+    return lax.while_loop(unfinished, step, (state, jnp.zeros((), jnp.int32)))[0]
 
 
 def _newton_step(
-    factorisation: Factorisation, gram: Array, rows: CanonicalRows, state: NewtonState, tol: Array, size: int
+    factorisation: Factorisation, gram: Gram, rows: CanonicalRows, state: NewtonState, tol: Array, size: int
 ) -> NewtonState:
     sigma = state.sigma
     slopes = factorisation.apply_transpose(state.y)
@@ -149,7 +151,7 @@ def _newton_step(
         best_dual=state.best_dual,
         best_gap=state.best_gap,
         active=jnp.sum(slope > 0.0, axis=1),
-        steps=state.steps + 1,
+        steps=state.steps + open_[:, 0],
     )
 
 
@@ -178,7 +180,7 @@ def _keep_best(
 
 
 def _newton_direction(
-    gram: Array,
+    gram: Gram,
     rows: CanonicalRows,
     slope: Array,
     bound: Array,

@@ -18,7 +18,7 @@ from jax import lax
 from simjax.penalties import PiecewisePenalty
 from simjax.solvers.canonical import CanonicalRows, relative_gap
 from simjax.solvers.factor import Factorisation
-from simjax.solvers.linear import cholesky, cholesky_solve, gather_system, scatter
+from simjax.solvers.linear import Gram, cholesky, cholesky_solve, gather_system, scatter
 
 Array = Any
 
@@ -28,10 +28,8 @@ _BALL_ACTIVE = 1e-6  # relative slack of the ball below which the guess takes it
 
 
 @jax.jit(static_argnames="size")
-def polish(
-    factorisation: Factorisation, gram: Array, rows: CanonicalRows, weights: Array, *, size: int
-) -> tuple[Array, Array, Array]:
-    """Polished weights (R, d), their dual point (R, r) and the relative gap (R,).
+def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weights: Array, *, size: int) -> Array:
+    """Polished weights, (R, d). Whether they are any good, the gap of `residual_candidate` says.
 
     Args:
       weights: the guess; its support must have at most `size` entries.
@@ -70,10 +68,11 @@ def polish(
     start = (jnp.zeros_like(weights), jnp.zeros_like(radius))
     point, _ = lax.fori_loop(0, _REFINEMENTS, refine, start)
 
-    point = rows.confine(jnp.where(jnp.isfinite(point).all(axis=1, keepdims=True), point, weights))
-    if rows.ball is not None:
-        norm = rows.ball.norm(point)
-        shrink = jnp.where(norm > rows.ball.radius, rows.ball.radius / jnp.where(norm > 0.0, norm, 1.0), 1.0)
-        point = jnp.where(rows.ball.weights > 0.0, point * shrink, point)
-    dual = rows.targets - factorisation.apply(point)
-    return point, dual, relative_gap(factorisation, rows, point, dual)
+    return rows.feasible(jnp.where(jnp.isfinite(point).all(axis=1, keepdims=True), point, weights))
+
+
+@jax.jit
+def residual_candidate(factorisation: Factorisation, rows: CanonicalRows, weights: Array) -> tuple[Array, Array]:
+    """The residual as dual point, (R, r), and the relative gap it proves of the weights, (R,)."""
+    dual = rows.targets - factorisation.apply(weights)
+    return dual, relative_gap(factorisation, rows, weights, dual)

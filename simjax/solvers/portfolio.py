@@ -1,180 +1,263 @@
 """Which method runs when: the single methods by name, and the portfolio behind solver="auto".
 
-auto:  one linear solve where the objective is quadratic; ADMM on all rows; every 200 passes an active-set polish of the
-rows still open; semismooth Newton for those on which both stall. Each stage only sees the rows that are still open.
+auto:  one linear solve where the objective is quadratic; ADMM on all rows; an active-set polish of each row whose signs
+have settled, from which ADMM goes on where that is better than its own point; semismooth Newton for those on which both
+stall. Each stage only sees the rows that are still open.
+
+What decides between them is what they cost: for a row with k active coordinates of d and a design of rank r, a pass is
+4dr flops in large products, a polish or a Newton step at least k³/3 in small factorisations: up to hundreds of passes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from simjax.penalties import PiecewisePenalty
 from simjax.solvers import admm, newton, proximal_gradient
-from simjax.solvers.canonical import CanonicalRows
+from simjax.solvers.canonical import CanonicalRows, relative_gap
+from simjax.solvers.devices import device_count, over_rows, replicate
 from simjax.solvers.factor import Factorisation
-from simjax.solvers.iterate import FirstOrder, Scoreboard, padded
-from simjax.solvers.polish import polish
+from simjax.solvers.iterate import CHECK_EVERY, FirstOrder, Scoreboard, bucket, padded
+from simjax.solvers.linear import Gram
+from simjax.solvers.polish import polish, residual_candidate
 
 Array = Any
 
 SOLVERS = ("auto", "admm", "proximal_gradient")
 
-_POLISH_EVERY = 200
-_HANDOVER = 1000  # passes after which the rows still open go to Newton's method
+_SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
+_PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
+_HANDOVER = 16 * CHECK_EVERY  # passes after which the rows still open go to Newton's method
 _NEWTON_STEPS = 200  # Newton steps a row gets before first-order passes have another try
-_BLOCK_BYTES = 2**25  # of the batched Newton and polish systems
+_REGROUP = 12  # Newton steps after which the rows still open are put into batches anew
+_CPU_BLOCK_BYTES = 2**22  # of a batch of systems: what a cache holds; the rows of a batch are factorised in turn
+_ACCELERATOR_BLOCK_BYTES = 2**28
+_GRAM_BYTES = 2**30  # a larger KᵀK is not kept
 
 
-def run(solver: str, factorisation: Factorisation, rows: CanonicalRows, board: Scoreboard, max_iters: int) -> None:
-    """Bring the rows of `board` to its tolerance, or spend `max_iters` passes on those that resist."""
+def run(
+    solver: str,
+    factorisation: Factorisation,
+    rows: CanonicalRows,
+    board: Scoreboard,
+    max_iters: int,
+    *,
+    mesh: Mesh | None = None,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """Bring the rows of `board` to its tolerance, or spend `max_iters` passes on those that resist.
+
+    Args:
+      mesh: the devices to spread the rows over.
+      start: weights (R, d) and dual points (R, r) to begin from.
+    """
     if board.open.size == 0:
         return
-    gram = _Gram(factorisation)
-    if solver == "admm":
-        FirstOrder(admm, factorisation, rows).run(board, max_iters)
-    elif solver == "proximal_gradient":
-        FirstOrder(proximal_gradient, factorisation, rows).run(board, max_iters)
+    stage = _Stages(replicate(mesh, factorisation), rows, board, mesh)
+    begin = None
+    if start is not None:
+        begin = stage.begin(*start)
+    if solver == "auto":
+        _auto(stage, max_iters, begin)
     else:
-        _auto(factorisation, gram, rows, board, max_iters)
+        method = {"admm": admm, "proximal_gradient": proximal_gradient}[solver]
+        first_order = FirstOrder(method, stage.factorisation, rows, mesh)
+        if begin is not None:
+            first_order.restart(np.arange(board.gap.size), *begin)
+        first_order.run(board, max_iters)
 
 
-def _auto(factorisation: Factorisation, gram: _Gram, rows: CanonicalRows, board: Scoreboard, max_iters: int) -> None:
-    _closed_form(factorisation, gram, rows, board)
-    first_order = FirstOrder(admm, factorisation, rows)
-    attempted: dict[int, bytes] = {}
+def _auto(stage: _Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] | None) -> None:
+    board, rows = stage.board, stage.rows
+    stage.closed_form()
+    if begin is not None:
+        stage.polish(board.open, begin[0][board.open])
+    first_order = FirstOrder(admm, stage.factorisation, rows, stage.mesh)
+    if begin is not None:
+        first_order.restart(np.arange(board.gap.size), *begin)
+    signs = _Signs.of(board)
     passes, handover = 0, _HANDOVER
     while passes < max_iters and board.open.size:
-        stretch = min(_POLISH_EVERY, max_iters - passes)
+        stretch = min(CHECK_EVERY, max_iters - passes)
         first_order.run(board, stretch)
         passes += stretch
-        _polish(factorisation, gram, rows, board, first_order, attempted)
+        stage.polish_settled(first_order, signs)
         if passes >= handover and board.open.size:
-            _newton(factorisation, gram, rows, board, first_order, max_steps=_NEWTON_STEPS)
+            stage.newton(first_order)
             handover = 4 * passes
 
 
-def _closed_form(factorisation: Factorisation, gram: _Gram, rows: CanonicalRows, board: Scoreboard) -> None:
-    """Ridge regression and least squares: one linear solve, right wherever the ball turns out not to bind.
+@dataclasses.dataclass
+class _Signs:
+    """The signs of each row's weights at the last check and at the last polish, (R, d), as −1, 0, 1; 2 for unknown."""
 
-    The polish of the full support is that solve: with slopes zero there are no signs to guess.
-    """
-    penalty = rows.penalty
-    quadratic = isinstance(penalty, PiecewisePenalty) and not np.any(penalty.slope) and not np.any(penalty.knot)
-    if rows.exact or not quadratic:
-        return
-    count, width = board.weights.shape
-    guess = np.full((count, width), 1e-100) if rows.support is None else 1e-100 * np.asarray(rows.support)
-    for size, block in _blocks(board.open, np.count_nonzero(guess, axis=1), width):
-        unique = np.unique(block, return_index=True)[1]
-        result = polish(factorisation, gram.matrix, rows.take(block), jnp.asarray(guess[block]), size=size)
-        solved = board.offer(block[unique], *(np.asarray(x)[unique] for x in result))
-        board.polished[block[unique]] |= solved
+    checked: np.ndarray
+    polished: np.ndarray
 
+    @classmethod
+    def of(cls, board: Scoreboard) -> _Signs:
+        unknown = np.full(board.weights.shape, 2, dtype=np.int8)
+        return cls(unknown, unknown.copy())
 
-def _polish(
-    factorisation: Factorisation,
-    gram: _Gram,
-    rows: CanonicalRows,
-    board: Scoreboard,
-    first_order: FirstOrder,
-    attempted: dict[int, bytes],
-) -> None:
-    """Polish the open rows, except those whose signs are the ones a polish has failed with before."""
-    if rows.exact or not isinstance(rows.penalty, PiecewisePenalty):
-        return
-    index, weights = first_order.latest()
-    fresh = []
-    for position, row in enumerate(index):
-        if not board.gap[row] <= board.tol:
-            signs = np.packbits(np.concatenate([weights[position] > 0.0, weights[position] < 0.0])).tobytes()
-            if attempted.get(int(row)) != signs:
-                attempted[int(row)] = signs
-                fresh.append(position)
-    active = np.count_nonzero(weights, axis=1)
-    for size, block in _blocks(np.array(fresh, dtype=int), active, weights.shape[1]):
-        chosen = index[block]
-        guess = jnp.asarray(weights[block])
-        result = polish(factorisation, gram.matrix, rows.take(chosen), guess, size=size)
-        unique = np.unique(chosen, return_index=True)[1]
-        solved = board.offer(chosen[unique], *(np.asarray(x)[unique] for x in result))
-        board.polished[chosen[unique]] |= solved
-    board.report("polish")
-
-
-def _newton(
-    factorisation: Factorisation,
-    gram: _Gram,
-    rows: CanonicalRows,
-    board: Scoreboard,
-    first_order: FirstOrder,
-    *,
-    max_steps: int,
-) -> None:
-    """Semismooth Newton on the open rows, from the best weights so far."""
-    open_ = board.open
-    active = np.count_nonzero(board.weights[open_], axis=1)
-    sigma = first_order.sigma(open_)
-    for _, block in _blocks(np.arange(open_.size), active, board.weights.shape[1]):
-        chosen = open_[block]
-        part = rows.take(chosen)
-        state = newton.start(
-            jnp.asarray(board.weights[chosen]),
-            jnp.asarray(board.dual[chosen]),
-            jnp.asarray(board.gap[chosen]),
-            jnp.asarray(sigma[block][:, None]),
-            exact=rows.exact,
-        )
-        steps = 0
-        while steps < max_steps:
-            pending = ~(np.asarray(state.best_gap) <= board.tol)
-            if not pending.any():
-                break
-            size = _system_size(int(np.asarray(state.active)[pending].max()), board.weights.shape[1])
-            state = newton.advance(
-                factorisation, gram.matrix, part, state, board.tol, size=size, max_steps=max_steps - steps
-            )
-            steps += int(state.steps)
-        unique = np.unique(chosen, return_index=True)[1]
-        board.newton_steps[chosen[unique]] += steps
-        offer = (state.best_weights, state.best_dual, state.best_gap)
-        board.offer(chosen[unique], *(np.asarray(x)[unique] for x in offer))
-        board.report("newton")
+    def settled(self, index: np.ndarray, weights: np.ndarray, gap: np.ndarray) -> np.ndarray:
+        """Which of the rows `index` are worth a polish now; remembers them as polished."""
+        signs = np.sign(weights).astype(np.int8)
+        first = self.checked[index, 0] == 2
+        changes = np.count_nonzero(signs != self.checked[index], axis=1)
+        fresh = np.any(signs != self.polished[index], axis=1)
+        worth = fresh & np.where(first, gap <= _PROMISING, changes <= _SETTLED)
+        self.checked[index] = signs
+        self.polished[index[worth]] = signs[worth]
+        return worth
 
 
 @dataclasses.dataclass
-class _Gram:
-    """KᵀK = V S² Vᵀ, made when the first system needs it."""
+class _Stages:
+    """The steps of the portfolio on one batch of rows."""
 
     factorisation: Factorisation
-    _matrix: Array = None
+    rows: CanonicalRows
+    board: Scoreboard
+    mesh: Mesh | None
+
+    @functools.cached_property
+    def gram(self) -> Gram:
+        """KᵀK = V S² Vᵀ, made when the first system needs it; K itself where d² numbers are too many."""
+        factor = (self.factorisation.basis * self.factorisation.singular_values).T
+        if 8 * factor.shape[1] ** 2 > _GRAM_BYTES:
+            return Gram(None, factor)
+        return Gram(jnp.matmul(factor.T, factor, precision="highest"), None)
 
     @property
-    def matrix(self) -> Array:
-        if self._matrix is None:
-            scaled = self.factorisation.basis * self.factorisation.singular_values
-            self._matrix = jnp.matmul(scaled, scaled.T, precision="highest")
-        return self._matrix
+    def has_polish(self) -> bool:
+        """Whether there are KKT equations to solve: not under exact matching, nor for a penalty of the user's own."""
+        return not self.rows.exact and isinstance(self.rows.penalty, PiecewisePenalty)
+
+    def begin(self, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Make a starting point feasible, offer it to the board, and return it."""
+        weights, gap = _judge(self.factorisation, self.rows, jnp.asarray(weights), jnp.asarray(dual))
+        self.board.offer(np.arange(self.board.gap.size), weights, dual, gap)
+        return np.asarray(weights), dual
+
+    def closed_form(self) -> None:
+        """Ridge regression and least squares: one linear solve, right wherever the ball turns out not to bind.
+
+        The polish of the full support is that solve: with slopes zero there are no signs to guess.
+        """
+        penalty = self.rows.penalty
+        if not self.has_polish or np.any(penalty.slope) or np.any(penalty.knot):
+            return
+        count, width = self.board.weights.shape
+        support = self.rows.support
+        guess = np.full((count, width), 1e-100) if support is None else 1e-100 * np.asarray(support)
+        self.polish(self.board.open, guess[self.board.open])
+
+    def polish_settled(self, first_order: FirstOrder, signs: _Signs) -> None:
+        """Polish the open rows with settled signs; those it improves without solving them go on from there."""
+        board = self.board
+        index = first_order.index[: first_order.count]
+        open_ = np.flatnonzero(~(board.gap[index] <= board.tol))
+        if open_.size == 0 or not self.has_polish:
+            return
+        chosen = open_[signs.settled(index[open_], first_order.weights[open_], first_order.gap[open_])]
+        weights, dual, gap = self.polish(index[chosen], first_order.weights[chosen])
+        better = (gap < first_order.gap[chosen]) & ~(gap <= board.tol)
+        first_order.restart(chosen[better], weights[better], dual[better])
+        board.report("polish")
+
+    def polish(self, index: np.ndarray, guess: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Polish the rows `index` from the `guess` (k, d) of each, offer the result to the board, and return it."""
+        weights = np.array(guess)
+        dual, gap = np.zeros((index.size, self.board.dual.shape[1])), np.full(index.size, np.inf)
+        if index.size == 0 or not self.has_polish:
+            return weights, dual, gap
+        active = np.count_nonzero(guess, axis=1)
+        for size, block, count in self._blocks(np.arange(index.size), active):
+            by_row = (self.rows.take(index[block]), jnp.asarray(guess[block]))
+            found = over_rows(self.mesh, polish, (self.factorisation, self.gram), by_row, size=size)
+            weights[block[:count]] = np.asarray(found)[:count]
+        every = padded(np.arange(index.size), bucket(index.size, self.board.gap.size, device_count(self.mesh)))
+        by_row = (self.rows.take(index[every]), jnp.asarray(weights[every]))
+        found = over_rows(self.mesh, residual_candidate, (self.factorisation,), by_row)
+        dual, gap = (np.asarray(x)[: index.size] for x in found)
+        self.board.polished[index] |= self.board.offer(index, weights, dual, gap)
+        return weights, dual, gap
+
+    def newton(self, first_order: FirstOrder) -> None:
+        """Semismooth Newton on the open rows, from the best weights so far."""
+        board = self.board
+        rho = np.ones((board.gap.size, 1))
+        rho[first_order.index] = np.asarray(first_order.state.rho)
+        index = board.open
+        state = newton.start(
+            jnp.asarray(board.weights[index]),
+            jnp.asarray(board.dual[index]),
+            jnp.asarray(board.gap[index]),
+            jnp.asarray(10.0 / rho[index]),
+            exact=self.rows.exact,
+        )
+        # Rows need different numbers of steps and systems of different sizes: they are batched anew now and then.
+        fields = [np.array(x) for x in jax.tree.leaves(state)]
+        structure = jax.tree.structure(state)
+        for _ in range(0, _NEWTON_STEPS, _REGROUP):
+            pending = np.flatnonzero(~(board.gap[index] <= board.tol))
+            if pending.size == 0:
+                break
+            active = jax.tree.unflatten(structure, fields).active
+            for size, block, count in self._blocks(pending, active):
+                by_row = (
+                    self.rows.take(index[block]),
+                    jax.tree.unflatten(structure, [jnp.asarray(x[block]) for x in fields]),
+                    jnp.asarray(board.tol),
+                )
+                shared = (self.factorisation, self.gram)
+                part = over_rows(self.mesh, newton.advance, shared, by_row, size=size, max_steps=_REGROUP)
+                for field, new in zip(fields, jax.tree.leaves(part)):
+                    field[block[:count]] = np.asarray(new)[:count]
+            now = jax.tree.unflatten(structure, fields)
+            board.offer(index, now.best_weights, now.best_dual, now.best_gap)
+            board.report("newton")
+        board.newton_steps[index] += jax.tree.unflatten(structure, fields).steps
+
+    def _blocks(self, positions: np.ndarray, active: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
+        return _blocks(positions, active, self.board.weights.shape[1], device_count(self.mesh))
+
+
+@jax.jit
+def _judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array) -> tuple[Array, Array]:
+    weights = rows.feasible(weights)
+    return weights, relative_gap(factorisation, rows, weights, dual)
 
 
 def _system_size(active: int, width: int) -> int:
-    """The block size that holds `active` coordinates: 64, 128, 256, …, or everything."""
-    size = 64
+    """A block size that holds `active` coordinates: 48, 80, 112, 176, 272, 400, 592, …, or everything.
+
+    Odd multiples of 16: matrices whose rows lie a large power of two apart evict one another from the cache, which
+    makes a factorisation of size 512 take twice as long as one of size 528.
+    """
+    size = 48
     while size < active:
-        size *= 2
+        size = 3 * size // 2 // 32 * 32 + 16
     return min(size, width)
 
 
-def _blocks(positions: np.ndarray, active: np.ndarray, width: int) -> list[tuple[int, np.ndarray]]:
-    """Positions grouped by system size, in padded batches of a fixed number of rows for each size."""
+def _blocks(positions: np.ndarray, active: np.ndarray, width: int, devices: int) -> list[tuple[int, np.ndarray, int]]:
+    """Positions grouped by system size: (size, a padded batch of a fixed number of rows for that size, how many)."""
+    limit = _CPU_BLOCK_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BLOCK_BYTES
     blocks = []
     sizes = np.array([_system_size(int(active[i]), width) for i in positions], dtype=int)
     for size in np.unique(sizes):
         members = positions[sizes == size]
         members = members[np.argsort(active[members], kind="stable")]
-        batch = int(np.clip(_BLOCK_BYTES // (8 * size * size), 8, 64))
-        blocks += [(int(size), padded(members[i : i + batch], batch)) for i in range(0, members.size, batch)]
+        batch = -(-int(np.clip(limit // (8 * size * size), 4, 64)) // devices) * devices
+        for i in range(0, members.size, batch):
+            block = members[i : i + batch]
+            blocks.append((int(size), padded(block, batch), block.size))
     return blocks

@@ -40,6 +40,20 @@ def start(factorisation: Factorisation, rows: CanonicalRows) -> ProximalGradient
     return ProximalGradientState(zero, zero, one, jnp.zeros_like(one))
 
 
+@jax.jit
+def restart(
+    factorisation: Factorisation, state: ProximalGradientState, chosen: Array, weights: Array, dual: Array
+) -> ProximalGradientState:
+    """The state with the `chosen` (R,) rows moved to given weights (R, d); a dual point is of no use here."""
+    chosen = chosen[:, None]
+    return ProximalGradientState(
+        z=jnp.where(chosen, weights, state.z),
+        v=jnp.where(chosen, weights, state.v),
+        momentum=jnp.where(chosen, 1.0, state.momentum),
+        theta=jnp.where(chosen, 0.0, state.theta),
+    )
+
+
 @jax.jit(static_argnames="passes")
 def advance(
     factorisation: Factorisation, rows: CanonicalRows, state: ProximalGradientState, *, passes: int

@@ -1,0 +1,66 @@
+"""Plain lassos row by row over processes, by scikit-learn or celer: `python lasso_rows.py FOLDER INPUT OUTPUT`.
+
+A script of its own, so that it runs in an environment without simjax. For the contract of FOLDER, INPUT and OUTPUT see
+`benchmarks.peers.environments.run_script`.
+"""
+
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import sys
+import time
+import warnings
+
+import numpy as np
+
+
+def _start(folder, settings):
+    warnings.simplefilter("ignore")  # a row that stops short is judged by its certificate
+    design = np.asfortranarray(np.load(f"{folder}/design.npy", allow_pickle=False))
+    module = {"scikit-learn": "sklearn.linear_model", "celer": "celer"}[settings["solver"]]
+    estimator = importlib.import_module(module).Lasso(
+        alpha=settings["alpha"] / (2.0 * design.shape[0] * settings["loss_weight"]),
+        fit_intercept=False,
+        tol=settings["tol"],
+        max_iter=settings["max_iters"],
+    )
+    _worker.update(design=design, estimator=estimator)
+
+
+_worker: dict = {}  # what a process keeps from one row to the next
+
+
+def _row(target):
+    begin = time.perf_counter()
+    fitted = _worker["estimator"].fit(_worker["design"], target)
+    return fitted.coef_.copy(), int(np.max(fitted.n_iter_)), time.perf_counter() - begin
+
+
+def _nothing(_):
+    time.sleep(0.05)  # long enough that every process takes one
+
+
+def main(folder, input_file, output_file):
+    with np.load(input_file, allow_pickle=False) as arrays:
+        settings, chosen = json.loads(str(arrays["settings"])), arrays["chosen"]
+    targets = np.load(f"{folder}/targets.npy", allow_pickle=False).T[chosen]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(settings["workers"], _start, (folder, settings)) as pool:
+        pool.map(_nothing, range(4 * settings["workers"]), chunksize=1)  # processes and modules are ready
+        begin = time.perf_counter()
+        solved = pool.map(_row, list(targets), chunksize=1)
+        seconds = time.perf_counter() - begin
+    packages = ["numpy", "scipy", "scikit-learn"] + (["celer"] if settings["solver"] == "celer" else [])
+    facts = {"seconds": seconds, "versions": {name: importlib.metadata.version(name) for name in packages}}
+    np.savez(
+        output_file,
+        facts=json.dumps(facts),
+        weights=np.array([row[0] for row in solved]),
+        iterations=np.array([row[1] for row in solved]),
+        row_seconds=np.array([row[2] for row in solved]),
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
