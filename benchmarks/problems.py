@@ -24,7 +24,7 @@ import numpy as np
 import simjax
 from simjax import datasets
 from simjax._checks import choice
-from simjax.fit import _Plan
+from simjax.fit import Plan
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.penalties import OBJECTIVES as PENALTIES
 from simjax.problem import RowProblem, row_problem
@@ -176,7 +176,7 @@ def of_states(
     """
     penalty, share = OBJECTIVES[choice("objective", objective, OBJECTIVES)]
     mu = None if share is None else share * alpha
-    plan = _Plan.make(
+    plan = Plan.make(
         states,
         penalty,
         alpha=alpha,

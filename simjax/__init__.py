@@ -4,6 +4,7 @@ from simjax.certificate import Certificate, certify
 from simjax.constraints import Free, L1Ball
 from simjax.fit import FitResult, adaptive_weights, fit, verify_model
 from simjax.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
+from simjax.path import Path, path
 from simjax.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
 from simjax.problem import RowProblem, row_problem
 from simjax.solve import Solution, solve_rows
@@ -27,6 +28,7 @@ __all__ = [
     "ImplicitModel",
     "L1Ball",
     "NoPenalty",
+    "Path",
     "Penalty",
     "Perspective",
     "Progress",
@@ -43,6 +45,7 @@ __all__ = [
     "certify",
     "collect_states",
     "fit",
+    "path",
     "recertify",
     "row_problem",
     "solve_rows",

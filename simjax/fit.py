@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from simjax.constraints import L1Ball, feedforward_support, hollow_support
 from simjax.model import ImplicitModel
 from simjax.penalties import OBJECTIVES, NoPenalty, Penalty
 from simjax.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
-from simjax.solve import Solution, Weights, check_solver, dense_rows, solve_problem
+from simjax.solve import Solution, Start, Weights, Workspace, check_solver, dense_rows, solve_problem
 from simjax.solvers.iterate import ProgressCallback
 from simjax.states import States
 from simjax.status import Status, row_status
@@ -162,7 +163,7 @@ def fit(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
-    plan = _Plan.make(
+    plan = Plan.make(
         states,
         objective,
         alpha=alpha,
@@ -179,32 +180,40 @@ def fit(
         refit=refit,
     )
     check_solver(solver, matching, workers)
+    return fit_plan(
+        plan,
+        solver=solver,
+        tol=tol,
+        max_iters=max_iters,
+        workers=workers,
+        mesh=mesh,
+        max_memory=max_memory,
+        progress=progress,
+    )
 
-    def solve(problem: RowSource) -> Solution:
-        return solve_problem(
-            problem,
-            solver=solver,
-            tol=tol,
-            max_iters=max_iters,
-            workers=workers,
-            mesh=mesh,
-            max_memory=max_memory,
-            progress=progress,
-        )
 
-    solutions = [solve(plan.rows())]
+def fit_plan(
+    plan: Plan, *, workspace: Workspace | None = None, start: Start | None = None, **options: Any
+) -> FitResult:
+    """Solve what a plan states.
+
+    Args:
+      workspace, start: of the first solve, see `solve_problem`.
+      options: of `solve_problem`.
+    """
+    solutions = [solve_problem(plan.rows(), workspace=workspace, start=start, **options)]
     if "support" in plan.refits:
-        solutions.append(solve(plan.rows_on_support(solutions[-1].weights)))
+        solutions.append(solve_problem(plan.rows_on_support(solutions[-1].weights), workspace=workspace, **options))
     last = solutions[-1]
     weights, certificate, status = last.weights, last.certificate, last.status
     if "outputs" in plan.refits:
-        solutions.append(solve(plan.output_rows(weights)))
-        last, rows = solutions[-1], np.arange(states.n, states.n + states.q)
+        solutions.append(solve_problem(plan.output_rows(weights), **options))
+        last, rows = solutions[-1], np.arange(plan.states.n, plan.states.n + plan.states.q)
         status = status.copy()
         status[rows] = last.status
         weights = _replace_weights(weights, rows, last.weights)
         certificate = _replace_rows(certificate, rows, last.certificate)
-    settings = {**plan.settings, "solver": solver, "tol": float(tol)}
+    settings = {**plan.settings, "solver": last.solver, "tol": last.tol}
     return FitResult(
         model=plan.model(weights, settings),
         certificate=certificate,
@@ -247,7 +256,7 @@ def verify_model(
             f"use FitResult.verify where the fit was made."
         )
     tol = settings["tol"]
-    plan = _Plan.make(states, **{key: value for key, value in settings.items() if key not in ("solver", "tol")})
+    plan = Plan.make(states, **{key: value for key, value in settings.items() if key not in ("solver", "tol")})
     weights = plan.weights(model)
     problem = plan.rows_on_support(weights) if "support" in plan.refits else plan.rows()
     upper = np.arange(states.n + states.q)
@@ -313,7 +322,7 @@ def adaptive_weights(source: Any, *, epsilon: float = 0.05, exponent: float = 1.
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """A fit as row problems: everything that follows from the states and the arguments, before any solve."""
 
     states: States | StreamedStates  # in the units of the fit
@@ -332,7 +341,7 @@ class _Plan:
         cls, states: States | StreamedStates, objective: Any, *, alpha: Any, mu: Any, kappa: Any, lambda_state: Any,
         lambda_output: Any, reduction: str, matching: str, support: Any, rescale: str, units: str, fit_intercept: bool,
         refit: Any,
-    ) -> _Plan:  # fmt: skip
+    ) -> Plan:  # fmt: skip
         """Check every argument of `fit` and put them together."""
         if not isinstance(states, States | StreamedStates):
             raise TypeError(
@@ -377,9 +386,16 @@ class _Plan:
             states, scale = states.rescaled(scale), np.ones(states.n)
         return cls(states, scale, penalty, kappa, loss_weight, matching, allowed, bool(fit_intercept), refits, settings)
 
+    @functools.cached_property
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Design and targets of all rows: the samples, or the few that streamed states compress them to."""
+        if isinstance(self.states, StreamedStates):
+            return self.states.compressed(self.fit_intercept)
+        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
+
     def rows(self) -> RowSource:
         """All n + q rows."""
-        return self._source(*self._samples(), np.arange(self.loss_weight.size), self.support.rows)
+        return self._source(*self.samples, np.arange(self.loss_weight.size), self.support.rows)
 
     def rows_on_support(self, weights: Weights) -> RowSource:
         """All rows by least squares on the support of `weights`: debiasing."""
@@ -387,13 +403,13 @@ class _Plan:
         def support(index: np.ndarray) -> np.ndarray:
             return dense_rows(weights[index]) != 0.0
 
-        return self._source(*self._samples(), np.arange(self.loss_weight.size), support, NoPenalty())
+        return self._source(*self.samples, np.arange(self.loss_weight.size), support, NoPenalty())
 
     def output_rows(self, weights: Weights) -> RowSource:
         """The q rows of (C D), on the states that the (A B) in `weights` produces."""
         n = self.states.n
         assert isinstance(self.states, States)  # `make` refuses this refit of streamed states
-        design, targets = self._samples()
+        design, targets = self.samples[0].copy(), self.samples[1]
         design[:, :n] = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
         return self._source(design, targets, np.arange(n, self.loss_weight.size), self.support.rows)
 
@@ -426,12 +442,6 @@ class _Plan:
         if not self.fit_intercept:
             return weights
         return np.concatenate([weights, np.concatenate([dense.b, dense.c])[:, None]], axis=1)
-
-    def _samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Design and targets of all rows: the samples, or the few that streamed states compress them to."""
-        if isinstance(self.states, StreamedStates):
-            return self.states.compressed(self.fit_intercept)
-        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
 
     def _source(
         self,

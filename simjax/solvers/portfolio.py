@@ -78,7 +78,8 @@ def _auto(stage: _Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] |
     board, rows = stage.board, stage.rows
     stage.closed_form()
     if begin is not None:
-        stage.polish(board.open, begin[0][board.open])
+        promising = board.open[board.gap[board.open] <= _PROMISING]
+        stage.polish(promising, begin[0][promising])
     first_order = FirstOrder(admm, stage.factorisation, rows, stage.mesh)
     if begin is not None:
         first_order.restart(np.arange(board.gap.size), *begin)
