@@ -18,6 +18,9 @@ from simjax.penalties import Penalty, PiecewisePenalty, check_penalty
 
 MATCHINGS = ("penalty", "exact")
 
+# Outside of these, squares of numbers leave the range of float64.
+TINY, HUGE = 1e-150, 1e150
+
 
 @dataclasses.dataclass(frozen=True)
 class RowProblem:
@@ -129,6 +132,10 @@ def row_problem(
     rows = targets.shape[1]
     if targets.shape[0] != m:
         raise ValueError(f"targets must have as many rows as design ({m} samples), got shape {targets.shape}.")
+    for name, array in (("design", design), ("targets", targets)):
+        largest = np.abs(array).max()
+        if largest > HUGE:
+            raise ValueError(f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale.")
     choice("matching", matching, MATCHINGS)
     loss_weight = float_array("loss_weight", loss_weight)
     if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):

@@ -17,7 +17,7 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.certificate import Certificate, certify, joined_certificates
 from simjax.constraints import Free, L1Ball
 from simjax.penalties import Penalty, PiecewisePenalty
-from simjax.problem import RowProblem, RowSource, row_problem
+from simjax.problem import TINY, RowProblem, RowSource, row_problem
 from simjax.solvers import portfolio
 from simjax.solvers.canonical import CanonicalRows, canonical_rows
 from simjax.solvers.devices import automatic, device_count, row_blocks
@@ -408,8 +408,10 @@ class _Run:
         """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof."""
         max_iters = self.max_iters
         answer = _Answer.empty(problem)
-        live = np.flatnonzero(np.any(problem.targets != 0.0, axis=0))
-        if not problem.design.any():  # nothing to gain: w = 0 is optimal, and its residual proves it
+        # Below this size squares underflow: such a target is zero as far as float64 can tell, and so is such a design,
+        # from which there is nothing to gain. w = 0 is the answer then, and its residual proves it.
+        live = np.flatnonzero(np.abs(problem.targets).max(axis=0) > TINY)
+        if np.abs(problem.design).max() <= TINY:
             live = live[:0]
         rows = problem.rows_count
 

@@ -61,9 +61,7 @@ def run(
     if board.open.size == 0:
         return
     stage = _Stages(replicate(mesh, factorisation), rows, board, mesh)
-    begin = None
-    if start is not None:
-        begin = stage.begin(*start)
+    begin = None if start is None else stage.begin(*start)
     if solver == "auto":
         _auto(stage, max_iters, begin)
     else:
@@ -78,8 +76,7 @@ def _auto(stage: _Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] |
     board, rows = stage.board, stage.rows
     stage.closed_form()
     if begin is not None:
-        promising = board.open[board.gap[board.open] <= _PROMISING]
-        stage.polish(promising, begin[0][promising])
+        begin = stage.polish_start(*begin)
     first_order = FirstOrder(admm, stage.factorisation, rows, stage.mesh)
     if begin is not None:
         first_order.restart(np.arange(board.gap.size), *begin)
@@ -146,6 +143,11 @@ class _Stages:
         weights, gap = _judge(self.factorisation, self.rows, jnp.asarray(weights), jnp.asarray(dual))
         self.board.offer(np.arange(self.board.gap.size), weights, dual, gap)
         return np.asarray(weights), dual
+
+    def polish_start(self, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A starting point, or, where it is better, the solution of this problem on the signs of that point."""
+        self.polish(self.board.open, weights[self.board.open])
+        return self.board.weights.copy(), self.board.dual.copy()
 
     def closed_form(self) -> None:
         """Ridge regression and least squares: one linear solve, right wherever the ball turns out not to bind.
