@@ -152,6 +152,12 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "simjax"
 
 
+def trained_network(dataset: str, seed: int = 0, cache: Path | None = None) -> MLP:
+    """The network of `NETWORKS` trained on `dataset`, from the cache if it is there; arguments as `network_states`."""
+    choice("dataset", dataset, NETWORKS)
+    return _trained(dataset, seed, cache_folder() if cache is None else Path(cache))
+
+
 def _trained(dataset: str, seed: int, cache: Path) -> MLP:
     """The trained network, from `cache` if it is there; its file is named after everything it was trained with."""
     sizes, recipe = NETWORKS[dataset], dict(RECOMMENDED[dataset])

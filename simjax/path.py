@@ -47,11 +47,13 @@ class Path:
       parameter: what differs, "alpha" or "kappa".
       values: (k,).
       fits: k `FitResult`s, every row of each certified by itself.
+      misfit: (k,), ‖T − ΦWᵀ‖² / ‖T‖² over all rows, in the units of the fit: what the models leave unexplained.
     """
 
     parameter: str
     values: np.ndarray
     fits: tuple[FitResult, ...]
+    misfit: np.ndarray
 
     @property
     def converged(self) -> bool:
@@ -69,16 +71,16 @@ class Path:
         return sum(fit.seconds for fit in self.fits)
 
     def table(self) -> str:
-        """A line for each fit: the value, nonzeros, Σ objective, worst gap, rows certified, passes, seconds."""
+        """A line for each fit: the value, nonzeros, misfit, worst gap, rows certified, passes, seconds."""
         lines = [
-            f"{self.parameter:>10} {'nonzeros':>9} {'objective':>13} {'worst gap':>10} {'certified':>11} "
+            f"{self.parameter:>10} {'nonzeros':>9} {'misfit':>10} {'worst gap':>10} {'certified':>11} "
             f"{'passes':>6} {'seconds':>8}"
         ]
-        for value, fit in zip(self.values, self.fits):
+        for value, fit, misfit in zip(self.values, self.fits, self.misfit):
             certified = f"{np.count_nonzero(fit.status == Status.SOLVED)}/{fit.status.size}"
             passes = max(int(solution.passes.max(initial=0)) for solution in fit.solutions)
             lines.append(
-                f"{value:>10.4g} {fit.model.nonzeros:>9} {fit.certificate.objective.sum():>13.6e} "
+                f"{value:>10.4g} {fit.model.nonzeros:>9} {misfit:>10.3e} "
                 f"{fit.certificate.relative_gap.max():>10.1e} {certified:>11} {passes:>6} {fit.seconds:>8.2f}"
             )
         return "\n".join(lines)
@@ -148,14 +150,17 @@ def path(
     check_solver(solve["solver"], stated["matching"], solve["workers"])
     order = np.argsort(values)[:: -1 if name == "alphas" else 1]
     fits: dict[int, FitResult] = {}
+    misfit = np.zeros(values.size)
     workspace, start = None, None
     for position in order:
         plan = plans.pop(int(position))
-        design = plan.samples[0]
+        design, targets = plan.samples
         if workspace is None or not np.array_equal(workspace.design, design):  # κ can change the units of the fit
             workspace = Workspace(design)
         result = fit_plan(plan, workspace=workspace, start=start, **solve)
         fits[int(position)] = result
+        residual = targets - (result.weights @ design.T).T
+        misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)
         first = result.solutions[0]
         start = Start(dense_rows(first.weights), first.certificate.dual)
-    return Path(name[:-1], values, tuple(fits[k] for k in range(values.size)))
+    return Path(name[:-1], values, tuple(fits[k] for k in range(values.size)), misfit)

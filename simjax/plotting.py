@@ -1,4 +1,4 @@
-"""Pictures: sparsity pattern, row gaps, accuracy against sparsity.
+"""Pictures: sparsity pattern, row gaps, accuracy against sparsity, the misfit along a path.
 
 Each function returns a `matplotlib.figure.Figure` of its own: no backend is chosen, no rcParams are changed,
 and nothing is shown or saved. Save one with `figure.savefig(path)`, which needs no display.
@@ -20,6 +20,7 @@ from simjax.model import ImplicitModel
 
 if TYPE_CHECKING:
     from simjax.fit import FitResult
+    from simjax.path import Path
 
 # After Okabe and Ito: told apart by all common kinds of colour vision.
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#A0488A"
@@ -230,6 +231,37 @@ def plot_trade_off(
     # Room for the labels of the points.
     ax.set_xlim(*_widened(sparsity.min(), sparsity.max(), 0.12, 0.06, least=5.0))
     ax.set_ylim(*_widened(min(accuracy.min(), baseline), max(accuracy.max(), baseline), 0.18, 0.08, least=1.0))
+    return figure
+
+
+def plot_path(path: Path) -> Figure:
+    """What the models of a path leave unexplained, against how many weights they have.
+
+    Args:
+        path: from `simjax.path`; each point is labelled with its alpha or kappa.
+    """
+    order = np.argsort(path.nonzeros, kind="stable")
+    nonzeros, misfit = path.nonzeros[order], np.maximum(path.misfit[order], _SMALLEST_GAP)
+    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    ax = figure.add_subplot()
+    symbol = rf"$\{path.parameter}$"
+    ax.semilogy(nonzeros, misfit, color=_BLUE, linewidth=1.4, marker="o", markersize=4, label=f"models, by {symbol}")
+    if not path.converged:
+        missed = [k for k, position in enumerate(order) if not path.fits[position].converged]
+        ax.plot(nonzeros[missed], misfit[missed], label="not all rows certified", **_RING)
+    # At most eight labels, so that a long path stays legible.
+    for k in np.unique(np.linspace(0, order.size - 1, min(order.size, 8)).round().astype(int)):
+        ax.annotate(
+            f"{path.values[order[k]]:.2g}",
+            (nonzeros[k], misfit[k]),
+            xytext=(4, 5),
+            textcoords="offset points",
+            fontsize=_SMALL,
+            color=_GREY,
+        )
+    _label(ax, "What is left unexplained", "nonzero weights", "misfit")
+    _legend_above(ax)
+    ax.set_xlim(*_widened(nonzeros.min(), nonzeros.max(), 0.05, 0.12, least=1.0))
     return figure
 
 

@@ -135,7 +135,9 @@ def row_problem(
     for name, array in (("design", design), ("targets", targets)):
         largest = np.abs(array).max()
         if largest > HUGE:
-            raise ValueError(f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale.")
+            raise ValueError(
+                f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale."
+            )
     choice("matching", matching, MATCHINGS)
     loss_weight = float_array("loss_weight", loss_weight)
     if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):

@@ -162,8 +162,14 @@ def _explain(solver: str, rows: int, polished: int, newton: int) -> str:
         return "interior-point method, row by row"
     if solver != "auto":
         return "as asked"
-    first = rows - polished - newton
-    return f"{first} rows by ADMM, {polished} by active-set polish, {newton} by semismooth Newton"
+    parts = []
+    if rows - polished - newton:
+        parts.append(f"{rows - polished - newton} rows by ADMM")
+    if polished:
+        parts.append(f"{polished} by active-set polish, their signs having settled")
+    if newton:
+        parts.append(f"{newton} by semismooth Newton, ADMM having stalled")
+    return ", ".join(parts)
 
 
 def solve_rows(

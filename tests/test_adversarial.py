@@ -98,8 +98,10 @@ def test_columns_scaled_over_twelve_decades(m, name, kind):
     design, targets = sparse_rows(m)
     scale = np.geomspace(1e-6, 1e6, WIDTH)[generator(3).permutation(WIDTH)]
     solution = honest(design * scale, targets, penalty=PENALTIES[name], constraint=BALLS[kind])
-    # |s_j| ≤ β for a column of size 1e6 is decided by rounding: a certificate of L1 may stop short of 1e-6 there.
-    assert np.all(solution.certificate.relative_gap <= (1e-4 if name == "l1" else 1e-6))
+    # |s_j| ≤ c for a column of size 1e6 is decided by rounding: with a slope c, a certificate may stop short of 1e-6
+    # there, and the row is flagged (`honest` checks that it is).
+    assert np.all(solution.certificate.relative_gap <= (1e-4 if name in ("l1", "perspective") else 1e-6))
+    assert np.count_nonzero(solution.status == "SOLVED") >= ROWS // 2
 
 
 @pytest.mark.parametrize("name", PENALTIES)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simjax.constraints import JointProx, joint_prox
-from simjax.solvers.canonical import CanonicalRows, relative_gap
+from simjax.solvers.canonical import CanonicalRows
 from simjax.solvers.factor import Factorisation
 from simjax.solvers.linear import cholesky, cholesky_solve
 
@@ -183,12 +183,6 @@ def _norm(x: Array) -> Array:
     return jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@jax.jit
-def candidate(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState) -> tuple[Array, Array, Array]:
-    """The weights z, the better of the two dual points y, and the relative gap it proves."""
-    if rows.exact:
-        return state.z, state.y, relative_gap(factorisation, rows, state.z, state.y)
-    duals = jnp.stack([state.y, rows.targets - factorisation.apply(state.z)])
-    gaps = lax.map(lambda dual: relative_gap(factorisation, rows, state.z, dual), duals)
-    better = gaps[1] < gaps[0]
-    return state.z, jnp.where(better[:, None], duals[1], duals[0]), jnp.min(gaps, axis=0)
+def point(state: AdmmState) -> tuple[Array, Array]:
+    """The weights z and the dual point y of the last pass."""
+    return state.z, state.y

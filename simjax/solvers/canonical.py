@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from simjax.constraints import Ball, dual_scaling, support_function
 from simjax.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
@@ -191,6 +192,20 @@ def relative_gap(
     if rows.exact:
         gap = jnp.maximum(gap, _FEASIBILITY_FACTOR * jnp.linalg.norm(residual, axis=1))
     return gap
+
+
+@jax.jit
+def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array) -> tuple[Array, Array]:
+    """The better of the given dual points y (R, r) and the residual, and the relative gap it proves, (R,).
+
+    Every stage asks this one program, which is compiled once for each number of rows.
+    """
+    if rows.exact:
+        return dual, relative_gap(factorisation, rows, weights, dual)
+    duals = jnp.stack([dual, rows.targets - factorisation.apply(weights)])
+    gaps = lax.map(lambda dual: relative_gap(factorisation, rows, weights, dual), duals)
+    better = gaps[1] < gaps[0]
+    return jnp.where(better[:, None], duals[1], duals[0]), jnp.min(gaps, axis=0)
 
 
 def _flat(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:

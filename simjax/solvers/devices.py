@@ -59,17 +59,27 @@ def over_rows(mesh: Mesh | None, function: Callable, shared: tuple, by_row: tupl
     """
     if mesh is None:
         return function(*shared, *by_row, **static)
+    return row_program(mesh, function, shared, by_row, **static)(*shared, *by_row)
+
+
+def row_program(mesh: Mesh, function: Callable, shared: tuple, by_row: tuple, **static: Any) -> Any:
+    """What `over_rows` runs: the jit-compiled function of `shared` and `by_row`."""
     shared_specs = jax.tree.map(lambda _: PartitionSpec(), shared)
     row_specs = jax.tree.map(lambda x: _row_spec(mesh, x), by_row)
     leaves, structure = jax.tree.flatten((*shared_specs, *row_specs), is_leaf=_is_spec)
-    program = _program(mesh, function, tuple(leaves), structure, tuple(sorted(static.items())))
-    return program(*shared, *by_row)
+    return _program(mesh, function, tuple(leaves), structure, tuple(sorted(static.items())))
 
 
 # Working arrays of a row: the window of ADMM's path and its differences, and some more, of length d; targets, residuals
 # and duals of length m.
 _ARRAYS_OF_D = 40
 _ARRAYS_OF_M = 8
+
+
+def bytes_per_row(shape: tuple[int, int]) -> int:
+    """What the working arrays of a row take for a design of shape (m, d)."""
+    m, d = shape
+    return 8 * (_ARRAYS_OF_D * d + _ARRAYS_OF_M * m)
 
 
 def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devices: int = 1) -> list[np.ndarray]:
@@ -82,8 +92,7 @@ def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devi
     Raises:
       ValueError: if not even eight rows fit.
     """
-    m, d = shape
-    each = 8 * (_ARRAYS_OF_D * d + _ARRAYS_OF_M * m)
+    each = bytes_per_row(shape)
     if max_memory is None:
         max_memory = max(free_memory() / 2, 8 * each)
     fit = int(max_memory * devices // each)
@@ -111,7 +120,7 @@ def free_memory() -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _program(mesh: Mesh, function: Callable, leaves: tuple, structure: Any, static: tuple) -> Callable:
+def _program(mesh: Mesh, function: Callable, leaves: tuple, structure: Any, static: tuple) -> Any:
     return jax.jit(
         jax.shard_map(
             functools.partial(function, **dict(static)),

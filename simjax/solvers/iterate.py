@@ -1,6 +1,6 @@
 """The common loop: advance a batch of rows, certify it, freeze what is finished, compact the rest.
 
-Every method offers the same three functions (`start`, `advance`, `candidate`), so this loop is written once. The best
+Every method offers the same functions (`start`, `restart`, `advance`, `point`), so this loop is written once. The best
 weights of each row so far are kept in a `Scoreboard`; a row whose gap is small enough leaves the batch at once.
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simjax.solvers.canonical import CanonicalRows, relative_gap
+from simjax.solvers.canonical import CanonicalRows, judge
 from simjax.solvers.devices import device_count, over_rows, spread
 from simjax.solvers.factor import Factorisation
 
@@ -60,7 +60,7 @@ class Scoreboard:
         self.tol = tol
         self.weights = np.zeros((count, width))
         self.dual = np.array(rows.targets)
-        self.gap = np.array(_zero_gap(factorisation, rows)) if not rows.exact else np.full(count, np.inf)
+        self.gap = np.full(count, np.inf)
         self.passes = np.zeros(count, dtype=int)
         self.newton_steps = np.zeros(count, dtype=int)
         self.polished = np.zeros(count, dtype=bool)
@@ -96,12 +96,6 @@ class Scoreboard:
                     stage=stage,
                 )
             )
-
-
-@jax.jit
-def _zero_gap(factorisation: Factorisation, rows: CanonicalRows) -> Array:
-    zero = jnp.zeros((rows.targets.shape[0], factorisation.basis.shape[0]), rows.targets.dtype)
-    return relative_gap(factorisation, rows, zero, rows.targets)
 
 
 def bucket(count: int, limit: int, devices: int = 1) -> int:
@@ -152,8 +146,9 @@ class FirstOrder:
             done += stretch
             index = self.index[: self.count]
             board.passes[index] += stretch
-            found = self._call(self.method.candidate, self.rows, self.state)
-            weights, dual, gap = (np.asarray(x)[: self.count] for x in found)
+            z, y = self.method.point(self.state)
+            found = self._call(judge, self.rows, z, jnp.zeros_like(self.rows.targets) if y is None else y)
+            weights, dual, gap = (np.asarray(x)[: self.count] for x in (z, *found))
             self.weights, self.gap = weights, gap
             board.offer(index, weights, dual, gap)
             board.report(self.method.__name__.rpartition(".")[2])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simjax.penalties import PiecewisePenalty
-from simjax.solvers.canonical import CanonicalRows, relative_gap
+from simjax.solvers.canonical import CanonicalRows
 from simjax.solvers.factor import Factorisation
 from simjax.solvers.linear import Gram, cholesky, cholesky_solve, gather_system, scatter
 
@@ -29,7 +29,7 @@ _BALL_ACTIVE = 1e-6  # relative slack of the ball below which the guess takes it
 
 @jax.jit(static_argnames="size")
 def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weights: Array, *, size: int) -> Array:
-    """Polished weights, (R, d). Whether they are any good, the gap of `residual_candidate` says.
+    """Polished weights, (R, d). Whether they are any good, `judge` says.
 
     Args:
       weights: the guess; its support must have at most `size` entries.
@@ -69,10 +69,3 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
     point, _ = lax.fori_loop(0, _REFINEMENTS, refine, start)
 
     return rows.feasible(jnp.where(jnp.isfinite(point).all(axis=1, keepdims=True), point, weights))
-
-
-@jax.jit
-def residual_candidate(factorisation: Factorisation, rows: CanonicalRows, weights: Array) -> tuple[Array, Array]:
-    """The residual as dual point, (R, r), and the relative gap it proves of the weights, (R,)."""
-    dual = rows.targets - factorisation.apply(weights)
-    return dual, relative_gap(factorisation, rows, weights, dual)

@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 
 from simjax.penalties import PiecewisePenalty
 from simjax.solvers import admm, newton, proximal_gradient
-from simjax.solvers.canonical import CanonicalRows, relative_gap
+from simjax.solvers.canonical import CanonicalRows, judge
 from simjax.solvers.devices import device_count, over_rows, replicate
 from simjax.solvers.factor import Factorisation
 from simjax.solvers.iterate import CHECK_EVERY, FirstOrder, Scoreboard, bucket, padded
 from simjax.solvers.linear import Gram
-from simjax.solvers.polish import polish, residual_candidate
+from simjax.solvers.polish import polish
 
 Array = Any
 
@@ -58,9 +58,11 @@ def run(
       mesh: the devices to spread the rows over.
       start: weights (R, d) and dual points (R, r) to begin from.
     """
+    stage = _Stages(replicate(mesh, factorisation), rows, board, mesh)
+    if not rows.exact:  # w = 0, with the targets as its residual
+        stage.offer(board.open, board.weights, board.dual)
     if board.open.size == 0:
         return
-    stage = _Stages(replicate(mesh, factorisation), rows, board, mesh)
     begin = None if start is None else stage.begin(*start)
     if solver == "auto":
         _auto(stage, max_iters, begin)
@@ -140,9 +142,9 @@ class _Stages:
 
     def begin(self, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make a starting point feasible, offer it to the board, and return it."""
-        weights, gap = _judge(self.factorisation, self.rows, jnp.asarray(weights), jnp.asarray(dual))
-        self.board.offer(np.arange(self.board.gap.size), weights, dual, gap)
-        return np.asarray(weights), dual
+        weights = np.asarray(self.rows.feasible(jnp.asarray(weights)))
+        self.offer(np.arange(self.board.gap.size), weights, dual)
+        return weights, dual
 
     def polish_start(self, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A starting point, or, where it is better, the solution of this problem on the signs of that point."""
@@ -186,12 +188,19 @@ class _Stages:
             by_row = (self.rows.take(index[block]), jnp.asarray(guess[block]))
             found = over_rows(self.mesh, polish, (self.factorisation, self.gram), by_row, size=size)
             weights[block[:count]] = np.asarray(found)[:count]
-        every = padded(np.arange(index.size), bucket(index.size, self.board.gap.size, device_count(self.mesh)))
-        by_row = (self.rows.take(index[every]), jnp.asarray(weights[every]))
-        found = over_rows(self.mesh, residual_candidate, (self.factorisation,), by_row)
-        dual, gap = (np.asarray(x)[: index.size] for x in found)
-        self.board.polished[index] |= self.board.offer(index, weights, dual, gap)
+        dual, gap, solved = self.offer(index, weights, dual)
+        self.board.polished[index] |= solved
         return weights, dual, gap
+
+    def offer(
+        self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Judge weights (k, d) of the rows `index` and offer them to the board: dual points, gaps, which are solved."""
+        every = padded(np.arange(index.size), bucket(index.size, self.board.gap.size, device_count(self.mesh)))
+        by_row = (self.rows.take(index[every]), jnp.asarray(weights[every]), jnp.asarray(dual[every]))
+        found = over_rows(self.mesh, judge, (self.factorisation,), by_row)
+        dual, gap = (np.asarray(x)[: index.size] for x in found)
+        return dual, gap, self.board.offer(index, weights, dual, gap)
 
     def newton(self, first_order: FirstOrder) -> None:
         """Semismooth Newton on the open rows, from the best weights so far."""
@@ -231,12 +240,6 @@ class _Stages:
 
     def _blocks(self, positions: np.ndarray, active: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
         return _blocks(positions, active, self.board.weights.shape[1], device_count(self.mesh))
-
-
-@jax.jit
-def _judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array) -> tuple[Array, Array]:
-    weights = rows.feasible(weights)
-    return weights, relative_gap(factorisation, rows, weights, dual)
 
 
 def _system_size(active: int, width: int) -> int:

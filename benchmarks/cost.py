@@ -1,0 +1,160 @@
+"""What a pass costs against the product of the same shapes, and how it grows: `python -m benchmarks.cost`.
+
+One pass of ADMM is two products with the basis of the design for all R rows, 4 d r R flops with r = rank ≤ min(m, d);
+everything else is proportional to d R. Writes benchmarks/results/cost.json, and a table between two markers of
+docs/performance.md. With --stream, only streams the standard problem of m = 60,000 samples and prints its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import simjax
+from benchmarks import problems
+from benchmarks.sidebyside import commit
+from simjax import datasets
+from simjax.solve import Workspace
+from simjax.solvers import admm
+from simjax.solvers.canonical import canonical_rows, judge
+from simjax.solvers.iterate import CHECK_EVERY
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- cost:begin -->", "<!-- cost:end -->"
+SAMPLES = (100, 500, 1000, 5000, 20_000, 60_000)
+_STREAM_BATCH = 4096
+
+
+def seconds_of(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall time of a call, the first one left out."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def measure(m: int) -> dict[str, Any]:
+    """Setup, pass, certificate and product of the standard problem, L1, on m samples."""
+    problem = problems.problem(f"standard-m{m}-l1").rows
+    begin = time.perf_counter()
+    workspace = Workspace(problem.design)
+    with jax.enable_x64(True):
+        factorisation = jax.block_until_ready(workspace.scaled.factorisation(precise=False))
+        coordinates = workspace.scaled.coordinates(problem.targets, precise=False)
+        setup = time.perf_counter() - begin
+        rows = canonical_rows(problem, factorisation, coordinates, workspace.column_scale)
+        state = admm.start(factorisation, rows)
+        passes = seconds_of(lambda: admm.advance(factorisation, rows, state, passes=CHECK_EVERY)) / CHECK_EVERY
+        check = seconds_of(lambda: judge(factorisation, rows, state.z, state.y))
+        product = jax.jit(lambda x, v: jnp.matmul(jnp.matmul(x, v, precision="highest"), v.T, precision="highest"))
+        products = seconds_of(lambda: product(state.v, factorisation.basis), repeats=20)
+    (width, rank), count = factorisation.basis.shape, problem.rows_count
+    flops = 4.0 * width * rank * count
+    return {
+        "m": m,
+        "rows": count,
+        "width": width,
+        "rank": rank,
+        "setup_seconds": setup,
+        "pass_milliseconds": 1e3 * passes,
+        "check_milliseconds": 1e3 * check,
+        "products_milliseconds": 1e3 * products,
+        "pass_gigaflops": flops / passes / 1e9,
+        "products_gigaflops": flops / products / 1e9,
+    }
+
+
+def stream() -> dict[str, Any]:
+    """The standard problem of 60,000 samples, streamed: peak memory of this process, and times."""
+    network = problems.trained_network("fashion-mnist")
+    inputs = datasets.load("fashion-mnist").train_inputs
+    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    streamed = simjax.stream_states(
+        simjax.collect_states(network, inputs[i : i + _STREAM_BATCH]) for i in range(0, len(inputs), _STREAM_BATCH)
+    )
+    setup = time.perf_counter() - begin
+    result = simjax.fit(streamed, "l1", support="full", rescale="inner", units="rescaled")
+    return {
+        "m": streamed.m,
+        "stream_seconds": setup,
+        "fit_seconds": result.seconds,
+        "converged": result.converged,
+        "before_mebibytes": before / 1024,
+        "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as text for docs/performance.md."""
+    lines = [
+        "| m | rank r | setup (s) | a pass (ms) | its two products alone (ms) | rate of the pass (GF/s) "
+        "| rate of the products (GF/s) | a certificate (ms) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for point in results["points"]:
+        lines.append(
+            f"| {point['m']:,} | {point['rank']} | {point['setup_seconds']:.2f} | {point['pass_milliseconds']:.2f} "
+            f"| {point['products_milliseconds']:.2f} | {point['pass_gigaflops']:.0f} "
+            f"| {point['products_gigaflops']:.0f} | {point['check_milliseconds']:.1f} |"
+        )
+    streamed = results["stream"]
+    lines += [
+        "",
+        f"Streamed in batches of {_STREAM_BATCH:,}, the m = {streamed['m']:,} problem peaks at "
+        f"{streamed['peak_mebibytes']:,.0f} MiB for the whole process, of which {streamed['before_mebibytes']:,.0f} "
+        f"MiB are Python, JAX and the data set before streaming begins; streaming takes "
+        f"{streamed['stream_seconds']:.1f} s and the fit {streamed['fit_seconds']:.1f} s, compilation included.",
+        "",
+        f"R = {results['points'][0]['rows']} rows of d = {results['points'][0]['width']} coordinates, float64, "
+        f"{results['device']}, {results['cpus']} cores, JAX {results['jax']}, Python {results['python']}, commit "
+        f"{results['commit']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--stream", action="store_true", help="only the streamed problem, as JSON")
+    if parser.parse_args().stream:
+        print(json.dumps(stream()))
+        return
+    streamed = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cost", "--stream"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    results = {
+        "points": [measure(m) for m in SAMPLES],
+        "stream": json.loads(streamed.stdout.splitlines()[-1]),
+        "device": str(jax.devices()[0].device_kind),
+        "cpus": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "simjax": simjax.__version__,
+        **commit(),
+    }
+    (ROOT / "benchmarks" / "results" / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
+    page = ROOT / "docs" / "performance.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
