@@ -8,6 +8,7 @@ PYTHON ?=
 VENV ?= .venv
 DEMO ?= --dataset digits
 PYTEST ?= -n auto --dist loadfile
+TEST_XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
@@ -20,9 +21,10 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 demo: $(VENV)/.installed-oracles
 	$(BIN)/simjax demo --output demo-output --force $(DEMO)
 
-# One test process per core: threaded BLAS inside each would have them wait for one another.
+# One test process per core: threaded BLAS inside each would have them wait for one another. Tests compile many small
+# programs and run each a few times, so compilation is made cheap.
 test: $(VENV)/.installed-oracles,test
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(TEST_XLA_FLAGS)" $(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/.installed-oracles,test,lint
 	$(BIN)/ruff check .

@@ -309,7 +309,8 @@ def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array
 
     ones = jnp.ones((slopes.shape[0], 1), slopes.dtype)
     low, _ = lax.fori_loop(0, 60, halve, (jnp.zeros_like(ones), ones))
-    return jnp.where(finite(ones), 1.0, low)
+    # A hair inside, so that the rounding of f·s by whoever multiplies cannot leave the domain again.
+    return jnp.where(finite(ones), 1.0, low * (1.0 - 1e-15))
 
 
 # --- Supports ----------------------------------------------------------------------------------------------------

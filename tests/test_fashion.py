@@ -17,7 +17,7 @@ def trained():
     data = datasets.load("fashion-mnist")
     network = MLP((784, 64, 32, 16, 10))
     train(network, data.train_inputs, data.train_labels, epochs=6, batch_size=64, learning_rate=2e-3)
-    states = simjax.collect_states(network, data.train_inputs[:500])
+    states = simjax.collect_states(network, data.train_inputs[:200])
     assert states.baseline.accuracy(data.test_inputs, data.test_labels) >= 0.86
     return states
 

@@ -101,7 +101,7 @@ def test_bad_input_is_refused_before_any_solve(case, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a solve was begun")
 
-    monkeypatch.setattr(simjax.solve, "_attempt", never)
+    monkeypatch.setattr(simjax.solve.Workspace, "__init__", never)
     changes, error, match = BAD[case]
     with pytest.raises(error, match=match):
         simjax.solve_rows(**(GOOD | changes))
