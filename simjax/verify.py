@@ -8,9 +8,11 @@ import numpy as np
 
 from simjax import oracles
 from simjax._checks import positive_integer
-from simjax.certificate import Certificate, certify
+from simjax.certificate import Certificate, certify, infeasibility_margin
 from simjax.problem import RowProblem
 from simjax.status import Status
+
+_NOT_FEASIBLE = 1e-6  # an oracle's answer that violates a row by more than this, relatively, is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Verification:
       difference: (P − P_oracle) / scale, with the scale of the relative gap.
       relative_gap: what the better of the row's own dual point and the oracle's proves of the weights.
       oracle_gap: what the certificate proves of the oracle's answer.
-      agrees: whether |difference| is within what the two gaps and the oracle's infeasibility allow, or both call the
-        row infeasible.
+      agrees: whether |difference| is within what the two gaps and the oracle's infeasibility allow; or the row is called
+        infeasible, its ray proves it, and the oracle says so too or found no feasible point.
     """
 
     oracle: str
@@ -91,8 +93,12 @@ def verify_rows(
     # An oracle's weights violate the constraints a little, which lets their objective fall below the optimum.
     slack = 10.0 * judged.infeasibility
     allowed = tol + np.minimum(judged.relative_gap, 1e-4) + np.minimum(slack, 1e-4)
-    both_infeasible = (status == Status.INFEASIBLE) & (np.asarray(answer.status) == Status.INFEASIBLE)
-    either_infeasible = (status == Status.INFEASIBLE) | (np.asarray(answer.status) == Status.INFEASIBLE)
+    # A row called infeasible needs its ray checked, and an oracle that says so too or that found no feasible point.
+    claimed = status == Status.INFEASIBLE
+    proved = claimed & (infeasibility_margin(problem, certificate.dual) > 0.0) if claimed.any() else claimed
+    oracle_infeasible = np.asarray(answer.status) == Status.INFEASIBLE
+    both_infeasible = proved & (oracle_infeasible | (judged.infeasibility > _NOT_FEASIBLE))
+    either_infeasible = claimed | oracle_infeasible
     return Verification(
         oracle=oracle,
         rows=numbers,
