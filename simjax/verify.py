@@ -27,8 +27,8 @@ class Verification:
       difference: (P − P_oracle) / scale, with the scale of the relative gap.
       relative_gap: what the better of the row's own dual point and the oracle's proves of the weights.
       oracle_gap: what the certificate proves of the oracle's answer.
-      agrees: whether |difference| is within what the two gaps and the oracle's infeasibility allow; or the row is called
-        infeasible, its ray proves it, and the oracle says so too or found no feasible point.
+      agrees: whether |difference| is within what the two gaps and the oracle's infeasibility allow; or the row is
+        called infeasible, its ray proves it, and the oracle says so too or found no feasible point.
     """
 
     oracle: str
