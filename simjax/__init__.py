@@ -1,7 +1,7 @@
 """simjax: state-driven implicit modeling in JAX, with a certificate for every row."""
 
 from simjax.certificate import Certificate, certify
-from simjax.constraints import Free, L1Ball
+from simjax.constraints import Free, L1Ball, MetzlerRow
 from simjax.fit import FitResult, adaptive_weights, fit, verify_model
 from simjax.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
 from simjax.path import Path, path
@@ -27,6 +27,7 @@ __all__ = [
     "Free",
     "ImplicitModel",
     "L1Ball",
+    "MetzlerRow",
     "NoPenalty",
     "Path",
     "Penalty",

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from simjax.constraints import Ball, dual_scaling, support_function
-from simjax.penalties import Penalty, PiecewisePenalty, traceable
+from simjax.constraints import Ball, dual_scaling, settled_tilt, support_function
+from simjax.penalties import FLAT, Penalty, PiecewisePenalty, traceable
 from simjax.problem import RowProblem
 
 Array = Any
 
 # λ‖t‖² is the objective of w = 0. An optimum below 1e-12 of it is an exact fit as far as float64 can tell.
 _OBJECTIVE_FLOOR = 1e-12
+_TILT_SWEEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Certificate:
       dual_objective: D(y), (R,): no weights whatever can have a smaller objective.
       gap: P − D ≥ 0, (R,).
       relative_gap: gap / max(P, 1e-12·λ‖t‖²), (R,).
-      infeasibility: (R,), the larger of the relative violation of the ball, (Σω|w| − κ)₊/κ, and, under exact
-        matching, ‖Φw − t‖/‖t‖.
+      infeasibility: (R,), the larger of the relative violation of the ball, (Σω|w| + δᵀw − κ)₊/κ (for a Metzler row
+        relative to |κ| + |δᵀw|), and, under exact matching, ‖Φw − t‖/‖t‖.
       dual: y, (R, m): the dual point that proves the row.
     """
 
@@ -135,7 +136,8 @@ def infeasibility_margin(problem: RowProblem, rays: Any) -> np.ndarray:
         margin = (yᵀt − sup {yᵀΦw : w in the ball and the support}) / (‖y‖ ‖t‖)
 
     If Φw = t for such a w, then yᵀt = yᵀΦw is at most the supremum: κ max |s_j|/ω_j over the ball's coordinates, with
-    s = Φᵀy, and infinite unless s_j = 0 on the free ones (to rounding: 1e-13 √m ‖φ_j‖ ‖y‖).
+    s = Φᵀy, and infinite unless s_j = 0 on the free ones (to rounding: 1e-13 √m ‖φ_j‖ ‖y‖). For a Metzler row it is
+    κ s_i/δ_i, and infinite unless that θ = s_i/δ_i ≥ |s_j|/ω_j for all j.
 
     Args:
       rays: y, (R, m).
@@ -147,18 +149,30 @@ def infeasibility_margin(problem: RowProblem, rays: Any) -> np.ndarray:
     rows, m = problem.rows_count, problem.design.shape[0]
     if rays.shape != (rows, m):
         raise ValueError(f"rays must be ({rows}, {m}), got {rays.shape}.")
-    slopes = np.abs(rays @ problem.design)
+    slopes = rays @ problem.design
     if problem.support is not None:
         slopes = np.where(problem.support, slopes, 0.0)
     size = np.linalg.norm(rays, axis=1)
     rounding = 1e-13 * np.sqrt(m) * size[:, None] * np.linalg.norm(problem.design, axis=0)
     reach, sees = np.zeros(rows), np.zeros(slopes.shape, dtype=bool)
+    escapes = np.zeros(rows, dtype=bool)
     if problem.ball is not None:
-        weights, radius = np.asarray(problem.ball.weights), np.asarray(problem.ball.radius)
-        sees = np.broadcast_to((weights > 0.0) & np.isfinite(radius), slopes.shape)
-        per_radius = np.where(sees, slopes / np.where(weights > 0.0, weights, 1.0), 0.0).max(axis=1)
-        reach = np.where(np.isfinite(radius[:, 0]), radius[:, 0], 0.0) * per_radius
-    escapes = np.any(~sees & (slopes > rounding), axis=1)
+        ball = problem.ball
+        weights, radius = np.asarray(ball.weights), np.asarray(ball.radius)
+        finite = np.isfinite(radius)
+        sees = np.broadcast_to((weights > 0.0) & finite, slopes.shape)
+        per_radius = np.where(sees, np.abs(slopes) / np.where(weights > 0.0, weights, 1.0), 0.0).max(axis=1)
+        if ball.tilt is not None:
+            # sup = κθ with θ = s_i/δ_i for the tilted coordinate, if no other one demands more; else it is infinite.
+            tilted = (ball.tilt > 0.0) & finite
+            unit = np.where(tilted, ball.tilt, 1.0)
+            own = np.sum(np.where(tilted, slopes / unit, 0.0), axis=1)
+            slack = np.sum(np.where(tilted, rounding / unit, 0.0), axis=1)
+            escapes = tilted.any(axis=1) & (per_radius > own + slack)
+            per_radius = np.maximum(per_radius, own)
+            sees = sees | tilted
+        reach = np.where(finite[:, 0], np.where(finite, radius, 0.0)[:, 0], 0.0) * per_radius
+    escapes = escapes | np.any(~sees & (np.abs(slopes) > rounding), axis=1)
     gain = np.sum(rays * problem.targets.T, axis=1) - reach
     scale = size * np.linalg.norm(problem.targets, axis=0)
     return np.where(escapes | (scale == 0.0), -np.inf, gain / np.where(scale > 0.0, scale, 1.0))
@@ -190,9 +204,10 @@ def _gap_of(
     problem: RowProblem, weights: np.ndarray, residual: Array, dual: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The dual point made feasible, and the gap it proves, (R,)."""
-    dual = _project_out_flat(problem, dual)
+    dual = _project_onto_tilt(problem, _project_out_flat(problem, dual))
     mask = None if problem.support is None else jnp.asarray(problem.support)
-    scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, jnp.asarray(problem.design), dual, mask)
+    slopes = _settled(problem, jnp.matmul(dual, jnp.asarray(problem.design), precision="highest"), dual, mask)
+    scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, slopes, dual, mask)
     slopes = jnp.where(jnp.asarray(_negligible(problem, np.asarray(slopes), np.asarray(scaled))), 0.0, slopes)
     gap = _gap(
         problem.penalty,
@@ -210,8 +225,7 @@ def _gap_of(
 
 
 @jax.jit
-def _scale_into_domain(penalty: Any, ball: Any, design: Array, dual: Array, mask: Any) -> tuple[Array, Array]:
-    slopes = jnp.matmul(dual, design, precision="highest")
+def _scale_into_domain(penalty: Any, ball: Any, slopes: Array, dual: Array, mask: Any) -> tuple[Array, Array]:
     # Directions in which h is flat demand s = 0; they were projected out and must not scale the rest to nothing.
     factor = dual_scaling(penalty, ball, slopes, _not_flat(penalty, ball, slopes.shape, mask))
     return factor * dual, factor * slopes
@@ -244,7 +258,12 @@ def _ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
     if problem.ball is not None:
         norm = np.sum(np.asarray(problem.ball.weights) * np.abs(weights), axis=1)
         radius = np.asarray(problem.ball.radius)[:, 0]
-        violation = np.where(np.isfinite(radius), np.maximum(norm / radius - 1.0, 0.0), 0.0)
+        unit = np.abs(radius)
+        if problem.ball.tilt is not None:
+            signed = np.sum(np.asarray(problem.ball.tilt) * weights, axis=1)
+            norm, unit = norm + signed, unit + np.abs(signed)
+        excess = np.maximum(norm - radius, 0.0)
+        violation = np.where(np.isfinite(radius), excess / np.where(unit > 0.0, unit, 1.0), 0.0)
     if problem.support is not None:
         violation = np.where(np.any(weights[:] * ~problem.support != 0.0, axis=1), np.inf, violation)
     return violation
@@ -297,6 +316,58 @@ def _project_out_flat(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
             # What is left after full cancellation is rounding: y = 0 is the only feasible point then.
             dual[rows] = np.where(np.linalg.norm(block, axis=1, keepdims=True) > 1e-12 * size, block, 0.0)
     return dual
+
+
+def _project_onto_tilt(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
+    """y moved to where an unpenalised tilted coordinate allows what the others demand: s_i/δ_i ≥ (|s_j| − c_j)/ω_j.
+
+    At an optimum these are equalities for all j in the support of w. The least change of y that gives i and the
+    coordinates that demand more the same θ, and leaves the slopes of flat ones, is in the span of their columns; a few
+    sweeps catch those that come to demand more by it.
+    """
+    ball = problem.ball
+    if ball is None or ball.tilt is None:
+        return dual
+    penalty: Any = problem.penalty
+    shape = (problem.rows_count, problem.width)
+    slope, curvature = np.broadcast_to(penalty.slope, shape), np.broadcast_to(penalty.curvature, shape)
+    tilted = (np.asarray(ball.tilt) > 0.0) & np.isfinite(ball.radius) & (slope == 0.0) & (curvature <= FLAT)
+    dual, flat = dual.copy(), _flat_pattern(problem)
+    for row in np.flatnonzero(tilted.any(axis=1)):
+        own = int(np.argmax(tilted[row]))
+        omega = np.broadcast_to(ball.weights, shape)[row]
+        others = (omega > 0.0) & (curvature[row] <= FLAT)
+        if problem.support is not None:
+            others = others & problem.support[row]
+        members = np.zeros_like(others)
+        for _ in range(_TILT_SWEEPS):
+            slopes = dual[row] @ problem.design
+            theta = slopes[own] / ball.tilt[row, own]
+            demand = np.where(others, (np.abs(slopes) - slope[row]) / np.where(others, omega, 1.0), -np.inf)
+            over = demand > theta
+            if not over.any():
+                break
+            members = members | over
+            chosen = np.flatnonzero(members)
+            level = 0.5 * (theta + demand[chosen].max())
+            wanted = np.sign(slopes[chosen]) * (slope[row, chosen] + omega[chosen] * level) - slopes[chosen]
+            still = np.flatnonzero(flat[row])
+            wanted = np.concatenate([wanted, [ball.tilt[row, own] * level - slopes[own]], -slopes[still]])
+            columns = problem.design[:, np.concatenate([chosen, [own], still])]
+            dual[row] += np.linalg.lstsq(columns.T, wanted, rcond=1e-13)[0]
+    return dual
+
+
+def _settled(problem: RowProblem, slopes: Array, dual: np.ndarray, mask: Any) -> Array:
+    """The slopes, with an unpenalised tilted coordinate raised to what the others demand where only rounding is missing.
+
+    As in `_negligible`, rounding is 1e-13 √m ‖φ_i‖ ‖y‖.
+    """
+    if problem.ball is None or problem.ball.tilt is None:
+        return slopes
+    raised = settled_tilt(problem.penalty, problem.ball, slopes, mask)  # type: ignore[arg-type]
+    reach = np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)
+    return jnp.where(raised - slopes <= 1e-13 * np.sqrt(problem.design.shape[0]) * reach, raised, slopes)
 
 
 def _negligible(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray) -> np.ndarray:

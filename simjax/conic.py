@@ -6,7 +6,7 @@ A row of a `RowProblem` (SIM paper, eq. 7, or eq. 2b–2c under exact matching) 
 
     w     weights inside the support    Φw + r = t (residual form), P = 2λΦᵀΦ (gram form) or Φw = t (exact)
     r     residuals                     λ‖r‖² in P
-    u     epigraphs |w_j| ≤ u_j         c_j u_j in the objective; Σ_j ω_j u_j ≤ κ for the ball
+    u     epigraphs |w_j| ≤ u_j         c_j u_j in the objective; Σ_j ω_j u_j + δ_j w_j ≤ κ for the ball
     v     excess v_j ≥ (u_j − b_j)₊     a_j v_j² in P, where c|w| + a(|w| − b)₊² is no perspective
     s, t  perspective, eq. 4 and 5      w_j² ≤ s_j t_j, 0 ≤ t_j ≤ 1, with α s_j + μ t_j; α = a, μ = a b²
 
@@ -148,6 +148,7 @@ class ConicRow:
       loss_weight: λ; not used under exact matching.
       slope, curvature, knot: c, a, b of the penalty c|w| + a(|w| − b)₊², each (d,).
       ball_weights: ω, (d,), zero where no ball sees the coordinate.
+      tilt: δ, (d,), of the coordinate that counts with its sign; zero elsewhere.
       radius: κ, inf for no ball.
       allowed: boolean (d,), the support.
       exact: whether Φw = t is a constraint.
@@ -159,6 +160,7 @@ class ConicRow:
     curvature: np.ndarray
     knot: np.ndarray
     ball_weights: np.ndarray
+    tilt: np.ndarray
     radius: float
     allowed: np.ndarray
     exact: bool
@@ -173,18 +175,27 @@ class ConicRow:
 
     def violation(self, design: Design, weights: np.ndarray) -> float:
         """The larger of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violation of the ball."""
-        outside = max(float(self.ball_weights @ np.abs(weights)) / self.radius - 1.0, 0.0)
+        outside = max(self.norm(weights) - self.radius, 0.0)
+        if outside > 0.0:
+            outside /= abs(self.radius) + float(self.tilt @ np.abs(weights))
         if not self.exact:
             return outside
         misfit = np.linalg.norm(design.matrix @ weights - self.target)
         return max(float(misfit / np.linalg.norm(self.target)), outside)
 
+    def norm(self, weights: np.ndarray) -> float:
+        """Σ_j ω_j |w_j| + δ_j w_j."""
+        return float(self.ball_weights @ np.abs(weights) + self.tilt @ weights)
+
     def inside_ball(self, weights: np.ndarray) -> np.ndarray:
-        """The weights, scaled back onto the ball where they are outside."""
-        norm = float(self.ball_weights @ np.abs(weights))
-        if norm <= self.radius:
+        """The weights moved into the ball where they are outside: scaled, or lowered where one counts with its sign."""
+        excess = self.norm(weights) - self.radius
+        if excess <= 0.0:
             return weights
-        return np.where(self.ball_weights > 0.0, weights * (self.radius / norm), weights)
+        if self.tilt.any() and (self.radius <= 0.0 or self.tilt @ weights != 0.0):
+            lowered = excess / np.where(self.tilt > 0.0, self.tilt, 1.0)
+            return np.where(self.tilt > 0.0, weights - lowered, weights)
+        return np.where(self.ball_weights > 0.0, weights * (self.radius / self.norm(weights)), weights)
 
     def coordinates(self, design: Design) -> np.ndarray:
         """The weights that matter: inside the support, and with a column that is not zero."""
@@ -251,6 +262,7 @@ def conic_row(problem: RowProblem, row: int) -> ConicRow:
         curvature=of_row(penalty.curvature),
         knot=of_row(penalty.knot),
         ball_weights=np.zeros(width) if ball is None or np.isinf(radius) else of_row(ball.weights),
+        tilt=np.zeros(width) if ball is None or ball.tilt is None or np.isinf(radius) else of_row(ball.tilt),
         radius=radius,
         allowed=np.ones(width, dtype=bool) if problem.support is None else problem.support[row],
         exact=problem.exact,
@@ -300,9 +312,12 @@ def build_program(design: Design, row: ConicRow, form: str, objective_scale: flo
     scale = objective_unit(design, row) if objective_scale is None else _power_of_two(objective_scale)
     coordinates = row.coordinates(design)
     target_scale = float(np.linalg.norm(row.target)) or 1.0
-    ball = row.ball_weights[coordinates] / row.radius
+    # In units of κ, where it has any.
+    unit = abs(row.radius) or 1.0
+    ball, tilt = row.ball_weights[coordinates] / unit, row.tilt[coordinates] / unit
     # A weight's unit is what its column needs to reach the target, or all that the ball allows it.
-    point_scale = 1.0 / np.maximum(design.norms[coordinates] / target_scale, ball)
+    bounds = np.zeros_like(ball) if tilt.any() else ball
+    point_scale = 1.0 / np.maximum(design.norms[coordinates] / target_scale, bounds)
     column_scale = point_scale / target_scale
     slope, curvature = row.slope[coordinates] * point_scale, row.curvature[coordinates] * point_scale**2
     # Pure feasibility (eq. 8 and 9) has no objective; the least-norm solution is as good as any, and unique.
@@ -319,8 +334,9 @@ def build_program(design: Design, row: ConicRow, form: str, objective_scale: flo
     else:
         columns = design.matrix[:, coordinates] * column_scale
         _add_equations(out, w, columns, row.target / target_scale, loss=None if row.exact else loss)
+    knot, bound = row.knot[coordinates] / point_scale, row.radius / unit
     _add_penalty_and_ball(
-        out, w, slope / scale, curvature / scale, row.knot[coordinates] / point_scale, ball * point_scale
+        out, w, slope / scale, curvature / scale, knot, ball * point_scale, tilt * point_scale, bound
     )
     return RowProgram(
         **out.parts(),
@@ -351,8 +367,10 @@ def _add_penalty_and_ball(
     curvature: np.ndarray,
     knot: np.ndarray,
     ball: np.ndarray,
+    tilt: np.ndarray,
+    bound: float,
 ) -> None:
-    """h(w) and Σ_j ball_j |w_j| ≤ 1."""
+    """h(w) and Σ_j ball_j |w_j| + tilt_j w_j ≤ bound."""
     knotted = (curvature > 0.0) & (knot > 0.0)
     perspective = knotted & (np.abs(slope - 2.0 * curvature * knot) <= _SAME * slope)
     bent = knotted & ~perspective
@@ -364,8 +382,9 @@ def _add_penalty_and_ball(
     each, zeros = np.arange(u.size), np.zeros(u.size)
     out.rows(NONNEGATIVE, zeros, (each, w[has_epigraph], 1.0), (each, u, -1.0))
     out.rows(NONNEGATIVE, zeros, (each, w[has_epigraph], -1.0), (each, u, -1.0))
-    if seen.any():
-        out.rows(NONNEGATIVE, np.ones(1), (0, u, ball[has_epigraph]))
+    if seen.any() or tilt.any():
+        tilted = np.flatnonzero(tilt)
+        out.rows(NONNEGATIVE, np.full(1, bound), (0, u, ball[has_epigraph]), (0, w[tilted], tilt[tilted]))
 
     v = out.variables(int(np.count_nonzero(bent)), quadratic=2.0 * curvature[bent])
     each = np.arange(v.size)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from simjax._checks import choice, float_array, positive_scalar
 from simjax.certificate import Certificate, certify
-from simjax.constraints import L1Ball, feedforward_support, hollow_support
+from simjax.constraints import Constraint, L1Ball, MetzlerRow, feedforward_support, hollow_support
 from simjax.model import ImplicitModel
 from simjax.penalties import OBJECTIVES, NoPenalty, Penalty
 from simjax.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
@@ -24,7 +24,8 @@ from simjax.status import Status, row_status
 from simjax.streaming import StreamedStates, design_and_targets
 from simjax.verify import Verification, joined, sample_rows, verify_rows
 
-SUPPORTS = ("full", "hollow", "feedforward")
+SUPPORTS = ("auto", "full", "hollow", "feedforward")
+CONSTRAINTS = ("ball", "stacked_ball", "metzler")
 REDUCTIONS = ("sum", "mean")
 RESCALES = ("auto", "inner", "none")
 UNITS = ("natural", "rescaled")
@@ -116,7 +117,9 @@ def fit(
     lambda_output: float = 0.1,
     reduction: str = "sum",
     matching: str = "penalty",
-    support: Any = "hollow",
+    constraint: str = "ball",
+    eta: Any = None,
+    support: Any = "auto",
     rescale: str = "auto",
     units: str = "natural",
     fit_intercept: bool = False,
@@ -141,12 +144,15 @@ def fit(
       alpha: weight of the penalty (β of the paper for "l1"): a scalar, one per coordinate (d,), or (n + q, d), with
         d = n + p (+ 1 with an intercept). Not used with a penalty object, which brings its own.
       mu: second weight of "perspective" (of Σt) and "elastic_net" (of w²); None means mu = alpha.
-      kappa: bound on ‖A‖∞, in (0, 1); None removes the constraint.
+      kappa: bound of the constraint, in (0, 1), for "metzler" any number below 1; None removes the constraint.
       lambda_state, lambda_output: λ₁ and λ₂ > 0; not used under exact matching.
       reduction: "sum" is the paper's loss; "mean" divides it by m, so that one alpha serves every m.
       matching: "penalty" (eq. 7) or "exact" (eq. 2b–2c).
+      constraint: what kappa bounds, row by row: "ball" is ‖A‖∞ ≤ κ; "stacked_ball" ‖(A B)‖∞ ≤ κ; "metzler" is
+        μ_η(A) = max_i a_ii + Σ_{j ≠ i} (η_j/η_i)|a_ij| ≤ κ, which lets a_ii go below −1 and is no less well-posed.
+      eta: η > 0, (n,), of "metzler", in the units of the model; None means ones.
       support: which entries of A may be nonzero: "full", "hollow" (A_ii = 0), "feedforward" (from earlier layers only;
-        needs layer sizes), or a boolean mask of shape (n, d) for (A B), or (n + q, d) for all rows.
+        needs layer sizes), "auto" ("full" for "metzler", otherwise "hollow"), or a boolean mask of shape (n, d) for (A B), or (n + q, d) for all rows.
       rescale: "inner" scales hidden-to-hidden weights so that the baseline itself satisfies ‖A‖∞ ≤ κ; "none" does not;
         "auto" is "inner" where the states know a layered, positively homogeneous network. Plain arrays are
         left as they are.
@@ -173,6 +179,8 @@ def fit(
         lambda_output=lambda_output,
         reduction=reduction,
         matching=matching,
+        constraint=constraint,
+        eta=eta,
         support=support,
         rescale=rescale,
         units=units,
@@ -249,7 +257,7 @@ def verify_model(
     settings = model.metadata.get("fit")
     if not isinstance(settings, dict):
         raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.fit.")
-    arrays = [key for key in ("objective", "alpha", "mu", "support") if _is_description(key, settings.get(key))]
+    arrays = [key for key in ("objective", "alpha", "mu", "eta", "support") if _is_description(key, settings.get(key))]
     if arrays:
         raise ValueError(
             f"model was fitted with arrays or objects for {', '.join(arrays)}, which a model file only names; "
@@ -329,6 +337,8 @@ class Plan:
     scale: np.ndarray  # s, (n,): the model has x' = s x, and the ball sees A' = SAS⁻¹
     penalty: Penalty
     kappa: float | None
+    constraint: str
+    eta: np.ndarray  # (n,)
     loss_weight: np.ndarray  # (n + q,)
     matching: str
     support: _Support
@@ -339,8 +349,8 @@ class Plan:
     @classmethod
     def make(
         cls, states: States | StreamedStates, objective: Any, *, alpha: Any, mu: Any, kappa: Any, lambda_state: Any,
-        lambda_output: Any, reduction: str, matching: str, support: Any, rescale: str, units: str, fit_intercept: bool,
-        refit: Any,
+        lambda_output: Any, reduction: str, matching: str, constraint: str, eta: Any, support: Any, rescale: str,
+        units: str, fit_intercept: bool, refit: Any,
     ) -> Plan:  # fmt: skip
         """Check every argument of `fit` and put them together."""
         if not isinstance(states, States | StreamedStates):
@@ -349,7 +359,9 @@ class Plan:
                 f"build one from arrays with States(...)."
             )
         penalty = _penalty(objective, alpha, mu)
-        kappa = None if kappa is None else positive_scalar("kappa", kappa, below=1.0)
+        choice("constraint", constraint, CONSTRAINTS)
+        kappa = _bound(kappa, constraint)
+        own_eta = _eta(eta, constraint, states.n)
         lambda_state = positive_scalar("lambda_state", lambda_state)
         lambda_output = positive_scalar("lambda_output", lambda_output)
         choice("reduction", reduction, REDUCTIONS)
@@ -362,7 +374,10 @@ class Plan:
                 "refit='outputs' needs the inputs of every sample, to find the states that the fitted (A B) produces, "
                 "and streamed states do not keep them: pass States, e.g. of fewer samples, or another refit."
             )
-        scale = states.scaling(cast(Any, rescale), kappa)
+        if isinstance(support, str) and choice("support", support, SUPPORTS) == "auto":
+            support = "full" if constraint == "metzler" else "hollow"
+        # Rescaled states help a bound on ‖A‖∞; one that is not positive has no rescaling to go with it.
+        scale = states.scaling(cast(Any, rescale), kappa if kappa is None or kappa > 0.0 else None)
         allowed = _Support.make(support, states, fit_intercept)
         loss_weight = np.repeat([lambda_state, lambda_output], [states.n, states.q])
         if reduction == "mean":
@@ -376,6 +391,8 @@ class Plan:
             "lambda_output": lambda_output,
             "reduction": reduction,
             "matching": matching,
+            "constraint": constraint,
+            "eta": _plain(eta),
             "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
             "rescale": rescale,
             "units": units,
@@ -384,7 +401,20 @@ class Plan:
         }
         if units == "rescaled" and np.any(scale != 1.0):
             states, scale = states.rescaled(scale), np.ones(states.n)
-        return cls(states, scale, penalty, kappa, loss_weight, matching, allowed, bool(fit_intercept), refits, settings)
+        return cls(
+            states=states,
+            scale=scale,
+            penalty=penalty,
+            kappa=kappa,
+            constraint=constraint,
+            eta=own_eta,
+            loss_weight=loss_weight,
+            matching=matching,
+            support=allowed,
+            fit_intercept=bool(fit_intercept),
+            refits=refits,
+            settings=settings,
+        )
 
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
@@ -467,21 +497,62 @@ class Plan:
         mask: np.ndarray | None,
         penalty: Penalty | None,
     ) -> RowProblem:
-        constraint = None
-        if self.kappa is not None:
-            # ‖SAS⁻¹‖∞ ≤ κ is Σ_j |A_ij| / s_j ≤ κ / s_i; the rows of (C D) are free.
-            radius = np.concatenate([self.kappa / self.scale, np.full(self.states.q, np.inf)])[rows]
-            constraint = L1Ball(radius, size=self.states.n, weights=1.0 / self.scale)
         penalty = self.penalty if penalty is None else penalty
         return row_problem(
             design,
             targets[:, rows],
             loss_weight=self.loss_weight[rows],
             penalty=penalty if rows.size == self.loss_weight.size else take_rows(penalty, rows),
-            constraint=constraint,
+            constraint=self._constraint(rows),
             support=mask,
             matching=self.matching,
         )
+
+
+    def _constraint(self, rows: np.ndarray) -> Constraint | None:
+        """What kappa bounds in the rows with these numbers; those of (C D) are free. With s the scale,
+
+            ball            Σ_j |A_ij|/s_j ≤ κ/s_i                              ‖SAS⁻¹‖∞ ≤ κ
+            stacked_ball    Σ_j |A_ij|/s_j + Σ_k |B_ik| ≤ κ/s_i                 ‖(SAS⁻¹ SB)‖∞ ≤ κ
+            metzler         A_ii + Σ_{j ≠ i} (s_i η_j)/(s_j η_i) |A_ij| ≤ κ     μ_η(SAS⁻¹) ≤ κ
+        """
+        if self.kappa is None:
+            return None
+        n, q, scale = self.states.n, self.states.q, self.scale
+        if self.constraint == "metzler":
+            relative = np.concatenate([self.eta / scale, np.ones(q)])
+            weights = relative[:n] / relative[rows][:, None]
+            diagonal = np.where(rows < n, rows, -1)
+            upper = np.flatnonzero(rows < n)
+            weights[upper, rows[upper]] = 1.0
+            radius = np.where(rows < n, self.kappa, np.inf)
+            return MetzlerRow(radius, diagonal, size=n, weights=weights)
+        radius = np.concatenate([self.kappa / scale, np.full(q, np.inf)])[rows]
+        if self.constraint == "ball":
+            return L1Ball(radius, size=n, weights=1.0 / scale)
+        return L1Ball(radius, size=n + self.states.p, weights=np.concatenate([1.0 / scale, np.ones(self.states.p)]))
+
+
+def _bound(kappa: Any, constraint: str) -> float | None:
+    if kappa is None:
+        return None
+    if constraint != "metzler":
+        return positive_scalar("kappa", kappa, below=1.0)
+    array = float_array("kappa", kappa)
+    if array.ndim != 0 or not float(array) < 1.0:
+        raise ValueError(f"kappa must be a number below 1 for constraint='metzler', got {kappa!r}.")
+    return float(array)
+
+
+def _eta(eta: Any, constraint: str, n: int) -> np.ndarray:
+    if eta is None:
+        return np.ones(n)
+    if constraint != "metzler":
+        raise ValueError(f"eta must be None for constraint={constraint!r}: only 'metzler' has weights.")
+    array = float_array("eta", eta)
+    if array.shape != (n,) or np.any(array <= 0.0):
+        raise ValueError(f"eta must be ({n},) positive numbers, got shape {array.shape}.")
+    return array
 
 
 def _penalty(objective: Any, alpha: Any, mu: Any) -> Penalty:

@@ -1,7 +1,8 @@
 """Proofs that a row under exact matching has no solution: rays of its dual, for the certificate to verify.
 
 Two ways to be infeasible, two rays. Inconsistent equations: the part of t outside the range of the columns in the
-support. A ball too small: with v the smallest ball norm of any solution of Φw = t, the y that proves v > κ.
+support. A ball too small: with v the smallest ball norm of any solution of Φw = t, the y that proves v > κ. The norm of
+a Metzler row counts one coordinate with its sign and is no penalty, so that only the first kind is proved of such rows.
 """
 
 from __future__ import annotations

@@ -216,11 +216,14 @@ class ImplicitModel:
     def equilibrium(
         self, inputs: Any, tol: float = TOL, max_iters: int = MAX_ITERS, *, return_info: bool = False
     ) -> Any:
-        """States x = φ(Ax + Bu + b), (m, n) float64, for `inputs` (m, p), by fixed-point iteration from 0.
+        """States x = φ(Ax + Bu + b), (m, n) float64, for `inputs` (m, p), by averaged iteration from 0.
 
-        A sample has converged when max|x⁺ − x| ≤ tol · max(1, max|x⁺|). With ‖A‖∞ = κ < 1 its distance from
-        the equilibrium is then at most κ / (1 − κ) times that step. A feed-forward A with L layers is exact
-        after L passes; one more confirms it.
+            x ← (1 − α) x + α φ(Ax + Bu + b),     α = 1 / (1 − min(0, min_i a_ii))
+
+        It converges for μ∞(A) < 1, whatever ‖A‖∞ is; without negative diagonal entries α = 1. A sample has converged
+        when its last step is at most α · tol · max(1, max|x⁺|). With ‖A‖∞ = κ < 1 its distance from the equilibrium is
+        then at most κ / (1 − κ) times that step. A feed-forward A with L layers is exact after L passes; one more
+        confirms it.
 
         Returns:
             The states, or `(states, EquilibriumInfo)` with `return_info=True`.
@@ -256,8 +259,9 @@ class ImplicitModel:
         drive = U @ self.B.T
         if self.b is not None:
             drive = drive + self.b
-        picard = _picard_csr if self.storage == "csr" else _picard_dense
-        X, residual, iterations = picard(self.A, drive, self.activation, tol, max_iters)
+        iterate = _averaged_csr if self.storage == "csr" else _averaged_dense
+        step = 1.0 / (1.0 - min(0.0, float(self.A.diagonal().min(initial=0.0))))
+        X, residual, iterations = iterate(self.A, drive, self.activation, step, tol, max_iters)
         return X, EquilibriumInfo(residual <= tol, residual, iterations)
 
     def _outputs(self, U: np.ndarray) -> np.ndarray:
@@ -352,21 +356,21 @@ class ImplicitModel:
 # ---- fixed-point iteration ---------------------------------------------------------------------------------
 
 
-def _picard_dense(A: np.ndarray, drive: np.ndarray, name: str, tol: float, max_iters: int) -> tuple:
-    """Iterates x ← φ(Ax + drive) from 0 in float64 until every sample has converged or overflowed."""
+def _averaged_dense(A: np.ndarray, drive: np.ndarray, name: str, step: float, tol: float, max_iters: int) -> tuple:
+    """Iterates x ← (1 − α) x + α φ(Ax + drive) from 0 in float64 until every sample has converged or overflowed."""
     with jax.enable_x64(True):
-        X, residual, iterations = _picard(jnp.asarray(A.T), jnp.asarray(drive), name, tol, max_iters)
+        X, residual, iterations = _averaged(jnp.asarray(A.T), jnp.asarray(drive), name, step, tol, max_iters)
         return np.array(X), np.array(residual), int(iterations)
 
 
 @partial(jax.jit, static_argnames="name")
-def _picard(A_T: jax.Array, drive: jax.Array, name: str, tol: float, max_iters: int) -> tuple:
+def _averaged(A_T: jax.Array, drive: jax.Array, name: str, step: float, tol: float, max_iters: int) -> tuple:
     phi = find_activation(name)
 
     def advance(carry: tuple) -> tuple:
         X, _, k = carry
-        X_next = phi(X @ A_T + drive)
-        return X_next, _last_step(X_next, X, jnp), k + 1
+        X_next = (1.0 - step) * X + step * phi(X @ A_T + drive)
+        return X_next, _last_step(X_next, X, step, jnp), k + 1
 
     def unfinished(carry: tuple) -> jax.Array:
         _, residual, k = carry
@@ -376,19 +380,19 @@ def _picard(A_T: jax.Array, drive: jax.Array, name: str, tol: float, max_iters: 
     return jax.lax.while_loop(unfinished, advance, start)
 
 
-def _picard_csr(A: sp.csr_array, drive: np.ndarray, name: str, tol: float, max_iters: int) -> tuple:
+def _averaged_csr(A: sp.csr_array, drive: np.ndarray, name: str, step: float, tol: float, max_iters: int) -> tuple:
     """The same iteration with SciPy's sparse product."""
     phi, A_T = find_activation(name).host, A.T
     X, residual, k = np.zeros_like(drive), np.full(drive.shape[0], np.finfo(float).max), 0
     with np.errstate(over="ignore", invalid="ignore"):  # divergence shows in the residual
         while k < max_iters and np.any((residual > tol) & np.isfinite(residual)):
-            X, previous, k = phi(X @ A_T + drive), X, k + 1
-            residual = _last_step(X, previous, np)
+            X, previous, k = (1.0 - step) * X + step * phi(X @ A_T + drive), X, k + 1
+            residual = _last_step(X, previous, step, np)
     return X, residual, k
 
 
-def _last_step(X_next: Any, X: Any, xp: Any) -> Any:
-    return xp.max(xp.abs(X_next - X), axis=1) / xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1))
+def _last_step(X_next: Any, X: Any, step: float, xp: Any) -> Any:
+    return xp.max(xp.abs(X_next - X), axis=1) / (step * xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1)))
 
 
 def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import choice, float_array, matrix
-from simjax.constraints import Ball, Free, L1Ball
+from simjax.constraints import Ball, Constraint, Free, L1Ball, MetzlerRow
 from simjax.penalties import Penalty, PiecewisePenalty, check_penalty
 
 MATCHINGS = ("penalty", "exact")
@@ -109,7 +109,7 @@ def row_problem(
     *,
     loss_weight: Any = 1.0,
     penalty: Penalty,
-    constraint: L1Ball | Free | None = None,
+    constraint: Constraint | None = None,
     support: Any = None,
     matching: str = "penalty",
 ) -> RowProblem:
@@ -120,7 +120,7 @@ def row_problem(
       targets: (m, R), one column per row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h; scalar parameters, (d,) or (R, d).
-      constraint: `L1Ball`, `Free` or None (no constraint).
+      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None (no constraint).
       support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
       matching: "penalty" or "exact".
 
@@ -151,15 +151,21 @@ def row_problem(
             *(_parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))
         )
     constraint = Free() if constraint is None else constraint
-    if not isinstance(constraint, (L1Ball, Free)):
-        raise TypeError(f"constraint must be an L1Ball, Free or None, got {type(constraint).__name__}.")
+    if not isinstance(constraint, Constraint):
+        raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, Free or None, got {type(constraint).__name__}.")
+    if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
+        raise ValueError(
+            f"constraint must not be a MetzlerRow with a penalty of your own, {type(penalty).__name__}: there is no "
+            "certificate for it; use one of simjax's penalties."
+        )
+    mask = support_mask(support, rows, d)
     return RowProblem(
         design=design,
         targets=targets,
         loss_weight=np.broadcast_to(loss_weight, (rows,)).copy(),
         penalty=penalty,
-        ball=constraint.ball(rows, d),
-        support=support_mask(support, rows, d),
+        ball=constraint.ball(rows, d, mask),
+        support=mask,
         matching=matching,
     )
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from simjax import infeasible
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.certificate import Certificate, certify, joined_certificates
-from simjax.constraints import Free, L1Ball
+from simjax.constraints import Constraint
 from simjax.penalties import Penalty, PiecewisePenalty
 from simjax.problem import TINY, RowProblem, RowSource, row_problem
 from simjax.solvers import portfolio
@@ -178,7 +178,7 @@ def solve_rows(
     *,
     loss_weight: Any = 1.0,
     penalty: Penalty,
-    constraint: L1Ball | Free | None = None,
+    constraint: Constraint | None = None,
     support: Any = None,
     matching: str = "penalty",
     solver: str = "auto",
@@ -199,7 +199,7 @@ def solve_rows(
       targets: (m, R), one column per row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h, e.g. `L1(1e-3)`; parameters scalar, (d,) or (R, d).
-      constraint: `L1Ball`, `Free` or None.
+      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None.
       support: boolean mask (d,) or (R, d) of the entries that may be nonzero, or None.
       matching: "penalty" or "exact".
       solver: "auto", "admm", "proximal_gradient" (not for exact matching), or an oracle, "mosek" or "clarabel", which
@@ -411,12 +411,18 @@ class _Run:
         return _Block(weights, certificate, status, answer.passes, answer.newton_steps, answer.polished)
 
     def solve(self, problem: RowProblem, start: Start | None, progress: ProgressCallback | None) -> _Answer:
-        """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof."""
+        """Solve the rows with t ≠ 0; a row with t = 0 has the exact answer w = 0, with y = 0 as its proof.
+
+        Unless a Metzler row with κ < 0 rules out w = 0.
+        """
         max_iters = self.max_iters
         answer = _Answer.empty(problem)
         # Below this size squares underflow: such a target is zero as far as float64 can tell, and so is such a design,
         # from which there is nothing to gain. w = 0 is the answer then, and its residual proves it.
-        live = np.flatnonzero(np.abs(problem.targets).max(axis=0) > TINY)
+        zero = np.abs(problem.targets).max(axis=0) <= TINY
+        if problem.ball is not None:
+            zero &= problem.ball.radius[:, 0] > 0.0
+        live = np.flatnonzero(~zero)
         if np.abs(problem.design).max() <= TINY:
             live = live[:0]
         rows = problem.rows_count
@@ -482,7 +488,7 @@ class _Run:
         part = problem.take(missed)
         rays = infeasible.inconsistency_rays(part)
         proved = infeasible.proved(part, rays)
-        if part.ball is not None and not proved.all():
+        if part.ball is not None and part.ball.tilt is None and not proved.all():
             rest = np.flatnonzero(~proved)
             phase_one = infeasible.smallest_ball(part.take(rest))
             answer = dataclasses.replace(self, solver="auto").solve(phase_one, None, None)

@@ -30,7 +30,7 @@ import scipy.linalg
 from scipy.linalg import lapack
 
 from simjax._checks import matrix, positive_integer
-from simjax.constraints import dual_scaling, support_function
+from simjax.constraints import dual_scaling, settled_tilt, support_function
 from simjax.model import ImplicitModel
 from simjax.penalties import traceable
 from simjax.problem import RowProblem, RowSource
@@ -578,6 +578,9 @@ def _certificate_from(
     reach = np.sqrt(np.maximum(sums.dual_squares, 0.0))[:, None] * np.sqrt(sums.column_squares)
     rounding = flat & (np.abs(sums.slopes) <= 1e-13 * np.sqrt(sums.m) * reach)
     slopes = jnp.asarray(np.where(rounding, 0.0, sums.slopes))
+    if ball is not None and ball.tilt is not None:
+        raised = settled_tilt(penalty, ball, slopes, mask)
+        slopes = jnp.where(raised - slopes <= 1e-13 * np.sqrt(sums.m) * reach, raised, slopes)
     factor = dual_scaling(penalty, ball, slopes, mask)
     slopes = factor * slopes
     value = np.asarray(jnp.sum(jnp.broadcast_to(penalty.value(jnp.asarray(weights)), weights.shape), axis=1))

@@ -70,6 +70,8 @@ def _status(claimed: str, violation: float) -> str:
 def _closed_form(design: Design, row: ConicRow) -> RowAnswer | None:
     """Rows that need no solver: t = 0; w = 0 optimal, as |2λφ_jᵀt| ≤ c_j for all j; or no column at all."""
     zero, coordinates = np.zeros(design.norms.size), row.coordinates(design)
+    if row.radius <= 0.0:  # a Metzler row that rules out w = 0
+        return None
     if not row.target.any():
         return RowAnswer(zero, np.zeros_like(row.target), SOLVED, "t = 0")
     if not row.exact:
@@ -119,7 +121,7 @@ def _infeasibility_ray(
         if ray is not None:
             return ray
     ray = proved_ray(design, row, _least_squares_residual(design, row))
-    if ray is None and np.isfinite(row.radius):
+    if ray is None and np.isfinite(row.radius) and not row.tilt.any():
         ray = proved_ray(design, row, _phase_one_dual(design, row, solve_conic, tol))
     return ray
 
@@ -128,17 +130,23 @@ def proved_ray(design: Design, row: ConicRow, ray: np.ndarray) -> np.ndarray | N
     """The ray y, made orthogonal to the columns no ball sees, if it proves that no w has Φw = t; else None.
 
     Every w in the ball and the support has yᵀΦw ≤ κ max_j |φ_jᵀy|/ω_j; yᵀt beyond that is the proof. The ray
-    is scaled to make the difference one.
+    is scaled to make the difference one. With a tilt the bound is κθ, θ = φ_iᵀy/δ_i, where no |φ_jᵀy|/ω_j is larger.
     """
     coordinates = row.coordinates(design)
     seen = coordinates[row.ball_weights[coordinates] > 0.0]
-    free = coordinates[row.ball_weights[coordinates] == 0.0]
+    tilted = coordinates[row.tilt[coordinates] > 0.0]
+    free = coordinates[(row.ball_weights[coordinates] == 0.0) & (row.tilt[coordinates] == 0.0)]
     if not np.isfinite(ray).all():
         return None
     ray = _orthogonal_to(design.matrix[:, free] / design.norms[free], ray)
     reach = np.abs(ray @ design.matrix[:, seen]) / row.ball_weights[seen]
-    margin = float(ray @ row.target) - (row.radius * float(reach.max()) if seen.size else 0.0)
+    theta = float(reach.max(initial=0.0))
     leak = np.abs(ray @ design.matrix[:, free]) / design.norms[free]
+    if tilted.size:
+        slope, delta = ray @ design.matrix[:, tilted], row.tilt[tilted]
+        leak = np.append(leak, np.maximum(theta * delta - slope, 0.0) / design.norms[tilted])
+        theta = max(theta, float((slope / delta)[0]))
+    margin = float(ray @ row.target) - (row.radius * theta if seen.size or tilted.size else 0.0)
     if margin <= 0.0 or leak.max(initial=0.0) * float(np.linalg.norm(row.target)) * _BEYOND > margin:
         return None
     return ray / margin

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from simjax.constraints import Ball, dual_scaling, support_function
+from simjax.constraints import Ball, dual_scaling, settled_tilt, support_function
 from simjax.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
 from simjax.problem import RowProblem, take_rows
 from simjax.solvers.factor import Factorisation
@@ -69,13 +69,11 @@ class CanonicalRows:
         return weights if self.support is None else jnp.where(self.support, weights, jnp.zeros_like(weights))
 
     def feasible(self, weights: Array) -> Array:
-        """The weights confined to the support and, on the ball's coordinates, shrunk into the ball."""
+        """The weights confined to the support and moved into the ball."""
         weights = self.confine(weights)
         if self.ball is None:
             return weights
-        norm, radius = self.ball.norm(weights), self.ball.radius
-        shrink = jnp.where(norm > radius, radius / jnp.where(norm > 0.0, norm, 1.0), 1.0)
-        return jnp.where(self.ball.weights > 0.0, weights * shrink, weights)
+        return self.ball.inside(weights)
 
 
 def _take_penalty(penalty: Any, index: Array) -> Any:
@@ -94,8 +92,9 @@ def canonical_rows(
       coordinates: t̃ = Uᵀt in the problem's units, (R, r).
       column_scale: D, (d,): the factorisation is that of Φ D⁻¹.
     """
-    norm = np.linalg.norm(problem.targets, axis=0)[:, None]
+    norm = row_norms(problem)
     targets = coordinates / norm
+    square = np.sum((problem.targets / norm[:, 0]) ** 2, axis=0)[:, None]  # 1, but for targets of zero
     # One number a row where the columns share a scale, so that parameters which need no more than that stay small.
     common_scale = column_scale[:1] if np.all(column_scale == column_scale[0]) else column_scale
     point_scale = norm / (float(factorisation.scale) * common_scale)
@@ -108,10 +107,11 @@ def canonical_rows(
     if ball is not None:
         # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
         common = norm / float(factorisation.scale)
-        ball = Ball(jnp.asarray(ball.weights / column_scale), jnp.asarray(ball.radius / common), ball.size)
+        tilt = None if ball.tilt is None else jnp.asarray(ball.tilt / column_scale)
+        ball = Ball(jnp.asarray(ball.weights / column_scale), jnp.asarray(ball.radius / common), ball.size, tilt)
     return CanonicalRows(
         targets=jnp.asarray(targets),
-        offset=jnp.asarray(np.maximum(1.0 - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
+        offset=jnp.asarray(np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
         penalty=penalty,
         ball=ball,
         support=None if problem.support is None else jnp.asarray(problem.support),
@@ -119,6 +119,19 @@ def canonical_rows(
         dual_scale=jnp.asarray(1.0 / (value_scale * norm)),
         exact=problem.exact,
     )
+
+
+def row_norms(problem: RowProblem) -> np.ndarray:
+    """The unit of each row's equations, (R, 1): ‖t‖, or, for t = 0, the size of the fit that the ball demands.
+
+    Only a Metzler row with κ < 0 demands any: w_i ≤ κ/δ_i.
+    """
+    norm = np.linalg.norm(problem.targets, axis=0)[:, None]
+    if problem.ball is not None and problem.ball.tilt is not None:
+        column = (problem.ball.tilt > 0.0) @ np.linalg.norm(problem.design, axis=0)
+        size = np.abs(np.minimum(problem.ball.radius, 0.0)) * column[:, None]
+        norm = np.where(norm > 0.0, norm, size)
+    return np.where(norm > 0.0, norm, 1.0)
 
 
 def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.ndarray) -> Any:
@@ -172,15 +185,20 @@ def relative_gap(
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
     flat = _flat(rows, slopes.shape)
     mask = ~flat if rows.support is None else rows.support & ~flat
+    shift = jnp.zeros_like(slopes)
+    if rows.ball is not None and rows.ball.tilt is not None:
+        shift = settled_tilt(rows.penalty, rows.ball, slopes, mask) - slopes
+    slopes = slopes + shift
     factor = dual_scaling(rows.penalty, rows.ball, slopes, mask)
     dual, slopes = factor * dual, factor * slopes
     value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
     pairing = jnp.sum(jnp.where(flat, 0.0, slopes * weights), axis=1)
     gap = jnp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
     # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the
-    # certificate, which has the last word, projects y instead.
+    # certificate, which has the last word, projects y instead. Likewise for an unpenalised tilted coordinate.
     reach = 1.0 + jnp.abs(weights) + jnp.max(jnp.abs(weights), axis=1, keepdims=True)
     gap = gap + jnp.sum(jnp.where(rows.confine(flat), jnp.abs(slopes) * reach, 0.0), axis=1)
+    gap = gap + jnp.sum(shift * reach, axis=1)
     if rows.exact:
         gap = gap + jnp.abs(jnp.sum(dual * residual, axis=1))
     else:

@@ -2,7 +2,9 @@
 
 On coordinate j with sign σ_j, |w_j| below the knot contributes the slope c_j, above it c_j + 2a_j(|w_j| − b_j):
 
-    (K_JᵀK_J + diag(2a [curved])) w_J + θ ω̂ = K_Jᵀt̃ − σ (c − 2ab [curved]),     ω̂ᵀw = κ where the ball is active
+    (K_JᵀK_J + diag(2a [curved])) w_J + θ ω̂ = K_Jᵀt̃ − σ (c − 2ab [curved]),     ω̂ᵀw = κ where the ball is active,
+
+ω̂ = σω + δ.
 
 If the guess is right the answer is exact to rounding and its residual certifies it; if not, the gap says so.
 """
@@ -43,8 +45,10 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
     right = factorisation.apply_transpose(rows.targets) - offset
     normal, radius = jnp.zeros_like(weights), jnp.zeros((weights.shape[0], 1), weights.dtype)
     if rows.ball is not None:
-        active = rows.ball.norm(weights) >= rows.ball.radius * (1.0 - _BALL_ACTIVE)
-        normal = jnp.where(active, rows.ball.weights * sign, 0.0)
+        normal = jnp.where(member, rows.ball.normal(sign), 0.0)
+        slack = _BALL_ACTIVE * jnp.sum(jnp.abs(normal * weights), axis=1, keepdims=True)
+        active = rows.ball.norm(weights) >= rows.ball.radius - slack
+        normal = jnp.where(active, normal, 0.0)
         radius = jnp.where(active, rows.ball.radius, 0.0)
 
     # The ridge keeps the factorisation finite on a singular support, where it picks the solution of least norm; the

@@ -59,8 +59,8 @@ def run(
       start: weights (R, d) and dual points (R, r) to begin from.
     """
     stage = _Stages(replicate(mesh, factorisation), rows, board, mesh)
-    if not rows.exact:  # w = 0, with the targets as its residual
-        stage.offer(board.open, board.weights, board.dual)
+    if not rows.exact:  # w = 0, or what the ball asks for instead, with the targets as dual point
+        stage.offer(board.open, np.asarray(rows.feasible(jnp.asarray(board.weights))), board.dual)
     if board.open.size == 0:
         return
     begin = None if start is None else stage.begin(*start)
