@@ -192,6 +192,8 @@ def of_states(
         lambda_output=lam,
         reduction="sum",
         matching="penalty",
+        constraint="ball",
+        eta=None,
         support="full",
         rescale="inner",
         units="rescaled",

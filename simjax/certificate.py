@@ -359,7 +359,7 @@ def _project_onto_tilt(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
 
 
 def _settled(problem: RowProblem, slopes: Array, dual: np.ndarray, mask: Any) -> Array:
-    """The slopes, with an unpenalised tilted coordinate raised to what the others demand where only rounding is missing.
+    """The slopes, with an unpenalised tilted coordinate raised to what the others demand if only rounding is missing.
 
     As in `_negligible`, rounding is 1e-13 √m ‖φ_i‖ ‖y‖.
     """

@@ -37,7 +37,8 @@ SparseObjective = Literal["perspective", "l1", "elastic_net"]
 Objective = Literal["perspective", "l1", "elastic_net", "ridge", "least_squares"]
 Matching = Literal["penalty", "exact"]
 Reduction = Literal["sum", "mean"]
-Support = Literal["full", "hollow", "feedforward"]
+Constraint = Literal["ball", "stacked_ball", "metzler"]
+Support = Literal["auto", "full", "hollow", "feedforward"]
 Rescale = Literal["auto", "inner", "none"]
 Units = Literal["natural", "rescaled"]
 SolverName = Literal["auto", "admm", "proximal_gradient", "clarabel", "mosek"]
@@ -136,11 +137,16 @@ def fit(
     kappa: Annotated[
         str, typer.Option(metavar="NUMBER|none", help="Bound on ‖A‖∞, in (0, 1); none removes it.")
     ] = "0.99",
+    constraint: Annotated[
+        Constraint, typer.Option(help="What kappa bounds: ‖A‖∞, ‖(A B)‖∞, or the measure μ∞(A), then of any sign.")
+    ] = "ball",
     lambda_state: Annotated[float, typer.Option(help="λ₁, weight of the loss of A, B.")] = 0.1,
     lambda_output: Annotated[float, typer.Option(help="λ₂, weight of the loss of C, D.")] = 0.1,
     reduction: Annotated[Reduction, typer.Option(help="The loss summed (the paper's) or averaged.")] = "sum",
     matching: Annotated[Matching, typer.Option(help="Match the states by penalty or exactly.")] = "penalty",
-    support: Annotated[Support, typer.Option(help="Which entries of A may be nonzero.")] = "hollow",
+    support: Annotated[
+        Support, typer.Option(help="Which entries of A may be nonzero; auto is hollow, but full for metzler.")
+    ] = "auto",
     rescale: Annotated[Rescale, typer.Option(help="How the states are rescaled to fit ‖A‖∞.")] = "auto",
     units: Annotated[Units, typer.Option(help="Units of loss and penalty.")] = "natural",
     fit_intercept: Annotated[bool, typer.Option(help="Fit biases too.")] = False,
@@ -172,6 +178,7 @@ def fit(
                 lambda_output=lambda_output,
                 reduction=reduction,
                 matching=matching,
+                constraint=constraint,
                 support=support,
                 rescale=rescale,
                 units=units,

@@ -335,9 +335,7 @@ def build_program(design: Design, row: ConicRow, form: str, objective_scale: flo
         columns = design.matrix[:, coordinates] * column_scale
         _add_equations(out, w, columns, row.target / target_scale, loss=None if row.exact else loss)
     knot, bound = row.knot[coordinates] / point_scale, row.radius / unit
-    _add_penalty_and_ball(
-        out, w, slope / scale, curvature / scale, knot, ball * point_scale, tilt * point_scale, bound
-    )
+    _add_penalty_and_ball(out, w, slope / scale, curvature / scale, knot, ball * point_scale, tilt * point_scale, bound)
     return RowProgram(
         **out.parts(),
         constant=loss if form == "gram" else 0.0,

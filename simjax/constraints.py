@@ -455,7 +455,9 @@ def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
     low, high = lax.fori_loop(0, 80, narrow, (jnp.zeros_like(high), high))
     ends = jnp.concatenate([low, 0.5 * (low + high), high], axis=1)
     values = jnp.concatenate([value(ends[:, i : i + 1]) for i in range(3)], axis=1)
-    return jnp.take_along_axis(ends, jnp.argmin(values, axis=1, keepdims=True), axis=1)
+    best = jnp.take_along_axis(ends, jnp.argmin(values, axis=1, keepdims=True), axis=1)
+    # A hair more: the value is infinite to the left of many a best θ, and the next to compute it may round otherwise.
+    return best * (1.0 + 2e-15)
 
 
 def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:

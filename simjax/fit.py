@@ -17,6 +17,7 @@ from simjax.constraints import Constraint, L1Ball, MetzlerRow, feedforward_suppo
 from simjax.model import ImplicitModel
 from simjax.penalties import OBJECTIVES, NoPenalty, Penalty
 from simjax.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
+from simjax.robustness import matrix_measure
 from simjax.solve import Solution, Start, Weights, Workspace, check_solver, dense_rows, solve_problem
 from simjax.solvers.iterate import ProgressCallback
 from simjax.states import States
@@ -99,6 +100,8 @@ class FitResult:
             f"nonzeros        {model.nonzeros} of {total}",
             f"well-posedness  ‖A‖∞ = {model.well_posedness:.6f}",
         ]
+        if self.settings["constraint"] == "metzler" and self.settings["eta"] is None:
+            parts[-1] += f", μ∞(A) = {matrix_measure(model.to_dense().A):.6f}"
         for number, solution in enumerate(self.solutions, start=1):
             if len(self.solutions) > 1:
                 parts.append(f"-- solve {number} of {len(self.solutions)}")
@@ -152,7 +155,8 @@ def fit(
         μ_η(A) = max_i a_ii + Σ_{j ≠ i} (η_j/η_i)|a_ij| ≤ κ, which lets a_ii go below −1 and is no less well-posed.
       eta: η > 0, (n,), of "metzler", in the units of the model; None means ones.
       support: which entries of A may be nonzero: "full", "hollow" (A_ii = 0), "feedforward" (from earlier layers only;
-        needs layer sizes), "auto" ("full" for "metzler", otherwise "hollow"), or a boolean mask of shape (n, d) for (A B), or (n + q, d) for all rows.
+        needs layer sizes), "auto" ("full" for "metzler", otherwise "hollow"), or a boolean mask of shape (n, d) for
+        (A B), or (n + q, d) for all rows.
       rescale: "inner" scales hidden-to-hidden weights so that the baseline itself satisfies ‖A‖∞ ≤ κ; "none" does not;
         "auto" is "inner" where the states know a layered, positively homogeneous network. Plain arrays are
         left as they are.
@@ -264,7 +268,8 @@ def verify_model(
             f"use FitResult.verify where the fit was made."
         )
     tol = settings["tol"]
-    plan = Plan.make(states, **{key: value for key, value in settings.items() if key not in ("solver", "tol")})
+    stated = {"constraint": "ball", "eta": None, **settings}  # models of version 0.1 have no others
+    plan = Plan.make(states, **{key: value for key, value in stated.items() if key not in ("solver", "tol")})
     weights = plan.weights(model)
     problem = plan.rows_on_support(weights) if "support" in plan.refits else plan.rows()
     upper = np.arange(states.n + states.q)
@@ -508,13 +513,12 @@ class Plan:
             matching=self.matching,
         )
 
-
     def _constraint(self, rows: np.ndarray) -> Constraint | None:
         """What kappa bounds in the rows with these numbers; those of (C D) are free. With s the scale,
 
-            ball            Σ_j |A_ij|/s_j ≤ κ/s_i                              ‖SAS⁻¹‖∞ ≤ κ
-            stacked_ball    Σ_j |A_ij|/s_j + Σ_k |B_ik| ≤ κ/s_i                 ‖(SAS⁻¹ SB)‖∞ ≤ κ
-            metzler         A_ii + Σ_{j ≠ i} (s_i η_j)/(s_j η_i) |A_ij| ≤ κ     μ_η(SAS⁻¹) ≤ κ
+        ball            Σ_j |A_ij|/s_j ≤ κ/s_i                              ‖SAS⁻¹‖∞ ≤ κ
+        stacked_ball    Σ_j |A_ij|/s_j + Σ_k |B_ik| ≤ κ/s_i                 ‖(SAS⁻¹ SB)‖∞ ≤ κ
+        metzler         A_ii + Σ_{j ≠ i} (s_i η_j)/(s_j η_i) |A_ij| ≤ κ     μ_η(SAS⁻¹) ≤ κ
         """
         if self.kappa is None:
             return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import choice, float_array, matrix
-from simjax.constraints import Ball, Constraint, Free, L1Ball, MetzlerRow
+from simjax.constraints import Ball, Constraint, Free, MetzlerRow
 from simjax.penalties import Penalty, PiecewisePenalty, check_penalty
 
 MATCHINGS = ("penalty", "exact")

@@ -579,7 +579,7 @@ def _certificate_from(
     rounding = flat & (np.abs(sums.slopes) <= 1e-13 * np.sqrt(sums.m) * reach)
     slopes = jnp.asarray(np.where(rounding, 0.0, sums.slopes))
     if ball is not None and ball.tilt is not None:
-        raised = settled_tilt(penalty, ball, slopes, mask)
+        raised = settled_tilt(penalty, ball, slopes, mask)  # type: ignore[arg-type]
         slopes = jnp.where(raised - slopes <= 1e-13 * np.sqrt(sums.m) * reach, raised, slopes)
     factor = dual_scaling(penalty, ball, slopes, mask)
     slopes = factor * slopes

@@ -30,7 +30,10 @@ PENALTIES = {
     "least_squares": simjax.NoPenalty(),
 }
 BALL = simjax.L1Ball(0.9, size=BOUND)
-BALLS = {"free": None, "ball": BALL, "ball of all": simjax.L1Ball(0.9)}
+# Three rows without a ball beside three with one, and all rows with a ball that sees every coordinate.
+FREE, BOUNDED = np.arange(3), np.arange(3, ROWS)
+MIXED = simjax.L1Ball(np.where(np.arange(ROWS) < 3, np.inf, 0.9), size=BOUND)
+BALLS = {"free and ball": MIXED, "ball of all": simjax.L1Ball(0.9)}
 BUILDERS = [simjax.L1, simjax.Perspective, simjax.ElasticNet, simjax.Ridge]
 
 
@@ -55,7 +58,7 @@ def honest(design, targets, *, max_iters=2000, solver="auto", tol=1e-6, **proble
 
     Any warning but the ConvergenceWarning fails the test, as everywhere in this suite.
     """
-    with time_limit(120):
+    with time_limit(300):
         solution = solve_quietly(design, targets, max_iters=max_iters, solver=solver, tol=tol, **problem)
     certificate = solution.certificate
     for values in (certificate.objective, certificate.dual_objective, certificate.gap, certificate.relative_gap):
@@ -67,17 +70,16 @@ def honest(design, targets, *, max_iters=2000, solver="auto", tol=1e-6, **proble
 # --- Conditioning ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["free", "ball"])
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize("condition", [1e8, 1e12])
-def test_condition_numbers(condition, m, name, kind):
+def test_condition_numbers(condition, m, name):
     design = with_condition(generator(1, m), m, WIDTH, condition)
     targets = generator(2).normal(size=(m, ROWS))
-    solution = honest(design, targets, penalty=PENALTIES[name], constraint=BALLS[kind])
+    solution = honest(design, targets, penalty=PENALTIES[name], constraint=MIXED)
     # Without penalty and ball the weights grow with the condition number, and with them the rounding of the fit.
-    if (name, kind) != ("least_squares", "free"):
-        assert solution.converged
+    judged = BOUNDED if name == "least_squares" else np.arange(ROWS)
+    assert np.all(solution.status[judged] == "SOLVED")
 
 
 @pytest.mark.parametrize("m", [WIDE, TALL])
@@ -91,17 +93,15 @@ def test_ill_conditioned_least_squares_fits_as_well_as_lapack(m):
     assert np.all(solution.certificate.objective <= optimum + 1e-9 * np.sum(targets**2, axis=0))
 
 
-@pytest.mark.parametrize("kind", ["free", "ball"])
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("m", [WIDE, TALL])
-def test_columns_scaled_over_twelve_decades(m, name, kind):
+def test_columns_scaled_over_twelve_decades(m, name):
     design, targets = sparse_rows(m)
     scale = np.geomspace(1e-6, 1e6, WIDTH)[generator(3).permutation(WIDTH)]
-    solution = honest(design * scale, targets, penalty=PENALTIES[name], constraint=BALLS[kind])
+    solution = honest(design * scale, targets, penalty=PENALTIES[name], constraint=MIXED)
     # |s_j| ≤ c for a column of size 1e6 is decided by rounding: with a slope c, a certificate may stop short of 1e-6
     # there, and the row is flagged (`honest` checks that it is).
     assert np.all(solution.certificate.relative_gap <= (1e-4 if name in ("l1", "perspective") else 1e-6))
-    assert np.count_nonzero(solution.status == "SOLVED") >= ROWS // 2
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -125,11 +125,10 @@ def test_exact_matching_of_ill_conditioned_designs(condition):
 # --- The smallest shapes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["free", "ball"])
 @pytest.mark.parametrize("name", PENALTIES)
-def test_one_sample(name, kind):
+def test_one_sample(name):
     design, targets = sparse_rows(WIDE)
-    problem = {"penalty": PENALTIES[name], "constraint": BALLS[kind]}
+    problem = {"penalty": PENALTIES[name], "constraint": MIXED}
     assert_solved(design[:1], targets[:1], honest(design[:1], targets[:1], **problem), **problem)
 
 
@@ -138,16 +137,15 @@ def test_one_coordinate(name):
     # min λ‖t − φw‖² + h(w) over one w: on a grid fine enough to see any mistake.
     design, targets = sparse_rows(TALL)
     design = design[:, :1]
-    for constraint in (None, simjax.L1Ball(0.1)):
-        solution = honest(design, targets, penalty=PENALTIES[name], constraint=constraint)
-        assert solution.converged
-        reach = 0.1 if constraint is not None else 3.0
+    radius = np.where(np.arange(ROWS) < 3, np.inf, 0.1)
+    solution = honest(design, targets, penalty=PENALTIES[name], constraint=simjax.L1Ball(radius))
+    assert solution.converged
+    for t, reach, objective in zip(targets.T, np.minimum(radius, 3.0), solution.certificate.objective):
         grid = np.linspace(-reach, reach, 20_001)
         h = np.asarray(PENALTIES[name].value(grid))
-        for t, objective in zip(targets.T, solution.certificate.objective):
-            values = t @ t - 2.0 * (t @ design[:, 0]) * grid + (design[:, 0] @ design[:, 0]) * grid**2 + h
-            assert objective <= values.min() * (1.0 + 1e-6)
-            assert objective >= values.min() * (1.0 - 1e-4)
+        values = t @ t - 2.0 * (t @ design[:, 0]) * grid + (design[:, 0] @ design[:, 0]) * grid**2 + h
+        assert objective <= values.min() * (1.0 + 1e-6)
+        assert objective >= values.min() * (1.0 - 1e-4)
 
 
 @pytest.mark.parametrize("matching", ["penalty", "exact"])
@@ -168,7 +166,8 @@ def test_all_targets_equal(name, kind):
     targets = np.full((WIDE, ROWS), 3.0)
     solution = honest(design, targets, penalty=PENALTIES[name], constraint=BALLS[kind])
     assert solution.converged
-    assert_allclose(solution.weights, np.repeat(solution.weights[:1], ROWS, axis=0), rtol=1e-9, atol=1e-12)
+    for rows in (FREE, BOUNDED) if kind == "free and ball" else (np.arange(ROWS),):
+        assert_allclose(solution.weights[rows[1:]], solution.weights[rows[:-1]], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", BALLS)
@@ -202,8 +201,8 @@ def test_tiny_and_huge_targets(size, name, kind):
     design, targets = sparse_rows(WIDE)
     solution = honest(design, size * targets, penalty=PENALTIES[name], constraint=BALLS[kind])
     # At 1e30 the demand |s_j| ≤ 1e-3 of a free L1 coordinate lies below the rounding of s_j next to a ball.
-    if (name, kind, size > 1.0) != ("l1", "ball", True):
-        assert solution.converged
+    judged = FREE if (name, kind, size > 1.0) == ("l1", "free and ball", True) else np.arange(ROWS)
+    assert np.all(solution.status[judged] == "SOLVED")
     if size < 1.0 and name in ("l1", "perspective", "elastic_net"):
         assert_array_equal(solution.weights, np.zeros((ROWS, WIDTH)))
 
@@ -231,22 +230,21 @@ def test_squares_that_leave_the_range_of_float64(size, what):
     # Refused with a message that names the argument, solved, or flagged; no NaN, no RuntimeWarning, no endless loop.
     arrays = dict(zip(("design", "targets"), sparse_rows(WIDE)))
     arrays[what] = arrays[what] / np.abs(arrays[what]).max() * size
-    for constraint in (None, BALL):
-        try:
-            with time_limit(120):
-                solution = solve_quietly(**arrays, penalty=PENALTIES["l1"], constraint=constraint, max_iters=400)
-        except ValueError as error:
-            assert what in str(error)
-            continue
-        certificate = solution.certificate
-        assert np.all(np.isfinite(solution.weights))
-        assert not np.any(np.isnan(certificate.gap) | np.isnan(certificate.relative_gap))
-        assert not np.any(np.isnan(certificate.objective) | np.isnan(certificate.dual_objective))
-        if size < 1.0:  # so little that w = 0 is the answer
-            assert solution.converged
-            assert_array_equal(solution.weights, np.zeros((ROWS, WIDTH)))
-        elif not solution.converged:
-            assert set(solution.status) <= {"NONFINITE", "MAX_ITERS", "ALMOST_SOLVED", "SOLVED"}
+    try:
+        with time_limit(300):
+            solution = solve_quietly(**arrays, penalty=PENALTIES["l1"], constraint=MIXED, max_iters=400)
+    except ValueError as error:
+        assert what in str(error)
+        return
+    certificate = solution.certificate
+    assert np.all(np.isfinite(solution.weights))
+    assert not np.any(np.isnan(certificate.gap) | np.isnan(certificate.relative_gap))
+    assert not np.any(np.isnan(certificate.objective) | np.isnan(certificate.dual_objective))
+    if size < 1.0:  # so little that w = 0 is the answer
+        assert solution.converged
+        assert_array_equal(solution.weights, np.zeros((ROWS, WIDTH)))
+    elif not solution.converged:
+        assert set(solution.status) <= {"NONFINITE", "MAX_ITERS", "ALMOST_SOLVED", "SOLVED"}
 
 
 def test_subnormal_and_negative_zero_entries_among_ordinary_ones():
@@ -285,12 +283,11 @@ def test_tiny_balls_and_balls_next_to_one(kappa, name, m):
 
 @pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize("build", BUILDERS)
-@pytest.mark.parametrize("kind", ["free", "ball"])
-def test_alpha_of_zero_is_least_squares(kind, build, m):
+def test_alpha_of_zero_is_least_squares(build, m):
     design, targets = sparse_rows(m)
-    solution = honest(design, targets, penalty=build(0.0), constraint=BALLS[kind])
+    solution = honest(design, targets, penalty=build(0.0), constraint=MIXED)
     assert solution.converged
-    reference = honest(design, targets, penalty=simjax.NoPenalty(), constraint=BALLS[kind])
+    reference = honest(design, targets, penalty=simjax.NoPenalty(), constraint=MIXED)
     size = np.sum(targets**2, axis=0)
     assert np.all(np.abs(solution.certificate.objective - reference.certificate.objective) <= 1e-6 * size)
 
@@ -305,11 +302,10 @@ def test_alpha_next_to_zero(build, alpha):
 
 
 @pytest.mark.parametrize("alpha", [1e30, 1e300])
-@pytest.mark.parametrize("kind", ["free", "ball"])
 @pytest.mark.parametrize("build", BUILDERS)
-def test_huge_alpha_leaves_nothing(build, kind, alpha):
+def test_huge_alpha_leaves_nothing(build, alpha):
     design, targets = sparse_rows(WIDE)
-    solution = honest(design, targets, penalty=build(alpha), constraint=BALLS[kind])
+    solution = honest(design, targets, penalty=build(alpha), constraint=MIXED)
     assert solution.converged
     assert np.all(np.abs(solution.weights) <= 1e3 / alpha)
     if build is not simjax.Ridge:
@@ -357,10 +353,10 @@ def test_tolerances_out_of_reach_or_of_no_use(tol):
 def test_rows_of_every_kind_in_one_batch(solver):
     """Rows of mixed size, weight, radius and support in one batch: certified and right, or flagged."""
     rng = generator(8)
-    rows = 60
+    rows = 30
     design, _ = sparse_rows(WIDE)
     targets = rng.normal(size=(WIDE, rows)) * 10.0 ** rng.uniform(-6, 6, rows)
-    targets[:, ::20] = 0.0
+    targets[:, ::10] = 0.0
     problem = {
         "loss_weight": 10.0 ** rng.uniform(-3, 3, rows),
         "penalty": simjax.ElasticNet(
@@ -372,4 +368,4 @@ def test_rows_of_every_kind_in_one_batch(solver):
         "support": rng.random((rows, WIDTH)) < 0.9,
     }
     solution = honest(design, targets, solver=solver, **problem)
-    assert np.count_nonzero(solution.status == "SOLVED") >= (57 if solver == "auto" else 30)
+    assert np.count_nonzero(solution.status == "SOLVED") >= (28 if solver == "auto" else 15)

@@ -299,6 +299,7 @@ def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.Objective) == tuple(penalties.OBJECTIVES)
     assert get_args(cli.Matching) == problem.MATCHINGS
     assert get_args(cli.Reduction) == fit_module.REDUCTIONS
+    assert get_args(cli.Constraint) == fit_module.CONSTRAINTS
     assert get_args(cli.Support) == fit_module.SUPPORTS
     assert get_args(cli.Rescale) == fit_module.RESCALES
     assert get_args(cli.Units) == fit_module.UNITS

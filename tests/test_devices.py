@@ -74,7 +74,7 @@ def test_eight_devices_give_the_answer_of_one_and_exchange_nothing():
     here = str(Path(__file__).parent)
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent)]),
     }
     done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, capture_output=True, text=True)

@@ -315,3 +315,87 @@ def test_fit_prints_nothing_and_warns_about_nothing(states, capsys):
         warnings.simplefilter("error")
         simjax.fit(states, alpha=1e-2)
     assert capsys.readouterr() == ("", "")
+
+
+# --- What kappa bounds -------------------------------------------------------------------------------------------
+
+
+def measure(A, eta=None):
+    """μ_η(A) = max_i a_ii + Σ_{j ≠ i} (η_j/η_i)|a_ij|."""
+    eta = np.ones(A.shape[0]) if eta is None else eta
+    size = np.abs(A) * eta / eta[:, None]
+    return np.max(np.diag(A) + size.sum(axis=1) - np.abs(np.diag(A)))
+
+
+def implicit_states(*, measure_bound=-0.5, m=80, n=8, p=5, q=3, seed=4):
+    """States of a random model with μ∞(A) = `measure_bound` and ‖A‖∞ well above one."""
+    rng = np.random.default_rng(seed)
+    A = rng.normal(size=(n, n))
+    off = np.abs(A).sum(axis=1) - np.abs(np.diag(A))
+    np.fill_diagonal(A, measure_bound - off)
+    B, C, D = rng.normal(size=(n, p)), rng.normal(size=(q, n)), rng.normal(size=(q, p))
+    model = simjax.ImplicitModel(A, B, C, D, activation="relu")
+    inputs = rng.normal(size=(m, p))
+    X = model.equilibrium(inputs, tol=1e-14, max_iters=5000)
+    Z = X @ A.T + inputs @ B.T
+    return model, simjax.States(inputs, Z, X, model(inputs), activation="relu")
+
+
+def test_metzler_rows_take_in_baselines_that_no_ball_does():
+    model, states = implicit_states()
+    assert model.well_posedness > 3.0
+    fitted = simjax.fit(states, alpha=1e-6, kappa=-0.4, constraint="metzler")
+    assert fitted.converged
+    assert measure(fitted.model.A) <= -0.4 + 1e-12
+    X, info = fitted.model.equilibrium(states.inputs, return_info=True)
+    assert info.converged.all()
+    np.testing.assert_allclose(X, states.activations, atol=1e-3)
+    ball = simjax.fit(states, alpha=1e-6, support="full")
+    error = [np.abs(result.model(states.inputs) - states.outputs).max() for result in (fitted, ball)]
+    assert error[0] < 1e-2 * error[1]
+
+
+def test_metzler_weights_are_those_of_the_model():
+    _, states = implicit_states()
+    eta = np.linspace(0.5, 2.0, states.n)
+    result = simjax.fit(states, alpha=1e-3, kappa=-2.0, constraint="metzler", eta=eta)
+    assert result.converged
+    assert measure(result.model.A, eta) == pytest.approx(-2.0, abs=1e-6)
+    assert result.settings["constraint"] == "metzler"
+    assert "eta" in str(result.settings)
+
+
+def test_a_stacked_ball_bounds_a_and_b_together(states):
+    result = simjax.fit(states, alpha=1e-4, kappa=0.3, constraint="stacked_ball")
+    assert result.converged
+    stacked = np.abs(np.concatenate([result.model.A, result.model.B], axis=1)).sum(axis=1)
+    # In the units of the model B' = SB: the bound is on ‖(A' B')‖∞ whatever the scale.
+    assert stacked.max() <= 0.3 + 1e-12
+    assert stacked.max() >= 0.3 - 1e-6
+
+
+@pytest.mark.parametrize("constraint", ["metzler", "stacked_ball"])
+def test_other_constraints_agree_with_the_oracle(constraint, states):
+    pytest.importorskip("clarabel")
+    result = simjax.fit(states, alpha=1e-3, kappa=0.2, constraint=constraint)
+    assert result.converged
+    verification = result.verify(rows=8)
+    assert verification.ok, verification.table()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"constraint": "sphere"}, "constraint"),
+        ({"constraint": "metzler", "kappa": 1.0}, "kappa"),
+        ({"constraint": "metzler", "kappa": np.nan}, "kappa"),
+        ({"constraint": "ball", "kappa": -0.5}, "kappa"),
+        ({"constraint": "ball", "eta": np.ones(14)}, "eta"),
+        ({"constraint": "metzler", "eta": np.zeros(14)}, "eta"),
+        ({"constraint": "metzler", "eta": np.ones(3)}, "eta"),
+        ({"constraint": "metzler", "kappa": -0.5, "support": "hollow"}, "radius"),
+    ],
+)
+def test_bad_constraints_are_named(states, options, name):
+    with pytest.raises(ValueError, match=name):
+        simjax.fit(states, **options)

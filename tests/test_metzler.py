@@ -200,7 +200,8 @@ def test_where_the_support_excludes_the_diagonal_it_is_the_ball():
     support[np.arange(ROWS), np.arange(ROWS)] = False
     row = solve_problem(rows_with(PENALTIES["l1"], metzler(0.3), 30, support=support))
     ball = solve_problem(rows_with(PENALTIES["l1"], simjax.L1Ball(0.3, size=BOUND), 30, support=support))
-    assert row.converged and ball.converged
+    assert row.converged
+    assert ball.converged
     assert_allclose(row.weights, ball.weights, atol=1e-6)
 
 

@@ -27,7 +27,9 @@ def exact_rows(radius, *, disturb=()):
 def test_a_ball_too_small_is_proved_infeasible_and_its_neighbours_are_solved():
     design, targets, constraint, norms = exact_rows(0.2)
     with pytest.warns(simjax.ConvergenceWarning, match="infeasible, each proved"):
-        solution = simjax.solve_rows(design, targets, penalty=simjax.L1(0.1), constraint=constraint, matching="exact")
+        solution = simjax.solve_rows(
+            design, targets, penalty=simjax.L1(0.1), constraint=constraint, matching="exact", max_iters=2000
+        )
     np.testing.assert_array_equal(solution.status == "INFEASIBLE", norms > 0.2)
     np.testing.assert_array_equal(solution.status == "SOLVED", norms <= 0.2)
     margin = infeasibility_margin(solution.problem, solution.certificate.dual)

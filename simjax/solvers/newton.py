@@ -9,7 +9,8 @@ and ∇ψ(y) = y − t̃ + Kp is semismooth. A Newton step only involves the coo
 
     (K_JᵀK_J + diag(1/(σc))) dp + ν ω̂ = K_Jᵀ r,   ω̂ᵀdp = 0,   dy = r − K_J dp,   r = t̃ − Kp − y
 
-with ω̂ = ω sign(p) + δ where the ball is active, and ν = 0 where it is not. Rows are batched; each has its own w, σ, step.
+with ω̂ = ω sign(p) + δ where the ball is active, and ν = 0 where it is not. Rows are batched; each has its own w, σ and
+step.
 
 Exact matching has no ½‖y‖² in its dual. A proximal term δ/2 ‖y − y_c‖² about the last y takes its place, with δ = 1/σ,
 so that it vanishes as σ grows: the formulas above hold with δ(y − y_c) for y in ∇ψ, δ/(σc) on the diagonal and dy
