@@ -1,4 +1,7 @@
-"""Metzler rows: the projection and the joint prox in closed form, and certified rows against an oracle."""
+"""Metzler rows: the projection and the joint prox in closed form, and certified rows against an oracle.
+
+And the bisection over the penalty weight by which constrained implicit learning solves its rows, as a cross-check.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +245,31 @@ def test_penalty_form_by_bisection_finds_the_constrained_row():
             high *= 2.0
         multiplier = brentq(excess, 0.0, high, xtol=1e-10)
         assert_allclose(penalised(multiplier), wanted.weights[row], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [None, BOUND])  # ‖(a, b)‖₁ ≤ κ, and ‖a‖₁ ≤ κ with b free
+@pytest.mark.parametrize("kappa", [0.05, 0.6])
+def test_bisection_over_the_penalty_weight_finds_the_ball(kappa, size):
+    """g(λ) = ‖a(λ)‖₁ of min ½‖Φa − t‖² + λ‖a‖₁ falls in λ; the upper end of the bracket is feasible, and the solution."""
+    stated = rows_with(PENALTIES["least squares"], simjax.L1Ball(kappa, size=size), 30)
+    wanted = solve_problem(stated, tol=1e-10)
+    assert wanted.converged
+    low = np.zeros(ROWS)
+    high = np.abs(stated.design.T @ stated.targets).max(axis=0)
+
+    def at(multiplier):
+        weights = np.zeros((ROWS, WIDTH))
+        weights[:, :size] = multiplier[:, None]
+        penalty = simjax.L1(weights)
+        return simjax.solve_rows(stated.design, stated.targets, loss_weight=0.5, penalty=penalty, tol=1e-10).weights
+
+    for _ in range(32):
+        middle = 0.5 * (low + high)
+        over = np.abs(at(middle)[:, :size]).sum(axis=1) >= kappa
+        low, high = np.where(over, middle, low), np.where(over, high, middle)
+    found = at(high)
+    assert np.all(np.abs(found[:, :size]).sum(axis=1) <= kappa * (1.0 + 1e-9))
+    assert_allclose(found, wanted.weights, atol=1e-6)
 
 
 @pytest.mark.parametrize(
