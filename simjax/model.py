@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,10 @@ from scipy.sparse.linalg import eigs, splu
 
 from simjax._checks import choice, float_array, matrix, positive_integer, positive_scalar
 from simjax.activations import activation as find_activation
+
+if TYPE_CHECKING:
+    from simjax.equilibrium import Solver
+    from simjax.nn.implicit import ImplicitLayer
 
 Matrix = Any  # np.ndarray or scipy.sparse.csr_array
 Storage = Literal["dense", "csr"]
@@ -283,6 +287,33 @@ class ImplicitModel:
         """The same model with A, B, C, D as NumPy arrays."""
         matrices: dict[str, Any] = {name: _dense(getattr(self, name)) for name in "ABCD"}
         return replace(self, **matrices)
+
+    def to_flax(
+        self,
+        *,
+        kappa: float = 0.99,
+        constraint: str = "parameterised",
+        keep_support: bool = False,
+        solver: Solver | None = None,
+    ) -> ImplicitLayer:
+        """The model as a Flax NNX layer with ‖A‖∞ ≤ kappa, to be trained further; `layer.export()` is the way back.
+
+        Its parameters take JAX's default precision, float32 outside `jax.enable_x64(True)`. A model with only one of
+        the biases b and c gets the other too, at zero.
+
+        Args:
+            kappa: bound on ‖A‖∞ in (0, 1), which training keeps.
+            constraint: how it is kept, "parameterised" or "projected": see `simjax.nn.ImplicitLayer`.
+            keep_support: whether zeros of A, B, C, D stay zero in training.
+            solver: settings of the fixed-point iteration; None is `simjax.equilibrium.Solver()`.
+
+        Raises:
+            ValueError: ‖A‖∞ above kappa (`rescaled` may bring it below one), kappa outside (0, 1), an unknown
+                constraint.
+        """
+        from simjax.nn.implicit import layer_of_model  # here: simjax.nn builds on this module, and needs Flax
+
+        return layer_of_model(self, kappa=kappa, constraint=constraint, keep_support=keep_support, solver=solver)
 
     def scaled(self, scale: Any) -> ImplicitModel:
         """The model with states x′ = s·x and unchanged outputs: A′ = SAS⁻¹, B′ = SB, b′ = Sb, C′ = CS⁻¹.

@@ -240,56 +240,6 @@ class ImplicitLayer(ImplicitModule):
         self.b = nnx.Param(jnp.zeros(n)) if use_bias else None
         self.c = nnx.Param(jnp.zeros(q)) if use_bias else None
 
-    @classmethod
-    def from_model(
-        cls,
-        model: ImplicitModel,
-        *,
-        kappa: float = 0.99,
-        constraint: str = "parameterised",
-        keep_support: bool = False,
-        solver: Solver | None = None,
-    ) -> ImplicitLayer:
-        """The layer with the weights of `model`, to be trained further.
-
-        The parameters take JAX's default precision, float32 outside `jax.enable_x64(True)`.
-
-        Args:
-            model: an implicit model with ‖A‖∞ ≤ kappa.
-            kappa, constraint, solver: as the class.
-            keep_support: whether zeros of the model's A, B, C, D stay zero in training.
-
-        Raises:
-            TypeError: model that is not an ImplicitModel.
-            ValueError: ‖A‖∞ above kappa; `model.rescaled()` may help.
-        """
-        if not isinstance(model, ImplicitModel):
-            raise TypeError(f"model must be an ImplicitModel, got {type(model).__name__}.")
-        if model.well_posedness > positive_scalar("kappa", kappa, below=1.0) * (1.0 + 1e-12):
-            raise ValueError(
-                f"model must have ‖A‖∞ ≤ kappa = {kappa:g}, it has {model.well_posedness:.6g}; model.rescaled() may "
-                "bring it below one."
-            )
-        has_bias = model.b is not None or model.c is not None
-        layer = cls(
-            model.p,
-            model.n,
-            model.q,
-            kappa=kappa,
-            activation=model.activation,
-            constraint=constraint,
-            use_bias=has_bias,
-            solver=solver,
-        )
-        dense = model.to_dense()
-        for name in "ABCD":
-            getattr(layer, name)[...] = jnp.asarray(getattr(dense, name))
-        for name in "bc" if has_bias else "":
-            if getattr(model, name) is not None:
-                getattr(layer, name)[...] = jnp.asarray(getattr(model, name))
-        layer.support = _Support(model) if keep_support else None
-        return layer
-
     def matrices(self) -> Matrices:
         """A, B, C, D, b, c from the parameters."""
         parts = [self.A[...], self.B[...], self.C[...], self.D[...]]
@@ -308,6 +258,36 @@ class ImplicitLayer(ImplicitModule):
         For use after each optimiser step with `constraint="projected"`.
         """
         self.A[...] = jax.vmap(lambda row: optax.projections.projection_l1_ball(row, self.kappa))(self.A[...])
+
+
+def layer_of_model(
+    model: ImplicitModel, *, kappa: float, constraint: str, keep_support: bool, solver: Solver | None
+) -> ImplicitLayer:
+    """What `ImplicitModel.to_flax` gives; arguments and errors as there."""
+    if model.well_posedness > positive_scalar("kappa", kappa, below=1.0) * (1.0 + 1e-12):
+        raise ValueError(
+            f"model must have ‖A‖∞ ≤ kappa = {kappa:g}, it has {model.well_posedness:.6g}; model.rescaled() may "
+            "bring it below one."
+        )
+    has_bias = model.b is not None or model.c is not None
+    layer = ImplicitLayer(
+        model.p,
+        model.n,
+        model.q,
+        kappa=kappa,
+        activation=model.activation,
+        constraint=constraint,
+        use_bias=has_bias,
+        solver=solver,
+    )
+    dense = model.to_dense()
+    for name in "ABCD":
+        getattr(layer, name)[...] = jnp.asarray(getattr(dense, name))
+    for name in "bc" if has_bias else "":
+        if getattr(model, name) is not None:
+            getattr(layer, name)[...] = jnp.asarray(getattr(model, name))
+    layer.support = _Support(model) if keep_support else None
+    return layer
 
 
 class ImplicitRNN(nnx.Module):
