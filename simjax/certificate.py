@@ -93,17 +93,17 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
     with jax.enable_x64(True):
         evaluation = _evaluate(
-            jnp.asarray(problem.design),
-            jnp.asarray(problem.targets.T),
-            jnp.asarray(problem.loss_weight[:, None]),
-            jnp.asarray(weights),
+            problem.design,
+            problem.targets.T,
+            problem.loss_weight[:, None],
+            weights,
             problem.penalty,
             problem.ball,
             exact=problem.exact,
         )
         objective, residual, fit, floor = evaluation
         multiplier = 0.0 if problem.exact else 2.0 * problem.loss_weight[:, None]
-        candidates = [np.asarray(multiplier * residual)]
+        candidates = [multiplier * np.asarray(residual)]
         for dual in duals:
             dual = np.asarray(dual, dtype=np.float64)
             if dual.shape != candidates[0].shape:
@@ -205,16 +205,16 @@ def _gap_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The dual point made feasible, and the gap it proves, (R,)."""
     dual = _project_onto_tilt(problem, _project_out_flat(problem, dual))
-    mask = None if problem.support is None else jnp.asarray(problem.support)
-    slopes = _settled(problem, jnp.matmul(dual, jnp.asarray(problem.design), precision="highest"), dual, mask)
+    mask = problem.support
+    slopes = _settled(problem, _product(dual, problem.design), dual, mask)
     scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, slopes, dual, mask)
-    slopes = jnp.where(jnp.asarray(_negligible(problem, np.asarray(slopes), np.asarray(scaled))), 0.0, slopes)
+    slopes = np.where(_negligible(problem, np.asarray(slopes), np.asarray(scaled)), 0.0, slopes)
     gap = _gap(
         problem.penalty,
         problem.ball,
-        jnp.asarray(weights),
+        weights,
         residual,
-        jnp.asarray(problem.loss_weight[:, None]),
+        problem.loss_weight[:, None],
         scaled,
         slopes,
         mask,
@@ -222,6 +222,11 @@ def _gap_of(
     )
     gap = np.asarray(gap)
     return np.asarray(scaled), np.where(np.isnan(gap), np.inf, gap)
+
+
+@jax.jit
+def _product(dual: Array, design: Array) -> Array:
+    return jnp.matmul(dual, design, precision="highest")
 
 
 @jax.jit
@@ -288,8 +293,17 @@ def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> Array:
 
 
 def _flat_pattern(problem: RowProblem) -> np.ndarray:
+    """`_flat` inside the support, (R, d); in NumPy, where it takes no compilation."""
     shape = (problem.rows_count, problem.width)
-    flat = np.array(_flat(problem.penalty, problem.ball, shape))
+    penalty, ball = problem.penalty, problem.ball
+    if isinstance(penalty, PiecewisePenalty):
+        flat = np.broadcast_to((np.asarray(penalty.slope) == 0.0) & (np.asarray(penalty.curvature) == 0.0), shape)
+    else:
+        flat = np.array(_flat(penalty, None, shape))
+    if ball is not None:
+        sees = np.asarray(ball.weights) > 0.0
+        sees = sees if ball.tilt is None else sees | (np.asarray(ball.tilt) > 0.0)
+        flat = flat & ~(sees & np.isfinite(np.asarray(ball.radius)))
     return flat if problem.support is None else flat & problem.support
 
 

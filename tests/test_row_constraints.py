@@ -250,7 +250,7 @@ def test_penalty_form_by_bisection_finds_the_constrained_row():
 @pytest.mark.parametrize("size", [None, BOUND])  # ‖(a, b)‖₁ ≤ κ, and ‖a‖₁ ≤ κ with b free
 @pytest.mark.parametrize("kappa", [0.05, 0.6])
 def test_bisection_over_the_penalty_weight_finds_the_ball(kappa, size):
-    """g(λ) = ‖a(λ)‖₁ of min ½‖Φa − t‖² + λ‖a‖₁ falls in λ; the upper end of the bracket is feasible, and the solution."""
+    """g(λ) = ‖a(λ)‖₁ of min ½‖Φa − t‖² + λ‖a‖₁ falls in λ; the upper end of the bracket is the solution."""
     stated = rows_with(PENALTIES["least squares"], simjax.L1Ball(kappa, size=size), 30)
     wanted = solve_problem(stated, tol=1e-10)
     assert wanted.converged

@@ -53,16 +53,10 @@ class CanonicalRows:
     exact: bool = dataclasses.field(metadata={"static": True})
 
     def take(self, index: Array) -> CanonicalRows:
-        return dataclasses.replace(
-            self,
-            targets=self.targets[index],
-            offset=self.offset[index],
-            penalty=_take_penalty(self.penalty, index),
-            ball=None if self.ball is None else self.ball.rows(index),
-            support=None if self.support is None else self.support[index],
-            point_scale=self.point_scale[index],
-            dual_scale=self.dual_scale[index],
-        )
+        """The rows in `index`, (k,)."""
+        if isinstance(self.penalty, ScaledPenalty):  # the user's penalty sees the index itself
+            return _taken(self, index)
+        return _compiled_taken(self, index)
 
     def confine(self, weights: Array) -> Array:
         """The weights with everything outside the support set to zero."""
@@ -74,6 +68,28 @@ class CanonicalRows:
         if self.ball is None:
             return weights
         return self.ball.inside(weights)
+
+
+@jax.jit
+def feasible(rows: CanonicalRows, weights: Array) -> Array:
+    """`rows.feasible(weights)`."""
+    return rows.feasible(weights)
+
+
+def _taken(rows: CanonicalRows, index: Array) -> CanonicalRows:
+    return dataclasses.replace(
+        rows,
+        targets=rows.targets[index],
+        offset=rows.offset[index],
+        penalty=_take_penalty(rows.penalty, index),
+        ball=None if rows.ball is None else rows.ball.rows(index),
+        support=None if rows.support is None else rows.support[index],
+        point_scale=rows.point_scale[index],
+        dual_scale=rows.dual_scale[index],
+    )
+
+
+_compiled_taken = jax.jit(_taken)
 
 
 def _take_penalty(penalty: Any, index: Array) -> Any:
@@ -107,16 +123,16 @@ def canonical_rows(
     if ball is not None:
         # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
         common = norm / float(factorisation.scale)
-        tilt = None if ball.tilt is None else jnp.asarray(ball.tilt / column_scale)
-        ball = Ball(jnp.asarray(ball.weights / column_scale), jnp.asarray(ball.radius / common), ball.size, tilt)
+        tilt = None if ball.tilt is None else jax.device_put(ball.tilt / column_scale)
+        ball = Ball(jax.device_put(ball.weights / column_scale), jax.device_put(ball.radius / common), ball.size, tilt)
     return CanonicalRows(
-        targets=jnp.asarray(targets),
-        offset=jnp.asarray(np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
+        targets=jax.device_put(targets),
+        offset=jax.device_put(np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
         penalty=penalty,
         ball=ball,
-        support=None if problem.support is None else jnp.asarray(problem.support),
-        point_scale=jnp.asarray(point_scale),
-        dual_scale=jnp.asarray(1.0 / (value_scale * norm)),
+        support=None if problem.support is None else jax.device_put(problem.support),
+        point_scale=jax.device_put(point_scale),
+        dual_scale=jax.device_put(1.0 / (value_scale * norm)),
         exact=problem.exact,
     )
 
@@ -140,10 +156,10 @@ def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.n
         rows = point_scale.shape[0]
 
         def per_row(parameter: Any) -> Array:
-            return jnp.asarray(np.broadcast_to(parameter, (rows, parameter.shape[1])))
+            return jax.device_put(np.broadcast_to(parameter, (rows, parameter.shape[1])))
 
         return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
-    return ScaledPenalty(jnp.asarray(point_scale), jnp.asarray(value_scale), Opaque(penalty))
+    return ScaledPenalty(jax.device_put(point_scale), jax.device_put(value_scale), Opaque(penalty))
 
 
 def _exact_value_scale(

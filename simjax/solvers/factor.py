@@ -91,11 +91,11 @@ class Design:
 
 def _factorisation(singular: np.ndarray, basis: np.ndarray, *, precise: bool) -> Factorisation:
     scale = singular[0] if singular[0] > 0.0 else 1.0
-    return Factorisation(jnp.asarray(basis), jnp.asarray(singular / scale), jnp.asarray(scale), precise)
+    return Factorisation(jax.device_put(basis), jax.device_put(singular / scale), jax.device_put(scale), precise)
 
 
 def _by_qr_svd(design: np.ndarray) -> tuple[Factorisation, np.ndarray]:
-    left, singular, right = (np.asarray(x) for x in _qr_svd(jnp.asarray(design)))
+    left, singular, right = (np.asarray(x) for x in _qr_svd(design))
     keep = max(np.count_nonzero(singular > _RANK_TOL_QR * singular[0]) if singular[0] > 0.0 else 0, 1)
     return _factorisation(singular[:keep], right[:, :keep], precise=True), left[:, :keep]
 
@@ -107,8 +107,8 @@ def _by_gram(design: np.ndarray) -> tuple[Factorisation, np.ndarray] | None:
     that K = S Vᵀ is Φ in other coordinates to rounding, and not to the square root of it.
     """
     m, d = design.shape
-    gram = _gram(design if m >= d else design.T)
-    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(jnp.asarray(gram)))
+    gram = gram_matrix(design if m >= d else design.T)
+    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(gram))
     most = max(values[0], 0.0)
     grey = (values > _RANK_TOL_GRAM * most) & (values < _GREY_GRAM * most)
     if most == 0.0 or grey.any():
@@ -123,13 +123,13 @@ def _by_gram(design: np.ndarray) -> tuple[Factorisation, np.ndarray] | None:
 
 def _by_moments(design: np.ndarray) -> tuple[Factorisation, None]:
     """From ΦᵀΦ alone."""
-    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(jnp.asarray(_gram(design))))
+    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(gram_matrix(design)))
     keep = max(int(np.count_nonzero(values > _RANK_TOL_GRAM * max(values[0], 0.0))), 1)
     singular = np.sqrt(np.maximum(values[:keep], 0.0))
     return _factorisation(singular, np.ascontiguousarray(vectors[:, :keep]), precise=False), None
 
 
-def _gram(matrix: np.ndarray) -> np.ndarray:
+def gram_matrix(matrix: np.ndarray) -> np.ndarray:
     """XᵀX: on a CPU by NumPy, which knows that the product is symmetric and does half of it."""
     if jax.default_backend() == "cpu":
         return matrix.T @ matrix

@@ -114,6 +114,11 @@ def padded(index: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([index, np.full(size - index.size, index[0])]) if index.size < size else index
 
 
+@jax.jit
+def _gathered(tree: Any, index: Array) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 class FirstOrder:
     """A first-order method on the rows still open, resumable between stages.
 
@@ -179,7 +184,7 @@ class FirstOrder:
         if size < self.index.size:
             keep = padded(open_, size)
             if self.mesh is None:
-                self.state = jax.tree.map(lambda x: x[keep], self.state)
+                self.state = _gathered(self.state, keep)
             else:  # by way of the host, so that no device program has to exchange rows
                 self.state = spread(self.mesh, jax.tree.map(lambda x: np.asarray(x)[keep], self.state))
             self.index, self.count = self.index[keep], open_.size

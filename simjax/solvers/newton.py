@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from simjax.constraints import joint_prox
@@ -56,21 +57,23 @@ class NewtonState:
     steps: Array  # (R,), Newton steps taken while the row was open
 
 
-def start(weights: Array, dual: Array, gap: Array, sigma: Array, *, exact: bool = False) -> NewtonState:
-    """A state at given weights and dual point, e.g. those of ADMM, with σ of the size of 10/ρ."""
+def start(
+    weights: np.ndarray, dual: np.ndarray, gap: np.ndarray, sigma: np.ndarray, *, exact: bool = False
+) -> NewtonState:
+    """A state on the host at given weights and dual point, e.g. those of ADMM, with σ of the size of 10/ρ."""
     rows = weights.shape[0]
     return NewtonState(
         w=weights,
         y=dual,
-        centre=dual if exact else jnp.zeros_like(dual),
-        sigma=jnp.clip(sigma, *_SIGMA_RANGE),
-        theta=jnp.zeros((rows, 1), weights.dtype),
-        inner=jnp.zeros((rows,), jnp.int32),
+        centre=dual if exact else np.zeros_like(dual),
+        sigma=np.clip(sigma, *_SIGMA_RANGE),
+        theta=np.zeros((rows, 1), weights.dtype),
+        inner=np.zeros(rows, np.int32),
         best_weights=weights,
         best_dual=dual,
         best_gap=gap,
-        active=jnp.sum(weights != 0.0, axis=1),
-        steps=jnp.zeros((rows,), jnp.int32),
+        active=np.count_nonzero(weights, axis=1),
+        steps=np.zeros(rows, np.int32),
     )
 
 

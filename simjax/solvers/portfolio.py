@@ -15,15 +15,14 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from simjax.penalties import PiecewisePenalty
 from simjax.solvers import admm, newton, proximal_gradient
-from simjax.solvers.canonical import CanonicalRows, judge
+from simjax.solvers.canonical import CanonicalRows, feasible, judge
 from simjax.solvers.devices import device_count, over_rows, replicate
-from simjax.solvers.factor import Factorisation
+from simjax.solvers.factor import Factorisation, gram_matrix
 from simjax.solvers.iterate import CHECK_EVERY, FirstOrder, Scoreboard, bucket, padded
 from simjax.solvers.linear import Gram
 from simjax.solvers.polish import polish
@@ -60,7 +59,7 @@ def run(
     """
     stage = _Stages(replicate(mesh, factorisation), rows, board, mesh)
     if not rows.exact:  # w = 0, or what the ball asks for instead, with the targets as dual point
-        stage.offer(board.open, np.asarray(rows.feasible(jnp.asarray(board.weights))), board.dual)
+        stage.offer(board.open, np.asarray(feasible(rows, board.weights)), board.dual)
     if board.open.size == 0:
         return
     begin = None if start is None else stage.begin(*start)
@@ -130,10 +129,11 @@ class _Stages:
     @functools.cached_property
     def gram(self) -> Gram:
         """KᵀK = V S² Vᵀ, made when the first system needs it; K itself where d² numbers are too many."""
-        factor = (self.factorisation.basis * self.factorisation.singular_values).T
+        basis, singular = np.asarray(self.factorisation.basis), np.asarray(self.factorisation.singular_values)
+        factor = (basis * singular).T
         if 8 * factor.shape[1] ** 2 > _GRAM_BYTES:
-            return Gram(None, factor)
-        return Gram(jnp.matmul(factor.T, factor, precision="highest"), None)
+            return Gram(None, jax.device_put(factor))
+        return Gram(jax.device_put(gram_matrix(factor)), None)
 
     @property
     def has_polish(self) -> bool:
@@ -142,7 +142,7 @@ class _Stages:
 
     def begin(self, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make a starting point feasible, offer it to the board, and return it."""
-        weights = np.asarray(self.rows.feasible(jnp.asarray(weights)))
+        weights = np.asarray(feasible(self.rows, weights))
         self.offer(np.arange(self.board.gap.size), weights, dual)
         return weights, dual
 
@@ -157,7 +157,7 @@ class _Stages:
         The polish of the full support is that solve: with slopes zero there are no signs to guess.
         """
         penalty = self.rows.penalty
-        if not self.has_polish or np.any(penalty.slope) or np.any(penalty.knot):
+        if not self.has_polish or np.any(np.asarray(penalty.slope)) or np.any(np.asarray(penalty.knot)):
             return
         count, width = self.board.weights.shape
         support = self.rows.support
@@ -185,7 +185,7 @@ class _Stages:
             return weights, dual, gap
         active = np.count_nonzero(guess, axis=1)
         for size, block, count in self._blocks(np.arange(index.size), active):
-            by_row = (self.rows.take(index[block]), jnp.asarray(guess[block]))
+            by_row = (self.rows.take(index[block]), guess[block])
             found = over_rows(self.mesh, polish, (self.factorisation, self.gram), by_row, size=size)
             weights[block[:count]] = np.asarray(found)[:count]
         dual, gap, solved = self.offer(index, weights, dual)
@@ -197,7 +197,7 @@ class _Stages:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Judge weights (k, d) of the rows `index` and offer them to the board: dual points, gaps, which are solved."""
         every = padded(np.arange(index.size), bucket(index.size, self.board.gap.size, device_count(self.mesh)))
-        by_row = (self.rows.take(index[every]), jnp.asarray(weights[every]), jnp.asarray(dual[every]))
+        by_row = (self.rows.take(index[every]), weights[every], dual[every])
         found = over_rows(self.mesh, judge, (self.factorisation,), by_row)
         dual, gap = (np.asarray(x)[: index.size] for x in found)
         return dual, gap, self.board.offer(index, weights, dual, gap)
@@ -209,10 +209,10 @@ class _Stages:
         rho[first_order.index] = np.asarray(first_order.state.rho)
         index = board.open
         state = newton.start(
-            jnp.asarray(board.weights[index]),
-            jnp.asarray(board.dual[index]),
-            jnp.asarray(board.gap[index]),
-            jnp.asarray(10.0 / rho[index]),
+            board.weights[index],
+            board.dual[index],
+            board.gap[index],
+            10.0 / rho[index],
             exact=self.rows.exact,
         )
         # Rows need different numbers of steps and systems of different sizes: they are batched anew now and then.
@@ -226,8 +226,8 @@ class _Stages:
             for size, block, count in self._blocks(pending, active):
                 by_row = (
                     self.rows.take(index[block]),
-                    jax.tree.unflatten(structure, [jnp.asarray(x[block]) for x in fields]),
-                    jnp.asarray(board.tol),
+                    jax.tree.unflatten(structure, [x[block] for x in fields]),
+                    np.asarray(board.tol),
                 )
                 shared = (self.factorisation, self.gram)
                 part = over_rows(self.mesh, newton.advance, shared, by_row, size=size, max_steps=_REGROUP)
