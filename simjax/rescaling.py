@@ -81,7 +81,7 @@ class Diagnosis:
             "diagonal elimination": self.hollow_norm is not None and self.hollow_norm <= ball,
             "rescaling": scalable and self.perron < self.kappa,
             "diagonal elimination and rescaling": self.hollow_perron is not None and self.hollow_perron < self.kappa,
-            "measure row": self.measure < 1.0 or (scalable and self.abscissa < 1.0),
+            "measure row": self.abscissa < 1.0,
             "relaxed matching": True,
         }
         return tuple(name for name, yes in applies.items() if yes)
@@ -106,8 +106,8 @@ class Diagnosis:
             "diagonal elimination": f"needs φ = relu or identity, every a_ii < 1 and ‖Ã‖∞ ≤ {kappa}",
             "rescaling": f"needs φ = relu, leaky_relu or identity and λ_pf(|A|) < {kappa}",
             "diagonal elimination and rescaling": f"needs what elimination does but λ_pf(|Ã|) < {kappa} for ‖Ã‖∞",
-            "measure row": "the constraint a_ii + Σ_{j≠i} |a_ij| ≤ γ < 1 in place of the ball needs μ∞(A) < 1, or the "
-            "abscissa below 1 for the states of `rescaled_by_measure`",
+            "measure row": "fit(..., constraint='metzler') in place of the ball needs μ∞(A) ≤ kappa < 1, or, with "
+            "eta=optimal_weights(A), an abscissa below 1",
             "relaxed matching": "a fit in the ball that imitates the states by least squares and cannot contain their "
             "baseline is always possible: matching='penalty'",
         }

@@ -168,7 +168,7 @@ BEYOND = [[0.0, 2.0], [2.0, 0.0]]
         (UPPER, "leaky_relu", ("rescaling", "measure row", "relaxed matching")),
         (BOTH, "identity", ("diagonal elimination and rescaling", "measure row", "relaxed matching")),
         (BOTH, "leaky_relu", ("measure row", "relaxed matching")),
-        (BOTH, "tanh", ("relaxed matching",)),
+        (BOTH, "tanh", ("measure row", "relaxed matching")),
         (STRONG, "tanh", ("measure row", "relaxed matching")),
         (BEYOND, "relu", ("relaxed matching",)),
         ([[1.5]], "relu", ("relaxed matching",)),
@@ -221,7 +221,7 @@ def test_the_numbers_are_named():
     for number in ("‖A‖∞ = 70", "μ∞(A) = 10", f"λ_pf(|A|) = {found.perron:.6g}", f"⌈A⌉ = {found.abscissa:.6g}"):
         assert number in said
     assert "kappa = 0.9" in said
-    assert "measure row (does not apply)" in said
+    assert "measure row: fit(..., constraint='metzler')" in said
     assert "relaxed matching: a fit" in said
     hollow = diagnose(model_of(np.array(BOTH), np.random.default_rng(5)), 0.9)
     assert hollow.hollow_norm == pytest.approx(40 / 31)
