@@ -102,8 +102,8 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
             exact=problem.exact,
         )
         objective, residual, fit, floor = evaluation
-        multiplier = 0.0 if problem.exact else 2.0 * problem.loss_weight[:, None]
-        candidates = [multiplier * np.asarray(residual)]
+        residual = np.asarray(residual)
+        candidates = [np.zeros_like(residual) if problem.exact else 2.0 * problem.loss_weight[:, None] * residual]
         for dual in duals:
             dual = np.asarray(dual, dtype=np.float64)
             if dual.shape != candidates[0].shape:

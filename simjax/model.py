@@ -264,7 +264,8 @@ class ImplicitModel:
         if self.b is not None:
             drive = drive + self.b
         iterate = _averaged_csr if self.storage == "csr" else _averaged_dense
-        step = 1.0 / (1.0 - min(0.0, float(self.A.diagonal().min(initial=0.0))))
+        lowest = min(0.0, float(self.A.diagonal().min(initial=0.0)))
+        step = 1.0 / (1.0 - lowest) if lowest < 0.0 else None  # None keeps the plain iteration exact
         X, residual, iterations = iterate(self.A, drive, self.activation, step, tol, max_iters)
         return X, EquilibriumInfo(residual <= tol, residual, iterations)
 
@@ -387,7 +388,7 @@ class ImplicitModel:
 # ---- fixed-point iteration ---------------------------------------------------------------------------------
 
 
-def _averaged_dense(A: np.ndarray, drive: np.ndarray, name: str, step: float, tol: float, max_iters: int) -> tuple:
+def _averaged_dense(A: np.ndarray, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int) -> tuple:
     """Iterates x ← (1 − α) x + α φ(Ax + drive) from 0 in float64 until every sample has converged or overflowed."""
     with jax.enable_x64(True):
         X, residual, iterations = _averaged(jnp.asarray(A.T), jnp.asarray(drive), name, step, tol, max_iters)
@@ -395,12 +396,12 @@ def _averaged_dense(A: np.ndarray, drive: np.ndarray, name: str, step: float, to
 
 
 @partial(jax.jit, static_argnames="name")
-def _averaged(A_T: jax.Array, drive: jax.Array, name: str, step: float, tol: float, max_iters: int) -> tuple:
+def _averaged(A_T: jax.Array, drive: jax.Array, name: str, step: float | None, tol: float, max_iters: int) -> tuple:
     phi = find_activation(name)
 
     def advance(carry: tuple) -> tuple:
         X, _, k = carry
-        X_next = (1.0 - step) * X + step * phi(X @ A_T + drive)
+        X_next = _averaged_with(X, phi(X @ A_T + drive), step)
         return X_next, _last_step(X_next, X, step, jnp), k + 1
 
     def unfinished(carry: tuple) -> jax.Array:
@@ -411,19 +412,23 @@ def _averaged(A_T: jax.Array, drive: jax.Array, name: str, step: float, tol: flo
     return jax.lax.while_loop(unfinished, advance, start)
 
 
-def _averaged_csr(A: sp.csr_array, drive: np.ndarray, name: str, step: float, tol: float, max_iters: int) -> tuple:
+def _averaged_csr(A: sp.csr_array, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int) -> tuple:
     """The same iteration with SciPy's sparse product."""
     phi, A_T = find_activation(name).host, A.T
     X, residual, k = np.zeros_like(drive), np.full(drive.shape[0], np.finfo(float).max), 0
     with np.errstate(over="ignore", invalid="ignore"):  # divergence shows in the residual
         while k < max_iters and np.any((residual > tol) & np.isfinite(residual)):
-            X, previous, k = (1.0 - step) * X + step * phi(X @ A_T + drive), X, k + 1
+            X, previous, k = _averaged_with(X, phi(X @ A_T + drive), step), X, k + 1
             residual = _last_step(X, previous, step, np)
     return X, residual, k
 
 
-def _last_step(X_next: Any, X: Any, step: float, xp: Any) -> Any:
-    return xp.max(xp.abs(X_next - X), axis=1) / (step * xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1)))
+def _averaged_with(X: Any, image: Any, step: float | None) -> Any:
+    return image if step is None else (1.0 - step) * X + step * image
+
+
+def _last_step(X_next: Any, X: Any, step: float | None, xp: Any) -> Any:
+    return xp.max(xp.abs(X_next - X), axis=1) / ((1.0 if step is None else step) * xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1)))
 
 
 def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> str:

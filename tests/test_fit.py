@@ -236,7 +236,7 @@ def test_model_metadata_are_json_and_say_how_it_was_fitted(result, tmp_path):
         ({"kappa": np.inf}, "kappa"),
         ({"reduction": "max"}, "reduction must be one of 'sum', 'mean'"),
         ({"matching": "close"}, "matching must be one of 'penalty', 'exact'"),
-        ({"support": "diagonal"}, "support must be one of 'full', 'hollow', 'feedforward'"),
+        ({"support": "diagonal"}, "support must be one of 'auto', 'full', 'hollow', 'feedforward'"),
         ({"support": np.ones((2, 2), dtype=bool)}, "support"),
         ({"rescale": "outer"}, "rescale must be one of"),
         ({"units": "imperial"}, "units must be one of"),

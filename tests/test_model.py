@@ -130,8 +130,8 @@ def test_sparse_arguments_are_copied_and_cleaned(rng):
 
 @pytest.mark.parametrize("storage", ["dense", "csr"])
 def test_unconverged_samples_are_reported(storage):
-    # x = relu(−3 x₁ + ½ x₂ + u), symmetric: the plain iteration cycles unless u ≤ 0, where x = 0 at once.
-    model = ImplicitModel([[-3, 0.5], [0.5, -3]], np.eye(2), np.eye(2), np.zeros((2, 2)))
+    # x₁ = relu(u₁ − 3 x₂), x₂ = relu(u₂ − 3 x₁): the iteration cycles unless u ≤ 0, where x = 0 at once.
+    model = ImplicitModel([[0, -3], [-3, 0]], np.eye(2), np.eye(2), np.zeros((2, 2)))
     model = model.to_csr() if storage == "csr" else model
     U = np.array([[1.0, 2.0], [-1.0, -1.0], [2.0, 1.0]])
     with pytest.warns(EquilibriumWarning, match=r"2 of 3 samples .* 50 passes \(worst last step .*max_iters"):
@@ -144,6 +144,16 @@ def test_unconverged_samples_are_reported(storage):
     assert info.residual[1] == 0.0
     assert info.residual[0] > 0.1
     assert X.shape == (3, 2)
+
+
+@pytest.mark.parametrize("storage", ["dense", "csr"])
+def test_a_negative_diagonal_is_averaged(storage):
+    # μ∞(A) = −2.5: plain iteration has period two, the averaged one finds (20, 34)/63.
+    model = ImplicitModel([[-3, 0.5], [0.5, -3]], np.eye(2), np.eye(2), np.zeros((2, 2)))
+    model = model.to_csr() if storage == "csr" else model
+    X, info = model.equilibrium([[1.0, 2.0]], tol=1e-14, return_info=True)
+    assert info.converged.all()
+    np.testing.assert_allclose(X, [[20 / 63, 34 / 63]], atol=1e-13)
 
 
 @pytest.mark.parametrize("storage", ["dense", "csr"])
