@@ -10,9 +10,6 @@ DEMO ?= --dataset digits
 PYTEST ?= -n auto --dist loadfile
 TEST_XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 
-# A bound on the size makes JAX lock the cache, which two processes need.
-TEST_CACHE := JAX_COMPILATION_CACHE_MAX_SIZE=4000000000 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.05
-
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 CANDIDATES := python3.12 python3.11 python3.13 python3 python
@@ -25,10 +22,9 @@ demo: $(VENV)/.installed-oracles
 	$(BIN)/simjax demo --output demo-output --force $(DEMO)
 
 # One test process per core: threaded BLAS inside each would have them wait for one another. Tests compile many small
-# programs and run each a few times, so compilation is made cheap, and what one process has compiled serves the others.
+# programs and run each a few times, so compilation is made cheap.
 test: $(VENV)/.installed-oracles,test
-	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(TEST_XLA_FLAGS)" JAX_COMPILATION_CACHE_DIR="$(abspath $(VENV))/programs" \
-	  $(TEST_CACHE) $(BIN)/python -m pytest $(PYTEST)
+	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(TEST_XLA_FLAGS)" $(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/.installed-oracles,test,lint
 	$(BIN)/ruff check .

@@ -388,7 +388,9 @@ class ImplicitModel:
 # ---- fixed-point iteration ---------------------------------------------------------------------------------
 
 
-def _averaged_dense(A: np.ndarray, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int) -> tuple:
+def _averaged_dense(
+    A: np.ndarray, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int
+) -> tuple:
     """Iterates x ← (1 − α) x + α φ(Ax + drive) from 0 in float64 until every sample has converged or overflowed."""
     with jax.enable_x64(True):
         X, residual, iterations = _averaged(jnp.asarray(A.T), jnp.asarray(drive), name, step, tol, max_iters)
@@ -412,7 +414,9 @@ def _averaged(A_T: jax.Array, drive: jax.Array, name: str, step: float | None, t
     return jax.lax.while_loop(unfinished, advance, start)
 
 
-def _averaged_csr(A: sp.csr_array, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int) -> tuple:
+def _averaged_csr(
+    A: sp.csr_array, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int
+) -> tuple:
     """The same iteration with SciPy's sparse product."""
     phi, A_T = find_activation(name).host, A.T
     X, residual, k = np.zeros_like(drive), np.full(drive.shape[0], np.finfo(float).max), 0
@@ -428,7 +432,9 @@ def _averaged_with(X: Any, image: Any, step: float | None) -> Any:
 
 
 def _last_step(X_next: Any, X: Any, step: float | None, xp: Any) -> Any:
-    return xp.max(xp.abs(X_next - X), axis=1) / ((1.0 if step is None else step) * xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1)))
+    return xp.max(xp.abs(X_next - X), axis=1) / (
+        (1.0 if step is None else step) * xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1))
+    )
 
 
 def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> str:

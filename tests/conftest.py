@@ -1,9 +1,17 @@
-"""What every test module leaves behind."""
+"""What every test module begins with and leaves behind."""
 
 import gc
+import os
 
 import jax
 import pytest
+
+
+def pytest_configure(config):
+    """Keep compiled programs from one module, and one run, to the next; each process for itself, to need no locks."""
+    programs = config.cache.mkdir("programs") / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -184,6 +185,16 @@ def test_a_peer_at_its_iteration_limit_is_not_asked_for_more(tmp_path):
 # --- Peers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def nothing_compiled_before():
+    """Without the compiled code that other test runs left, where first calls are timed."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("nothing_compiled_before")
 def test_simjax_is_timed_warm_with_its_compilation_apart(tmp_path):
     record = own.run(task(tiny(), tmp_path, repeats=2))
     assert record["reached"]

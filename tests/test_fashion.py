@@ -5,7 +5,7 @@ import pytest
 
 import simjax
 from simjax import datasets
-from simjax.nn import MLP, train
+from simjax.nn import MLP, RECOMMENDED, accuracy, train
 
 pytestmark = pytest.mark.skipif(
     datasets.find_fashion_mnist() is None, reason="the Fashion-MNIST files are not on this machine"
@@ -14,12 +14,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def trained():
-    data = datasets.load("fashion-mnist")
-    network = MLP((784, 64, 32, 16, 10))
-    train(network, data.train_inputs, data.train_labels, epochs=6, batch_size=64, learning_rate=2e-3)
-    states = simjax.collect_states(network, data.train_inputs[:200])
-    assert states.baseline.accuracy(data.test_inputs, data.test_labels) >= 0.86
-    return states
+    data, network = datasets.load("fashion-mnist"), MLP()
+    train(network, data.train_inputs, data.train_labels, **RECOMMENDED["fashion-mnist"])
+    assert accuracy(network, data.test_inputs, data.test_labels) >= 0.87
+    return simjax.collect_states(network, data.train_inputs[:200])
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def digits(m=None):
 
 @functools.cache
 def solved(name):
-    module, U = shaken(name), 3.0 * np.random.default_rng(2).normal(size=(300, 4))
+    module, U = shaken(name), 3.0 * np.random.default_rng(2).normal(size=(60, 4))
     return module, U, module.states(U)
 
 

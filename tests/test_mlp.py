@@ -9,7 +9,7 @@ import safetensors.numpy
 from flax import nnx
 
 from simjax.activations import ACTIVATIONS
-from simjax.datasets import find_fashion_mnist, load_digits, load_fashion_mnist
+from simjax.datasets import load_digits
 from simjax.nn import MLP, RECOMMENDED, accuracy, train
 from simjax.states import collect_states
 
@@ -238,10 +238,3 @@ def test_digits_reach_95_percent():
     found = accuracy(network, data.test_inputs, data.test_labels)
     assert found >= 0.95
     assert network.export().accuracy(data.test_inputs, data.test_labels) == pytest.approx(found, abs=1 / 300)
-
-
-@pytest.mark.skipif(find_fashion_mnist() is None, reason="the Fashion-MNIST files are not on this machine")
-def test_fashion_mnist_reaches_87_percent():
-    data, network = load_fashion_mnist(), MLP()
-    train(network, data.train_inputs, data.train_labels, **RECOMMENDED["fashion-mnist"])
-    assert accuracy(network, data.test_inputs, data.test_labels) >= 0.87

@@ -59,7 +59,11 @@ BAD = {
     "penalty shape": ({"penalty": simjax.L1(np.ones(WIDTH - 1))}, ValueError, "penalty parameters must be"),
     "penalty rows": ({"penalty": simjax.L1(np.ones((ROWS + 1, WIDTH)))}, ValueError, "penalty parameters must be"),
     "constraint number": ({"constraint": 0.99}, TypeError, "constraint must be an L1Ball, a MetzlerRow, Free or None"),
-    "constraint class": ({"constraint": simjax.L1Ball}, TypeError, "constraint must be an L1Ball, a MetzlerRow, Free or None"),
+    "constraint class": (
+        {"constraint": simjax.L1Ball},
+        TypeError,
+        "constraint must be an L1Ball, a MetzlerRow, Free or None",
+    ),
     "ball too wide": ({"constraint": simjax.L1Ball(0.9, size=WIDTH + 1)}, ValueError, "size of the ball"),
     "ball radius shape": ({"constraint": simjax.L1Ball(np.ones(ROWS + 1))}, ValueError, "radius"),
     "ball weights shape": ({"constraint": simjax.L1Ball(0.9, size=3, weights=np.ones(4))}, ValueError, "weights"),
