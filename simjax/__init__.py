@@ -3,6 +3,7 @@
 from simjax.certificate import Certificate, certify
 from simjax.constraints import Free, L1Ball, MetzlerRow
 from simjax.fit import FitResult, adaptive_weights, fit, verify_model
+from simjax.low_rank import LowRank
 from simjax.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
 from simjax.path import Path, path
 from simjax.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
@@ -27,6 +28,7 @@ __all__ = [
     "Free",
     "ImplicitModel",
     "L1Ball",
+    "LowRank",
     "MetzlerRow",
     "NoPenalty",
     "Path",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh
 
 from simjax._checks import choice, float_array, positive_scalar
-from simjax.certificate import Certificate, certify
+from simjax.certificate import Certificate, certify, joined_certificates
 from simjax.constraints import Constraint, L1Ball, MetzlerRow, feedforward_support, hollow_support
+from simjax.low_rank import LowRank, reduced_rank_basis
 from simjax.model import ImplicitModel
 from simjax.penalties import OBJECTIVES, NoPenalty, Penalty
 from simjax.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
@@ -36,6 +37,14 @@ _DEFAULT_ALPHA = 1e-3
 _USES_MU = ("perspective", "elastic_net")
 
 
+class Source(NamedTuple):
+    """Rows of a fit and the solve that certifies them."""
+
+    solution: Solution
+    rows: np.ndarray  # their numbers in the fit, (k,)
+    numbers: np.ndarray  # their numbers in the solve, (k,)
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted model and the proof of every one of its rows.
@@ -48,6 +57,8 @@ class FitResult:
         CSR, like the model, where memory only allowed for blocks of rows.
       solutions: the solves in the order they ran; the last one to touch a row is the one certified here.
       settings: the arguments of the fit, as stored in the model's metadata.
+      sources: for each block of rows, the solve that certifies them, their numbers here, and their numbers there.
+      factors: L (n, r) and R (n, r) with A = L Rᵀ, in the units of the model, of a fit of low rank; otherwise None.
     """
 
     model: ImplicitModel
@@ -56,6 +67,8 @@ class FitResult:
     weights: Weights
     solutions: tuple[Solution, ...]
     settings: dict[str, Any]
+    sources: tuple[Source, ...] = ()
+    factors: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def converged(self) -> bool:
@@ -80,15 +93,13 @@ class FitResult:
           OracleUnavailable: if the oracle's package or licence is missing.
         """
         numbers = sample_rows(self.status.size, rows, seed)
-        last = self.solutions[-1]
-        first = self.status.size - last.status.size  # > 0 where the last solve was that of (C D) alone
         parts = []
-        if np.any(numbers < first):
-            upper = next(s for s in reversed(self.solutions) if s.status.size == self.status.size)
-            parts.append(upper.verify_numbers(numbers[numbers < first], oracle=oracle, workers=workers))
-        if np.any(numbers >= first):
-            lower = numbers[numbers >= first] - first
-            parts.append(last.verify_numbers(lower, oracle=oracle, workers=workers, first=first))
+        for source in self.sources:
+            mine = np.flatnonzero(np.isin(source.rows, numbers))
+            if mine.size:
+                there = source.numbers[mine]
+                first = int(source.rows[mine[0]] - there[0])
+                parts.append(source.solution.verify_numbers(there, oracle=oracle, workers=workers, first=first))
         return joined(parts)
 
     def summary(self) -> str:
@@ -100,6 +111,10 @@ class FitResult:
             f"nonzeros        {model.nonzeros} of {total}",
             f"well-posedness  ‖A‖∞ = {model.well_posedness:.6f}",
         ]
+        if self.factors is not None:
+            L, _ = self.factors
+            parts.insert(1, f"low rank        A = L Rᵀ, rank {L.shape[1]}, {np.count_nonzero(L)} nonzeros in L; the")
+            parts[1] += " certificates of (A B) are those of L and B for this R"
         if self.settings["constraint"] == "metzler" and self.settings["eta"] is None:
             parts[-1] += f", μ∞(A) = {matrix_measure(model.to_dense().A):.6f}"
         for number, solution in enumerate(self.solutions, start=1):
@@ -120,7 +135,7 @@ def fit(
     lambda_output: float = 0.1,
     reduction: str = "sum",
     matching: str = "penalty",
-    constraint: str = "ball",
+    constraint: str | LowRank = "ball",
     eta: Any = None,
     support: Any = "auto",
     rescale: str = "auto",
@@ -153,10 +168,12 @@ def fit(
       matching: "penalty" (eq. 7) or "exact" (eq. 2b–2c).
       constraint: what kappa bounds, row by row: "ball" is ‖A‖∞ ≤ κ; "stacked_ball" ‖(A B)‖∞ ≤ κ; "metzler" is
         μ_η(A) = max_i a_ii + Σ_{j ≠ i} (η_j/η_i)|a_ij| ≤ κ, which lets a_ii go below −1 and is no less well-posed.
+        `LowRank(r)` is A = L Rᵀ with ‖A‖∞ ≤ κ: R comes from a first fit, without a claim; the certificates of (A B) are
+        those of L and B for this R (see `simjax.low_rank`). It goes with a scalar alpha and support="auto" or "full".
       eta: η > 0, (n,), of "metzler", in the units of the model; None means ones.
       support: which entries of A may be nonzero: "full", "hollow" (A_ii = 0), "feedforward" (from earlier layers only;
-        needs layer sizes), "auto" ("full" for "metzler", otherwise "hollow"), or a boolean mask of shape (n, d) for
-        (A B), or (n + q, d) for all rows.
+        needs layer sizes), "auto" ("hollow" for balls, otherwise "full"), or a boolean mask of shape (n, d) for (A B),
+        or (n + q, d) for all rows.
       rescale: "inner" scales hidden-to-hidden weights so that the baseline itself satisfies ‖A‖∞ ≤ κ; "none" does not;
         "auto" is "inner" where the states know a layered, positively homogeneous network. Plain arrays are
         left as they are.
@@ -213,14 +230,19 @@ def fit_plan(
       workspace, start: of the first solve, see `solve_problem`.
       options: of `solve_problem`.
     """
+    if plan.rank is not None:
+        return _fit_low_rank(plan, plan.rank, workspace, start, options)
     solutions = [solve_problem(plan.rows(), workspace=workspace, start=start, **options)]
     if "support" in plan.refits:
         solutions.append(solve_problem(plan.rows_on_support(solutions[-1].weights), workspace=workspace, **options))
-    last = solutions[-1]
+    last, every = solutions[-1], np.arange(plan.states.n + plan.states.q)
     weights, certificate, status = last.weights, last.certificate, last.status
+    sources = [Source(last, every, every)]
     if "outputs" in plan.refits:
         solutions.append(solve_problem(plan.output_rows(weights), **options))
-        last, rows = solutions[-1], np.arange(plan.states.n, plan.states.n + plan.states.q)
+        upper, rows = every[: plan.states.n], every[plan.states.n :]
+        sources = [Source(last, upper, upper), Source(solutions[-1], rows, rows - plan.states.n)]
+        last = solutions[-1]
         status = status.copy()
         status[rows] = last.status
         weights = _replace_weights(weights, rows, last.weights)
@@ -233,6 +255,33 @@ def fit_plan(
         weights=weights,
         solutions=tuple(solutions),
         settings=settings,
+        sources=tuple(sources),
+    )
+
+
+def _fit_low_rank(
+    plan: Plan, rank: int, workspace: Workspace | None, start: Start | None, options: dict[str, Any]
+) -> FitResult:
+    """A = L Rᵀ: R from a fit without a limit on the rank, then the rows of (L B) for that R; (C D) stay as they are."""
+    n, every = plan.states.n, np.arange(plan.states.n + plan.states.q)
+    first = solve_problem(plan.rows(), workspace=workspace, start=start, **options)
+    design = plan.samples[0]
+    basis = reduced_rank_basis(dense_rows(first.weights[:n])[:, :n], design[:, :n], rank)
+    upper = solve_problem(plan.rows_of_low_rank(basis), **options)
+    factor = dense_rows(upper.weights)
+    weights = dense_rows(first.weights).copy()
+    weights[:n] = np.concatenate([factor[:, :rank] @ basis.T, factor[:, rank:]], axis=1)
+    certificate = joined_certificates([upper.certificate, first.certificate.take(every[n:])])
+    settings = {**plan.settings, "solver": upper.solver, "tol": upper.tol}
+    return FitResult(
+        model=plan.model(weights, settings),
+        certificate=certificate,
+        status=np.concatenate([upper.status, first.status[n:]]),
+        weights=weights,
+        solutions=(first, upper),
+        settings=settings,
+        sources=(Source(upper, every[:n], every[:n]), Source(first, every[n:], every[n:])),
+        factors=(plan.scale[:, None] * factor[:, :rank], basis / plan.scale[:, None]),
     )
 
 
@@ -261,7 +310,11 @@ def verify_model(
     settings = model.metadata.get("fit")
     if not isinstance(settings, dict):
         raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.fit.")
-    arrays = [key for key in ("objective", "alpha", "mu", "eta", "support") if _is_description(key, settings.get(key))]
+    arrays = [
+        key
+        for key in ("objective", "alpha", "mu", "constraint", "eta", "support")
+        if _is_description(key, settings.get(key))
+    ]
     if arrays:
         raise ValueError(
             f"model was fitted with arrays or objects for {', '.join(arrays)}, which a model file only names; "
@@ -295,7 +348,7 @@ def verify_model(
 
 def _is_description(key: str, value: Any) -> bool:
     """Whether a setting names an array or an object instead of holding it."""
-    known = {"objective": OBJECTIVES, "support": SUPPORTS}.get(key)
+    known = {"objective": OBJECTIVES, "constraint": CONSTRAINTS, "support": SUPPORTS}.get(key)
     return isinstance(value, str) and (known is None or value not in known)
 
 
@@ -342,7 +395,8 @@ class Plan:
     scale: np.ndarray  # s, (n,): the model has x' = s x, and the ball sees A' = SAS⁻¹
     penalty: Penalty
     kappa: float | None
-    constraint: str
+    constraint: str  # what kappa bounds; "ball" where the rank is bounded too
+    rank: int | None  # of A
     eta: np.ndarray  # (n,)
     loss_weight: np.ndarray  # (n + q,)
     matching: str
@@ -354,8 +408,8 @@ class Plan:
     @classmethod
     def make(
         cls, states: States | StreamedStates, objective: Any, *, alpha: Any, mu: Any, kappa: Any, lambda_state: Any,
-        lambda_output: Any, reduction: str, matching: str, constraint: str, eta: Any, support: Any, rescale: str,
-        units: str, fit_intercept: bool, refit: Any,
+        lambda_output: Any, reduction: str, matching: str, constraint: str | LowRank, eta: Any, support: Any,
+        rescale: str, units: str, fit_intercept: bool, refit: Any,
     ) -> Plan:  # fmt: skip
         """Check every argument of `fit` and put them together."""
         if not isinstance(states, States | StreamedStates):
@@ -364,6 +418,13 @@ class Plan:
                 f"build one from arrays with States(...)."
             )
         penalty = _penalty(objective, alpha, mu)
+        rank, named = None, _plain(constraint)
+        if isinstance(constraint, LowRank):
+            rank, named = constraint.rank, f"LowRank({constraint.rank})"
+            _check_low_rank(rank, states, objective, alpha, mu, support, refit)
+            constraint = "ball"
+        elif not isinstance(constraint, str):
+            raise TypeError(f"constraint must be a name or LowRank(rank), got {type(constraint).__name__}.")
         choice("constraint", constraint, CONSTRAINTS)
         kappa = _bound(kappa, constraint)
         own_eta = _eta(eta, constraint, states.n)
@@ -380,7 +441,7 @@ class Plan:
                 "and streamed states do not keep them: pass States, e.g. of fewer samples, or another refit."
             )
         if isinstance(support, str) and choice("support", support, SUPPORTS) == "auto":
-            support = "full" if constraint == "metzler" else "hollow"
+            support = "full" if constraint == "metzler" or rank is not None else "hollow"
         # Rescaled states help a bound on ‖A‖∞; one that is not positive has no rescaling to go with it.
         scale = states.scaling(cast(Any, rescale), kappa if kappa is None or kappa > 0.0 else None)
         allowed = _Support.make(support, states, fit_intercept)
@@ -396,7 +457,7 @@ class Plan:
             "lambda_output": lambda_output,
             "reduction": reduction,
             "matching": matching,
-            "constraint": constraint,
+            "constraint": named,
             "eta": _plain(eta),
             "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
             "rescale": rescale,
@@ -412,6 +473,7 @@ class Plan:
             penalty=penalty,
             kappa=kappa,
             constraint=constraint,
+            rank=rank,
             eta=own_eta,
             loss_weight=loss_weight,
             matching=matching,
@@ -447,6 +509,23 @@ class Plan:
         design, targets = self.samples[0].copy(), self.samples[1]
         design[:, :n] = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
         return self._source(design, targets, np.arange(n, self.loss_weight.size), self.support.rows)
+
+    def rows_of_low_rank(self, basis: np.ndarray) -> RowProblem:
+        """The n rows of (L B) for A = L Rᵀ with R = `basis` (n, r): see `simjax.low_rank`."""
+        design, targets = self.samples
+        n, rank = self.states.n, basis.shape[1]
+        constraint = None
+        if self.kappa is not None:  # Σ_j |A_ij|/s_j ≤ Σ_k |L_ik| Σ_j |R_jk|/s_j ≤ κ/s_i
+            reach = (np.abs(basis) / self.scale[:, None]).sum(axis=0)
+            constraint = L1Ball(self.kappa / self.scale, size=rank, weights=np.where(reach > 0.0, reach, 1.0))
+        return row_problem(
+            np.concatenate([design[:, :n] @ basis, design[:, n:]], axis=1),
+            targets[:, :n],
+            loss_weight=self.loss_weight[:n],
+            penalty=self.penalty,
+            constraint=constraint,
+            matching=self.matching,
+        )
 
     def model(self, weights: Weights, settings: dict[str, Any]) -> ImplicitModel:
         """The rows (n + q, d) as a model in the units in which ‖A‖∞ ≤ kappa holds."""
@@ -535,6 +614,19 @@ class Plan:
         if self.constraint == "ball":
             return L1Ball(radius, size=n, weights=1.0 / scale)
         return L1Ball(radius, size=n + self.states.p, weights=np.concatenate([1.0 / scale, np.ones(self.states.p)]))
+
+
+def _check_low_rank(
+    rank: int, states: States | StreamedStates, objective: Any, alpha: Any, mu: Any, support: Any, refit: Any
+) -> None:
+    if rank > states.n:
+        raise ValueError(f"constraint=LowRank(rank) needs a rank of at most the {states.n} states, got {rank}.")
+    if not isinstance(objective, str) or np.ndim(alpha) or np.ndim(0.0 if mu is None else mu):
+        raise ValueError("constraint=LowRank needs an objective by name and scalar alpha and mu: L is no part of A.")
+    if not (isinstance(support, str) and support in ("auto", "full")):
+        raise ValueError(f"support must be 'auto' or 'full' for constraint=LowRank, got {_plain(support)!r}.")
+    if refit is not None:
+        raise ValueError(f"refit must be None for constraint=LowRank, got {refit!r}.")
 
 
 def _bound(kappa: Any, constraint: str) -> float | None:

@@ -399,8 +399,8 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
 
     Raises:
       TypeError: if result is not a `FitResult`, or a batch not `States`.
-      ValueError: if the fit regenerated its outputs or was solved in blocks of rows, or the batches do not fit the
-        model or each other.
+      ValueError: if the fit regenerated its outputs, was of low rank or solved in blocks of rows, or the batches do
+        not fit the model or each other.
     """
     from simjax.fit import FitResult  # here, because that module imports this one
     from simjax.solve import dense_rows
@@ -411,6 +411,8 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
         raise ValueError(
             "result comes from refit='outputs', whose rows of (C D) have states of their own; use verify_model."
         )
+    if result.factors is not None:
+        raise ValueError("result is of low rank: the rows of (L B) are over states of their own; use FitResult.verify.")
     problem = result.solutions[-1].problem
     if isinstance(problem, RowSource):
         raise ValueError("result was solved in blocks of rows, which do not keep their problem; use FitResult.verify.")
@@ -426,7 +428,8 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
             _check_belongs(result, batch)
             scale = np.ones(batch.n)
             if result.settings["units"] == "rescaled":
-                scale = batch.scaling(result.settings["rescale"], result.settings["kappa"])
+                kappa = result.settings["kappa"]
+                scale = batch.scaling(result.settings["rescale"], kappa if kappa is None or kappa > 0.0 else None)
         if np.any(scale != 1.0):
             batch = batch.rescaled(scale)
         design, targets = design_and_targets(batch, fit_intercept=result.settings["fit_intercept"])

@@ -399,3 +399,59 @@ def test_other_constraints_agree_with_the_oracle(constraint, states):
 def test_bad_constraints_are_named(states, options, name):
     with pytest.raises(ValueError, match=name):
         simjax.fit(states, **options)
+
+
+# --- Low rank ----------------------------------------------------------------------------------------------------
+
+
+def test_a_low_rank_is_kept_and_what_is_convex_is_certified(states):
+    result = simjax.fit(states, alpha=1e-4, kappa=0.9, constraint=simjax.LowRank(3))
+    assert result.converged
+    L, R = result.factors
+    assert (L.shape, R.shape) == ((states.n, 3), (states.n, 3))
+    np.testing.assert_allclose(L @ R.T, result.model.A, atol=1e-12)
+    assert np.linalg.matrix_rank(result.model.A) <= 3
+    assert result.model.well_posedness <= 0.9 + 1e-12
+    # By hand: row i of (L B) minimises λ‖z − X R l − U b‖² + h(l, b) for the R that was chosen.
+    upper = result.solutions[1]
+    design = np.concatenate([states.activations @ (R * states.scaling("inner", 0.9)[:, None]), states.inputs], axis=1)
+    np.testing.assert_allclose(upper.problem.design, design, atol=1e-12)
+    for row in (0, states.n - 1):
+        w = upper.weights[row]
+        residual = states.preactivations[:, row] - design @ w
+        penalty = np.where(np.abs(w) <= 1.0, 2e-4 * np.abs(w), 1e-4 * w**2 + 1e-4).sum()
+        assert result.certificate.objective[row] == pytest.approx(0.1 * residual @ residual + penalty, rel=1e-9)
+    assert "rank 3" in result.summary()
+
+
+def test_low_rank_rows_agree_with_the_oracle_and_more_rank_fits_better(states):
+    pytest.importorskip("clarabel")
+    objective = []
+    for rank in (2, 14):
+        result = simjax.fit(states, "l1", alpha=1e-5, constraint=simjax.LowRank(rank))
+        assert result.converged
+        assert result.verify(rows=5).ok
+        design = np.concatenate([states.activations, states.inputs], axis=1)
+        objective.append(np.sum((states.preactivations - design @ result.weights[: states.n].T) ** 2))
+    assert objective[1] < objective[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"constraint": simjax.LowRank(15)}, ValueError, "at most the 14 states, got 15"),
+        ({"constraint": simjax.LowRank(3), "alpha": np.ones(26)}, ValueError, "scalar alpha"),
+        ({"constraint": simjax.LowRank(3), "support": "hollow"}, ValueError, "support must be 'auto' or 'full'"),
+        ({"constraint": simjax.LowRank(3), "refit": "support"}, ValueError, "refit must be None"),
+        ({"constraint": 3}, TypeError, "constraint must be a name or LowRank"),
+    ],
+)
+def test_bad_low_ranks_are_named(states, options, error, match):
+    with pytest.raises(error, match=match):
+        simjax.fit(states, **options)
+
+
+def test_a_rank_is_a_positive_integer():
+    for rank, error in ((0, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="rank must be"):
+            simjax.LowRank(rank)
