@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | clean. Each target installs what it needs into $(VENV), once, and no more.
+# make demo | test | test-all | lint | docs | clean. Each target installs what it needs into $(VENV), once, and no more.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, in an environment of its own
 #   make demo DEMO="--dataset fashion-mnist"        another demo; see `simjax demo --help`
@@ -8,14 +8,15 @@ PYTHON ?=
 VENV ?= .venv
 DEMO ?= --dataset digits
 PYTEST ?= -n auto --dist loadfile
-TEST_XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+CHEAP_COMPILATION := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
+RUN_TESTS = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(CHEAP_COMPILATION)" $(BIN)/python -m pytest
 CANDIDATES := python3.12 python3.11 python3.13 python3 python
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test test-all lint format docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-oracles
@@ -24,7 +25,11 @@ demo: $(VENV)/.installed-oracles
 # One test process per core: threaded BLAS inside each would have them wait for one another. Tests compile many small
 # programs and run each a few times, so compilation is made cheap.
 test: $(VENV)/.installed-oracles,test
-	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(TEST_XLA_FLAGS)" $(BIN)/python -m pytest $(PYTEST)
+	$(RUN_TESTS) -m "not slow" $(PYTEST)
+
+# And what takes long: more of the comparisons with the oracles, of the rows at the edge of float64, of training.
+test-all: $(VENV)/.installed-oracles,test
+	$(RUN_TESTS) $(PYTEST)
 
 lint: $(VENV)/.installed-oracles,test,lint
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def honest(design, targets, *, max_iters=2000, solver="auto", tol=1e-6, **proble
 # --- Conditioning ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize("condition", [1e8, 1e12])
@@ -93,6 +94,7 @@ def test_ill_conditioned_least_squares_fits_as_well_as_lapack(m):
     assert np.all(solution.certificate.objective <= optimum + 1e-9 * np.sum(targets**2, axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("m", [WIDE, TALL])
 def test_columns_scaled_over_twelve_decades(m, name):
@@ -105,6 +107,7 @@ def test_columns_scaled_over_twelve_decades(m, name):
         assert solution.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 def test_samples_scaled_over_twelve_decades(name):
     design, targets = sparse_rows(TALL)
@@ -126,6 +129,7 @@ def test_exact_matching_of_ill_conditioned_designs(condition):
 # --- The smallest shapes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 def test_one_sample(name):
     design, targets = sparse_rows(WIDE)
@@ -133,6 +137,7 @@ def test_one_sample(name):
     assert_solved(design[:1], targets[:1], honest(design[:1], targets[:1], **problem), **problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 def test_one_coordinate(name):
     # min λ‖t − φw‖² + h(w) over one w: on a grid fine enough to see any mistake.
@@ -293,6 +298,7 @@ def test_alpha_of_zero_is_least_squares(build, m):
     assert np.all(np.abs(solution.certificate.objective - reference.certificate.objective) <= 1e-6 * size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [5e-324, 1e-100, 1e-30])
 @pytest.mark.parametrize("build", BUILDERS)
 def test_alpha_next_to_zero(build, alpha):
@@ -302,6 +308,7 @@ def test_alpha_next_to_zero(build, alpha):
     honest(*sparse_rows(TALL), penalty=build(alpha), constraint=BALL, max_iters=400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1e30, 1e300])
 @pytest.mark.parametrize("build", BUILDERS)
 def test_huge_alpha_leaves_nothing(build, alpha):
@@ -313,6 +320,7 @@ def test_huge_alpha_leaves_nothing(build, alpha):
         assert_array_equal(solution.weights, np.zeros((ROWS, WIDTH)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BALLS)
 @pytest.mark.parametrize("m", [WIDE, TALL])
 @pytest.mark.parametrize(
@@ -336,6 +344,7 @@ def test_the_critical_weight(build, m, kind):
         assert_allclose(solution.weights[1], np.zeros(WIDTH), atol=1e-4)  # at the edge, within the tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_weight", [1e-300, 1e-150, 1e-30, 1e30, 1e150, 1e300])
 def test_tiny_and_huge_loss_weights(loss_weight):
     design, targets = sparse_rows(WIDE)
@@ -350,6 +359,7 @@ def test_tolerances_out_of_reach_or_of_no_use(tol):
     assert np.all((solution.certificate.relative_gap <= tol) == (solution.status == "SOLVED"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["auto", "admm", "proximal_gradient"])
 def test_rows_of_every_kind_in_one_batch(solver):
     """Rows of mixed size, weight, radius and support in one batch: certified and right, or flagged."""

@@ -86,6 +86,7 @@ def test_names_make_the_problems_they_name():
         problems.problem("standard")
 
 
+@pytest.mark.slow
 def test_made_up_rows_have_balls_that_bind_and_balls_that_do_not():
     for made in (problems.synthetic(24, 20, 12), problems.held_out(24, 20, 12)):
         free = solve_problem(problems.stated(made.design, made.targets, **{**attributes(made), "kappa": None}).rows)
@@ -203,6 +204,7 @@ def test_simjax_is_timed_warm_with_its_compilation_apart(tmp_path):
     assert record["versions"]["simjax"] == simjax.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["l1", "perspective-100th"])
 def test_clarabel_gets_there_in_both_forms(tmp_path, objective):
     pytest.importorskip("clarabel")
@@ -217,6 +219,7 @@ def test_clarabel_gets_there_in_both_forms(tmp_path, objective):
         json.dumps(common.plain(record), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_scikit_learn_solves_plain_lassos(tmp_path):
     record = lasso.run(task(tiny(kappa=None), tmp_path), "scikit-learn")
     assert record["reached"]
@@ -224,12 +227,14 @@ def test_scikit_learn_solves_plain_lassos(tmp_path):
     assert record["rows_certified"] == SHAPE[0]
 
 
+@pytest.mark.slow
 def test_celer_solves_plain_lassos(tmp_path):
     if not environments.exists("celer"):
         pytest.skip(f"no environment in {environments.folder('celer')}; benchmarks.sidebyside makes it")
     assert lasso.run(task(tiny(kappa=None), tmp_path), "celer")["reached"]
 
 
+@pytest.mark.slow
 def test_torchidl_solves_the_same_problem(tmp_path):
     if not environments.exists("torchidl"):
         pytest.skip(f"no environment in {environments.folder('torchidl')}; benchmarks.sidebyside makes it")

@@ -17,6 +17,8 @@ from simjax.model import ImplicitModel
 from simjax.robustness import certified_radii, optimal_weights, sampled_lipschitz
 from simjax.states import States
 
+pytestmark = pytest.mark.slow
+
 P, Q = 6, 3
 
 

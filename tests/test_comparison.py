@@ -67,10 +67,13 @@ def solvers(matching):
     return ("auto", "admm") if matching == "exact" else ("auto", "admm", "proximal_gradient")
 
 
-@pytest.mark.parametrize("m", [16, 40])
+SLOW_KINDS = ["free", "ball inactive", "weighted ball", "feed-forward", "weighted penalty"]
+
+
+@pytest.mark.parametrize("m", [16, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("matching", ["penalty", "exact"])
 @pytest.mark.parametrize(
-    "kind", ["free", "ball active", "ball inactive", "weighted ball", "hollow", "feed-forward", "weighted penalty"]
+    "kind", ["ball active", "hollow", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)]
 )
 def test_against_the_oracle(kind, matching, m):
     for name, penalty in PENALTIES.items():

@@ -325,6 +325,7 @@ def test_jacobian_is_the_formula():
     assert_allclose(jacobian, np.linalg.solve(np.eye(6) - S @ A, S @ B), rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     rng = np.random.default_rng(10)
     A, B, u, b = problem(rng, m=1, n=3, p=2)

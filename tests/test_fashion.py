@@ -7,9 +7,10 @@ import simjax
 from simjax import datasets
 from simjax.nn import MLP, RECOMMENDED, accuracy, train
 
-pytestmark = pytest.mark.skipif(
-    datasets.find_fashion_mnist() is None, reason="the Fashion-MNIST files are not on this machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(datasets.find_fashion_mnist() is None, reason="the Fashion-MNIST files are not on this machine"),
+]
 
 
 @pytest.fixture(scope="module")

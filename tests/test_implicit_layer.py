@@ -67,7 +67,7 @@ def digits(m=None):
 
 @functools.cache
 def solved(name):
-    module, U = shaken(name), 3.0 * np.random.default_rng(2).normal(size=(60, 4))
+    module, U = shaken(name), 3.0 * np.random.default_rng(2).normal(size=(150, 4))
     return module, U, module.states(U)
 
 
@@ -136,6 +136,7 @@ def iterations(states, method):
     return int(report.iterations.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["layer", "nemon", "mondeq", "lben-network", "opteq", "geq", "linear"])
 def test_each_model_learns_the_digits_and_is_then_a_baseline(name):
     U, labels = digits()
@@ -147,6 +148,7 @@ def test_each_model_learns_the_digits_and_is_then_a_baseline(name):
         assert iterations(states, "anderson") < iterations(states, "averaged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mondeq", "opteq-2", "geq"])
 def test_gradients_of_parameters_match_finite_differences(name):
     with jax.enable_x64(True):
@@ -193,6 +195,7 @@ def test_parameterised_layer_is_in_the_ball_and_keeps_what_is(scale):
         assert_allclose(norms, 0.9, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_projection_after_each_step_of_a_compiled_training_loop():
     U, labels = (jnp.asarray(part) for part in digits(200))
     U = U.astype(jnp.float32)
@@ -301,6 +304,7 @@ def test_recurrent_network_is_its_cell_applied_in_time():
     assert network.cell.export().well_posedness <= 0.99 * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_recurrent_network_learns_digits_row_by_row():
     U, labels = digits(600)
 

@@ -96,6 +96,7 @@ def test_the_inverse_map(seed):
         assert_allclose(getattr(back, name), getattr(form, name), rtol=0, atol=1e-11 * scale)
 
 
+@pytest.mark.slow
 def test_the_sampled_constant_is_below_gamma_and_certifies_radii():
     rng = np.random.default_rng(0)
     module = LBEN(4, 8, 3, gamma=0.7)

@@ -46,6 +46,7 @@ def test_misfit_and_picture(states, tmp_path):
     figure.savefig(tmp_path / "path.png")
 
 
+@pytest.mark.slow
 def test_mu_follows_alpha_and_weights_multiply_it(states):
     d, rows = states.n + states.p, states.n + states.q
     weights = generator(21).uniform(0.5, 2.0, (rows, d))

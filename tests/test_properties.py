@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import Huber, NonnegativeL1, assert_proved, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,6 +201,7 @@ def test_a_larger_ball_never_has_a_larger_optimum(seed, name, alpha, radius, rat
         assert np.all(loose.certificate.dual_objective <= tight.certificate.objective * (1.0 + 1e-13))
 
 
+@pytest.mark.slow
 @few
 @given(seeds, names, weights, balls)
 def test_a_smaller_support_never_has_a_smaller_optimum(seed, name, alpha, radius):

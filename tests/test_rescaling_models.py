@@ -230,6 +230,7 @@ def test_the_numbers_are_named():
     assert f"‖Ã‖∞ = {40 / 31:.6g}" in hollow.summary()
 
 
+@pytest.mark.slow
 def test_exact_matching_finds_a_nemon_that_the_ball_excludes():
     """With m > n + p + 1 samples only the baseline's own weights match: outside the ball, or inside once feasible."""
     with jax.enable_x64(True):

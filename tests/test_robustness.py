@@ -268,6 +268,7 @@ def test_box_of_the_published_example():
     assert_allclose(lipschitz_bounds(model).mu, 3.0, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, activation=st.sampled_from(["relu", "sigmoid"]), kind=st.sampled_from(["ball", "measure"]))
 def test_boxes_contain_the_outputs_and_shrink_to_them(seed, activation, kind):

@@ -164,8 +164,12 @@ def rows_with(penalty, constraint, m, matching="penalty", support=None):
     )
 
 
-@pytest.mark.parametrize(("matching", "m"), [("penalty", 30), ("penalty", 9), ("exact", 9)])
-@pytest.mark.parametrize(("gamma", "weighted"), [(0.5, False), (-1.5, True), (40.0, False)])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("matching", "m"), [("penalty", 30), slow("penalty", 9), slow("exact", 9)])
+@pytest.mark.parametrize(("gamma", "weighted"), [(-1.5, True), slow(0.5, False), slow(40.0, False)])
 def test_against_the_oracle(gamma, weighted, matching, m):
     pytest.importorskip("clarabel")
     constraint = metzler(gamma, weighted=weighted)

@@ -171,6 +171,7 @@ def test_inconsistent_rows_are_proved_infeasible_and_leave_their_neighbours_alon
     assert_allclose(solution.weights[others], alone.weights[others], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["auto", "admm"])
 def test_a_ball_too_small_for_the_equations_is_proved_infeasible(solver):
     design, targets = sparse_rows(WIDE)
@@ -220,6 +221,7 @@ def test_user_penalty_with_every_solver(solver, kind):
         assert np.all(objective - bound <= 1e-6 * objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), [("auto", "weighted ball"), ("proximal_gradient", "mask")])
 def test_user_penalty_with_parameters_of_its_own_for_every_row(solver, kind):
     design, targets = sparse_rows(TALL)
@@ -368,6 +370,7 @@ def test_a_row_does_not_depend_on_its_neighbours(solver):
         assert_allclose(solution.weights[kept], reference.weights[kept], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["auto", "admm"])
 def test_finished_rows_are_frozen_and_the_rest_is_compacted(solver):
     # Forty rows, most of them easy: the batch shrinks to the bucket of the three hard ones.
@@ -428,6 +431,7 @@ def test_zero_targets_are_answered_by_zero():
     assert_array_equal(nothing.weights, np.zeros((ROWS, WIDTH)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "kind"), [(WIDE, "free"), (WIDE, "ball"), (TALL, "ball")])
 @pytest.mark.parametrize("name", PENALTIES)
 def test_zero_and_duplicate_columns(name, kind, m):

@@ -356,6 +356,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_fit_is_the_fit_in_memory(states, streamed, name):
     """And the pass over the samples says the same of it as `certify` does with the samples in memory."""
@@ -392,6 +393,7 @@ def test_a_fit_is_the_fit_in_memory(states, streamed, name):
     assert_allclose(second.infeasibility, in_memory.infeasibility, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_to_nine_digits_where_the_problem_has_them():
     """m = 2,000, d = 30, well-conditioned, with residuals."""
     rng = generator(4)
@@ -422,6 +424,7 @@ def test_a_second_pass_proves_least_squares_with_small_residuals(states, noise):
     assert_allclose(second.dual_objective[-states.q :], loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_second_pass_does_not_take_the_fit_at_its_word(states, streamed):
     """Other weights, or other data, get the gap they deserve."""
     fitted = simjax.fit(streamed, "l1", alpha=1e-2)
@@ -472,6 +475,7 @@ def test_the_intercept_carries_the_biases():
     assert_allclose(fitted.model(biased.inputs), biased.outputs, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_fewer_samples_than_coordinates_dead_units_and_constant_outputs():
     rng = generator(3)
     inputs = rng.random((9, 8))

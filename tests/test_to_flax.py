@@ -90,6 +90,7 @@ def test_a_sparse_model_and_one_with_a_single_bias():
     assert_array_equal(back.c, 0)
 
 
+@pytest.mark.slow
 def test_a_fitted_model_is_fine_tuned_end_to_end_with_optax():
     """One compiled step of an optimiser of one's own; zeros stay zero, ‖A‖∞ stays below κ, the loss falls."""
     model, states = fitted()

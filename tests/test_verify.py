@@ -24,6 +24,7 @@ def exact_rows(radius, *, disturb=()):
     return design, targets, constraint, np.abs(truth[:, :20]).sum(axis=1)
 
 
+@pytest.mark.slow
 def test_a_ball_too_small_is_proved_infeasible_and_its_neighbours_are_solved():
     design, targets, constraint, norms = exact_rows(0.2)
     with pytest.warns(simjax.ConvergenceWarning, match="infeasible, each proved"):
@@ -138,6 +139,7 @@ def test_no_licence_is_an_error_that_names_clarabel():
         pytest.skip("MOSEK has a licence here: the comparison tests run for real")
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_verified_from_its_states(tmp_path):
     from simjax.nn import MLP
 
