@@ -418,7 +418,7 @@ class Plan:
                 f"build one from arrays with States(...)."
             )
         penalty = _penalty(objective, alpha, mu)
-        rank, named = None, _plain(constraint)
+        rank, named = None, constraint
         if isinstance(constraint, LowRank):
             rank, named = constraint.rank, f"LowRank({constraint.rank})"
             _check_low_rank(rank, states, objective, alpha, mu, support, refit)

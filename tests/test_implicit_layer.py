@@ -112,7 +112,7 @@ def test_least_squares_on_the_states_recovers_the_matrices(name):
     """Every state row is Z = [A B b][X; U; 1] exactly, so m > n + p generic samples determine it."""
     module, U, states = solved(name)
     model = module.export()
-    design = np.hstack([states.activations, U, np.ones((300, 1))])
+    design = np.hstack([states.activations, U, np.ones((len(U), 1))])
     solution, *_ = np.linalg.lstsq(design, states.preactivations, rcond=None)
     assert_allclose(design @ solution, states.preactivations, rtol=0, atol=1e-9)
     # Where states depend on each other linearly only the fit is determined.
