@@ -83,6 +83,7 @@ def test_condition_numbers(condition, m, name):
     assert np.all(solution.status[judged] == "SOLVED")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [WIDE, TALL])
 def test_ill_conditioned_least_squares_fits_as_well_as_lapack(m):
     design = with_condition(generator(1, m), m, WIDTH, 1e6)

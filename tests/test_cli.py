@@ -51,6 +51,7 @@ def states_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- demo --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_demo_json_is_the_results_and_the_files(made: tuple[dict, Path]) -> None:
     printed, folder = made
     files = printed.pop("files")

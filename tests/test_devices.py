@@ -113,6 +113,7 @@ def test_blocks_of_rows_give_the_same_weights_as_csr(m):
     assert blocks.verify(rows=4).ok
 
 
+@pytest.mark.slow
 def test_a_fit_in_blocks_is_the_fit(tmp_path):
     rng = generator(12)
     states = simjax.States.from_layers(

@@ -385,6 +385,7 @@ def test_memory_does_not_grow_with_iterations():
 # ---- transforms ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["anderson", "averaged"])
 def test_vmap_over_samples_and_over_models(method):
     rng = np.random.default_rng(13)

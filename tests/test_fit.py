@@ -121,6 +121,7 @@ def test_a_penalty_object_is_the_named_objective(states, result):
     np.testing.assert_array_equal(same.weights, result.weights)
 
 
+@pytest.mark.slow
 def test_a_penalty_with_weights_per_row_and_coordinate(states):
     n, p, q = states.n, states.p, states.q
     alpha = np.random.default_rng(1).uniform(0.5, 2.0, size=(n + q, n + p)) * 1e-2
@@ -374,6 +375,7 @@ def test_a_stacked_ball_bounds_a_and_b_together(states):
     assert stacked.max() >= 0.3 - 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", ["metzler", "stacked_ball"])
 def test_other_constraints_agree_with_the_oracle(constraint, states):
     pytest.importorskip("clarabel")

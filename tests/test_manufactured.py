@@ -172,6 +172,7 @@ def test_duplicate_columns_have_many_optima_of_one_value():
 # --- Ill-conditioned rows ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize("ball", [None, "active"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -108,6 +108,7 @@ def test_the_adjoint_iteration_contracts_in_the_dual_norm(seed, gamma):
         assert eta @ np.abs(after) <= factor * (eta @ np.abs(difference)) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("gamma", [-0.5, 0.6])
 def test_lipschitz_bound_and_penalty(activation, gamma):

@@ -15,6 +15,7 @@ def states():
     return simjax.States.from_layers(weights, None, "relu", rng.normal(size=(60, 6)))
 
 
+@pytest.mark.slow
 def test_every_point_is_the_fit_at_its_alpha(states):
     alphas = [1e-3, 1.0, 3e-2, 0.2]  # in any order
     path = simjax.path(states, "l1", alphas=alphas, support="full")

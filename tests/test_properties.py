@@ -78,6 +78,7 @@ def test_permuting_samples_changes_nothing(seed, name, alpha, radius):
     assert_same_optimum(base, permuted)
 
 
+@pytest.mark.slow
 @few
 @given(seeds, names, weights, balls)
 def test_permuting_coordinates_permutes_the_answer(seed, name, alpha, radius):

@@ -34,7 +34,10 @@ def run_blocks(file: Path) -> int:
 
 @pytest.mark.parametrize(
     "file",
-    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    [
+        ROOT / "README.md",
+        *(pytest.param(file, marks=pytest.mark.slow) for file in sorted((ROOT / "docs").rglob("*.md"))),
+    ],
     ids=lambda file: str(file.relative_to(ROOT)),
 )
 def test_blocks_run(

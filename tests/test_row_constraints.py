@@ -202,6 +202,7 @@ def test_a_negative_radius_rules_out_zero_even_for_a_target_of_zero():
     assert np.all(measure(stated.ball, solution.weights) <= -0.5)
 
 
+@pytest.mark.slow
 def test_where_the_support_excludes_the_diagonal_it_is_the_ball():
     support = np.ones((ROWS, WIDTH), dtype=bool)
     support[np.arange(ROWS), np.arange(ROWS)] = False
@@ -212,6 +213,7 @@ def test_where_the_support_excludes_the_diagonal_it_is_the_ball():
     assert_allclose(row.weights, ball.weights, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_inconsistent_equations_are_proved_so():
     stated = rows_with(PENALTIES["l1"], metzler(0.5), 30)  # 30 equations for 12 unknowns
     with pytest.warns(simjax.ConvergenceWarning):
@@ -251,6 +253,7 @@ def test_penalty_form_by_bisection_finds_the_constrained_row():
         assert_allclose(penalised(multiplier), wanted.weights[row], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, BOUND])  # ‖(a, b)‖₁ ≤ κ, and ‖a‖₁ ≤ κ with b free
 @pytest.mark.parametrize("kappa", [0.05, 0.6])
 def test_bisection_over_the_penalty_weight_finds_the_ball(kappa, size):

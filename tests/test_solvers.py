@@ -200,6 +200,7 @@ def test_infeasible_rows_in_the_summary():
 # --- A user's own penalty ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["free", "weighted ball"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_user_penalty_with_every_solver(solver, kind):

@@ -441,6 +441,7 @@ def test_a_second_pass_does_not_take_the_fit_at_its_word(states, streamed):
     assert not np.any(foreign.relative_gap <= 1e-6)
 
 
+@pytest.mark.slow
 def test_recertify_serves_fits_in_memory_too(states):
     fitted = simjax.fit(states, "l1", alpha=1e-2)
     second = recertify(fitted, in_batches(states))

@@ -118,6 +118,7 @@ def test_a_fitted_model_is_fine_tuned_end_to_end_with_optax():
     assert error < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_without_keep_support_training_fills_the_zeros():
     model, states = fitted()
     layer = model.to_flax(solver=FAST)

@@ -44,6 +44,7 @@ def test_a_ball_too_small_is_proved_infeasible_and_its_neighbours_are_solved():
     assert np.all(solution.certificate.objective[norms > 0.2] == np.inf)
 
 
+@pytest.mark.slow
 def test_inconsistent_equations_are_proved_infeasible():
     design, targets, constraint, _ = exact_rows(5.0, disturb=(2, 4))
     with pytest.warns(simjax.ConvergenceWarning, match="2 of 6 rows are infeasible"):
@@ -98,6 +99,7 @@ def test_verification_catches_a_wrong_answer(solution):
     assert "DISAGREES" in verification.table()
 
 
+@pytest.mark.slow
 def test_infeasible_rows_agree_with_the_oracle():
     design, targets, constraint, norms = exact_rows(0.2)
     with pytest.warns(simjax.ConvergenceWarning):
