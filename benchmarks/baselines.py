@@ -56,7 +56,7 @@ HIDDEN = (32, 16)
 STATES = sum(HIDDEN)
 EPSILON = 0.01
 ZEROS = (0.5, 0.75, 0.9)  # least shares of zeros in A, B, C, D
-ALPHAS = tuple(np.geomspace(2e-5, 2e-2, 10).tolist())
+ALPHAS = tuple(np.geomspace(2e-5, 2e-1, 13).tolist())
 SAMPLES = 1000
 TOL, MAX_ITERS, SOLVED_SAMPLES = 1e-8, 20_000, 50  # of the iterations that are counted
 
