@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -25,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,18 +33,16 @@ import optax
 from flax import nnx
 
 import simjax
-from benchmarks.peers.common import plain, versions
-from benchmarks.sidebyside import commit, cpu_model
+from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, plain, read, write_between
 from simjax import datasets
 from simjax.demo import RECIPES
 from simjax.equilibrium import Solver
-from simjax.model import ImplicitModel, atomic_file
+from simjax.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, ImplicitLayer, accuracy, train
 from simjax.robustness import lipschitz_bounds
 from simjax.states import States
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "against_implicit.json"
+OUTPUT = RESULTS / "against_implicit.json"
 PAGE = ROOT / "docs" / "implicit.md"
 BEGIN, END = "<!-- against-implicit:begin -->", "<!-- against-implicit:end -->"
 
@@ -66,7 +61,6 @@ SOLVER = Solver(method="averaged", max_iters=3000)
 # The penalty of the first fit, whose weights say how much each weight pays in the second.
 FIRST_ALPHA, FIRST_TOL, EPSILON = 1e-4, 1e-3, 0.05
 
-Record = dict[str, Any]
 Curve = list[tuple[float, float]]  # seconds since the start, test accuracy then
 
 
@@ -76,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--datasets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--quick", action="store_true", help="few epochs and samples of digits; writes nothing")
-    parser.add_argument("--output", type=Path, help=f"records, instead of {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--output", type=Path, help=f"records, instead of {OUTPUT.relative_to(ROOT)}")
     parser.add_argument("--page", type=Path, help=f"the page with the table, instead of {PAGE.relative_to(ROOT)}")
     parser.add_argument("--one", nargs=4, metavar=("DATASET", "METHOD", "SEED", "NONZEROS"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -84,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, method, seed, nonzeros = given.one
         print(json.dumps(run(name, method, int(seed), int(nonzeros), quick=given.quick), allow_nan=False))
         return
-    output, page = (given.output, given.page) if given.quick else (given.output or RESULTS, given.page or PAGE)
+    output, page = (given.output, given.page) if given.quick else (given.output or OUTPUT, given.page or PAGE)
     records: list[Record] = []
     for name in ["digits"] if given.quick else given.datasets:
         for seed in given.seeds:
@@ -97,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     merge(output, record, ("dataset", "method", "seed"))
                 print(json.dumps({key: record[key] for key in ("dataset", "method", "seconds", "test_accuracy")}))
     if output is not None:
-        records = json.loads(output.read_text())["records"]
+        records = read(output)
     if page is not None:
         write_between(page, BEGIN, END, section(records))
     else:
@@ -316,47 +310,7 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def place() -> dict[str, Any]:
-    """Where, when and with what a record was made."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": cpu_model(),
-        "cores": cores,
-        "device": str(jax.devices()[0].device_kind),
-        "python": platform.python_version(),
-        "versions": {"simjax": simjax.__version__, **versions("jax", "flax", "optax", "numpy")},
-        **commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-# --- Records and the page ----------------------------------------------------------------------------------------
-
-
-def merge(file: Path, record: Record, keys: Sequence[str]) -> None:
-    """Put a record into a results file, in the place of the one that agrees with it in `keys`."""
-    records = json.loads(file.read_text())["records"] if file.is_file() else []
-    same = (k for k, other in enumerate(records) if all(other[key] == record[key] for key in keys))
-    place = next(same, len(records))
-    records[place : place + 1] = [record]
-    text = json.dumps({"records": records}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file, overwrite=True) as out:
-        out.write(text.encode())
-
-
-def write_between(page: Path, begin: str, end: str, text: str) -> None:
-    """Put `text` between two markers of a page.
-
-    Raises:
-        ValueError: if the page does not have each marker once, in order.
-    """
-    old = page.read_text(encoding="utf-8")
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise ValueError(f"{page} must have the markers {begin} and {end} once each, in this order.")
-    new = f"{old[: old.index(begin)]}{begin}\n{text.strip()}\n{old[old.index(end) :]}"
-    with atomic_file(page, overwrite=True) as out:
-        out.write(new.encode())
+# --- The page ----------------------------------------------------------------------------------------
 
 
 def section(records: Sequence[Record]) -> str:
@@ -390,20 +344,6 @@ def table(records: Sequence[Record]) -> list[str]:
             f"| {record['peak_mebibytes'] - record['before_mebibytes']:.0f} | {record['gradient_mebibytes']:.2f} |"
         )
     return lines
-
-
-def places(records: Sequence[Record]) -> list[str]:
-    """Machines, versions, commits and dates, one line for each combination."""
-    lines: dict[str, None] = {}
-    for record in records:
-        packages = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-        mark = "+" if record["changed_since"] else ""
-        lines[
-            f"- {record['cores']} cores of {record['cpu']}, device {record['device']}, {packages}, Python "
-            f"{record['python']}, commit {(record['commit'] or 'unknown')[:12]}{mark}, {record['date'][:10]}"
-            f"{', a quick run' if record['quick'] else ''}"
-        ] = None
-    return list(lines)
 
 
 def _number(value: Any, form: str) -> str:

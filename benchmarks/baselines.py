@@ -24,9 +24,8 @@ import numpy as np
 from flax import nnx
 
 import simjax
-from benchmarks.against_implicit import KAPPA, place, places, relative_weights, write_between
-from benchmarks.against_implicit import merge as merge_record
-from benchmarks.peers.common import plain
+from benchmarks.against_implicit import KAPPA, relative_weights
+from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, plain, read, write_between
 from simjax import datasets
 from simjax.equilibrium import Equilibrium, Solver, affine, average_step, equilibrium
 from simjax.model import ImplicitModel
@@ -45,8 +44,7 @@ from simjax.robustness import (
 )
 from simjax.states import States
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "baselines.json"
+OUTPUT = RESULTS / "baselines.json"
 PAGE = ROOT / "docs" / "implicit.md"
 MODELS = "<!-- baselines:begin -->", "<!-- baselines:end -->"
 ITERATIONS = "<!-- iterations:begin -->", "<!-- iterations:end -->"
@@ -59,8 +57,6 @@ ZEROS = (0.5, 0.75, 0.9)  # least shares of zeros in A, B, C, D
 ALPHAS = tuple(np.geomspace(2e-5, 2e-1, 13).tolist())
 SAMPLES = 1000
 TOL, MAX_ITERS, SOLVED_SAMPLES = 1e-8, 20_000, 50  # of the iterations that are counted
-
-Record = dict[str, Any]
 
 
 def layers_as_lben(p: int, n: int, q: int, rngs: nnx.Rngs) -> LBEN:
@@ -101,10 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few epochs, samples and fits; writes nothing")
-    parser.add_argument("--output", type=Path, help=f"records, instead of {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--output", type=Path, help=f"records, instead of {OUTPUT.relative_to(ROOT)}")
     parser.add_argument("--page", type=Path, help=f"the page with the tables, instead of {PAGE.relative_to(ROOT)}")
     given = parser.parse_args(arguments)
-    output, page = (given.output, given.page) if given.quick else (given.output or RESULTS, given.page or PAGE)
+    output, page = (given.output, given.page) if given.quick else (given.output or OUTPUT, given.page or PAGE)
     settings = Settings(RECOMMENDED[DATASET]["epochs"], SAMPLES, ALPHAS, datasets.DIGITS_TEST_SAMPLES)
     if given.quick:
         settings = Settings(2, 100, ALPHAS[3::3], 60)
@@ -112,10 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in given.baselines:
         records.append({**measure(name, given.seed, settings), "quick": given.quick, **place()})
         if output is not None:
-            merge_record(output, records[-1], ("baseline", "seed"))
+            merge(output, records[-1], ("baseline", "seed"))
         print(json.dumps({key: records[-1][key] for key in ("baseline", "seconds", "test_accuracy")}), flush=True)
     if output is not None:
-        records = json.loads(output.read_text())["records"]
+        records = read(output)
     if page is not None:
         write_between(page, *MODELS, models_section(records))
         write_between(page, *ITERATIONS, iterations_section(records))

@@ -21,20 +21,19 @@ import os
 import platform
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 import simjax
+from benchmarks.records import RESULTS, ROOT, write_text
 from simjax.certificate import certify, infeasibility_margin
 from simjax.constraints import Free, L1Ball
 from simjax.oracles import solve as oracle_solve
 from simjax.problem import RowProblem, row_problem
 from simjax.solve import solve_problem
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ((12, 30), (25, 30), (40, 30), (120, 30))  # (m, d)
 BALL = 12  # coordinates in the ball
 PENALTIES = {
@@ -153,9 +152,8 @@ def main() -> None:
         "device": str(jax.devices()[0].device_kind),
         "families": table,
     }
-    folder = ROOT / "benchmarks" / "results"
-    (folder / "battery.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    (ROOT / "docs" / "verification.md").write_text(page(results))
+    write_text(RESULTS / "battery.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(ROOT / "docs" / "verification.md", page(results))
     if results["missed"]:
         raise SystemExit(f"{results['missed']} rows are wrong without saying so")
 

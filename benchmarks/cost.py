@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,14 +24,13 @@ import jax.numpy as jnp
 
 import simjax
 from benchmarks import problems
-from benchmarks.sidebyside import commit
+from benchmarks.records import RESULTS, ROOT, commit, write_between, write_text
 from simjax import datasets
 from simjax.solve import Workspace
 from simjax.solvers import admm
 from simjax.solvers.canonical import canonical_rows, judge
 from simjax.solvers.iterate import CHECK_EVERY
 
-ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- cost:begin -->", "<!-- cost:end -->"
 SAMPLES = (100, 500, 1000, 5000, 20_000, 60_000)
 _STREAM_BATCH = 4096
@@ -149,11 +147,8 @@ def main() -> None:
         "simjax": simjax.__version__,
         **commit(),
     }
-    (ROOT / "benchmarks" / "results" / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
-    page = ROOT / "docs" / "performance.md"
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    write_text(RESULTS / "cost.json", json.dumps(results, indent=1) + "\n")
+    write_between(ROOT / "docs" / "performance.md", BEGIN, END, table(results))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +17,9 @@ import numpy as np
 
 import simjax
 from benchmarks.problems import standard_states
+from benchmarks.records import RESULTS, write_text
 from simjax import datasets
 
-ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("l1", {}),
     ("perspective", {}),
@@ -71,7 +70,7 @@ def main() -> None:
         "device": str(jax.devices()[0].device_kind),
         "fits": lines,
     }
-    (ROOT / "benchmarks" / "results" / "fashion_rows.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(RESULTS / "fashion_rows.json", json.dumps(results, indent=1) + "\n")
     if any(line["certified"] < line["rows"] or not line["agree"] for line in lines):
         raise SystemExit("not every row is certified and verified")
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.peers.common import NOT_OFFERED, REACHED
 from benchmarks.peers.registry import PEERS
-from benchmarks.sidebyside import RESULTS, ROOT, read
+from benchmarks.records import ROOT, Record, read, write_between, write_text
+from benchmarks.sidebyside import OUTPUT
 from simjax.model import atomic_file
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -55,13 +56,11 @@ _LOOKS = {
 }
 _DASH = "–"
 
-Record = dict[str, Any]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--input", type=Path, default=RESULTS)
+    parser.add_argument("--input", type=Path, default=OUTPUT)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     given = parser.parse_args(arguments)
@@ -73,22 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if figure is not None:
         with atomic_file(given.picture, overwrite=True) as file:
             figure.savefig(file, format="png", dpi=160)
-    old = given.page.read_text() if given.page.is_file() else f"# Performance\n\n{BEGIN}\n{END}\n"
+    if not given.page.is_file():
+        write_text(given.page, f"# Performance\n\n{BEGIN}\n{END}\n")
     shown = given.picture.name if given.picture.parent == given.page.parent else f"images/{given.picture.name}"
-    new = between_markers(old, section(records, shown if figure is not None else None))
-    with atomic_file(given.page, overwrite=True) as file:
-        file.write(new.encode())
-
-
-def between_markers(page: str, text: str) -> str:
-    """The page with `text` between its two markers.
-
-    Raises:
-      ValueError: if it does not have each marker once, in order.
-    """
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page must have the markers {BEGIN} and {END} once each, in this order.")
-    return page[: page.index(BEGIN) + len(BEGIN)] + "\n" + text.strip() + "\n" + page[page.index(END) :]
+    write_between(given.page, BEGIN, END, section(records, shown if figure is not None else None))
 
 
 # --- The tables --------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import fnmatch
 import json
 import os
@@ -32,13 +31,12 @@ from typing import Any
 
 from benchmarks import problems
 from benchmarks.peers import environments
-from benchmarks.peers.common import FAILED, NOT_OFFERED, OVER_BUDGET, UNAVAILABLE, Unavailable, plain, without_figures
+from benchmarks.peers.common import FAILED, NOT_OFFERED, OVER_BUDGET, UNAVAILABLE, Unavailable, without_figures
 from benchmarks.peers.registry import PEERS, REFERENCE
+from benchmarks.records import RESULTS, ROOT, commit, cpu_model, now, plain, read, write
 from simjax._checks import positive_integer, positive_scalar
-from simjax.model import atomic_file
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "sidebyside.json"
+OUTPUT = RESULTS / "sidebyside.json"
 QUICK = ("standard-m100-l1", "synthetic-60x80-m50-condition100-sparsity0.9-seed0-l1")
 _SAMPLE, _QUICK_SAMPLE = 12, 4
 _GRACE_SECONDS = 5.0  # between asking a peer's processes to end and ending them
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full-seconds", type=float, help="time all rows if predicted to take no longer (600)")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds after which a peer is stopped")
     parser.add_argument("--quick", action="store_true", help="two small problems, one run, few rows")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--list", action="store_true", help="print the names of all problems")
     given = parser.parse_args(arguments)
     if given.list:
@@ -232,54 +230,18 @@ def machine(settings: Settings) -> dict[str, Any]:
         "cpu": cpu_model(),
         "python": platform.python_version(),
         **commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells it."""
-    with contextlib.suppress(OSError):
-        for entry in Path("/proc/cpuinfo").read_text().splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> dict[str, Any]:
-    """The commit of this checkout, and whether its code differs from it; None for both where there is none."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "simjax", "benchmarks/*.py", "benchmarks/peers")
-        return {"commit": git("rev-parse", "HEAD"), "changed_since": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "changed_since": None}
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The records in a results file.
-
-    Raises:
-      ValueError: if it is not one.
-    """
-    try:
-        return json.loads(file.read_text())["records"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a file of benchmarks.sidebyside: {error!r}") from error
 
 
 def merge(file: Path, entry: dict[str, Any]) -> None:
     """Put a record into a results file, in the place of the one of the same problem and peer."""
-    records = read(file) if file.is_file() else []
+    records = read(file)
     key = entry["problem"], entry["peer"]
     kept = [other for other in records if (other["problem"], other["peer"]) != key]
     places = {name: place for place, name in enumerate((*problems.NAMES, *PEERS))}
     kept = sorted([*kept, entry], key=lambda r: (places.get(r["problem"], len(places)), places.get(r["peer"], 0)))
-    text = json.dumps({"records": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_file(file, overwrite=True) as out:
-        out.write(text.encode())
+    write(file, kept)
 
 
 def line(entry: dict[str, Any]) -> str:

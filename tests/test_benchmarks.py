@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import simjax
-from benchmarks import problems, report, sidebyside
+from benchmarks import problems, records, report, sidebyside
 from benchmarks.peers import common, conic, environments, lasso, own, torchidl
 from benchmarks.peers.registry import PEERS
 from simjax.certificate import certify
@@ -129,8 +129,8 @@ def test_weights_that_are_not_finite_are_not_certified():
     verdict = common.judge(problem, broken, [solution.certificate.dual])
     assert not verdict.certified[2]
     assert np.count_nonzero(verdict.certified) == SHAPE[0] - 1
-    assert json.dumps(common.plain(verdict.figures()), allow_nan=False)
-    assert common.plain(verdict.figures())["worst_relative_gap"] == "inf"
+    assert json.dumps(records.plain(verdict.figures()), allow_nan=False)
+    assert records.plain(verdict.figures())["worst_relative_gap"] == "inf"
 
 
 class Converging:
@@ -216,7 +216,7 @@ def test_clarabel_gets_there_in_both_forms(tmp_path, objective):
         assert record["rows_certified"] == SHAPE[0]
         assert record["tolerance"] in conic.LADDER
         assert not record["extrapolated"]
-        json.dumps(common.plain(record), allow_nan=False)
+        json.dumps(records.plain(record), allow_nan=False)
 
 
 @pytest.mark.slow
@@ -342,7 +342,7 @@ def entry(peer, seconds, *, m=100, reached=True, **more):
     return {**facts, **more}
 
 
-def records():
+def entries():
     return [
         entry("simjax", 0.1, compile_seconds=3.0, device="cpu"),
         entry("clarabel-residual", 1.5, form="residual"),
@@ -359,7 +359,7 @@ def without_time(peer, status, reason):
 
 
 def test_aims_are_judged_by_the_fastest_form_that_gets_there():
-    text = report.section(records(), "images/picture.png")
+    text = report.section(entries(), "images/picture.png")
     (line,) = [line for line in text.splitlines() if line.startswith("| standard-m100-l1 | 122 × 896")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
@@ -382,7 +382,7 @@ def test_no_aim_is_met_by_rows_that_are_not_certified_or_on_another_machine():
 
 def test_only_what_is_between_the_markers_is_written(tmp_path):
     source, page, shown = tmp_path / "in.json", tmp_path / "performance.md", tmp_path / "images" / "shown.png"
-    for each in records():
+    for each in entries():
         sidebyside.merge(source, each)
     arguments = ["--input", str(source), "--page", str(page), "--picture", str(shown)]
     report.main(arguments)

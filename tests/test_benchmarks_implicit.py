@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import simjax
-from benchmarks import against_implicit, baselines
+from benchmarks import against_implicit, baselines, records
 from simjax.datasets import Dataset
 from simjax.demo import Recipe
 from simjax.model import ImplicitModel
@@ -93,7 +93,7 @@ def test_the_time_to_an_accuracy_is_that_of_the_first_point_that_has_it():
 def test_records_take_the_place_of_their_like(tmp_path):
     file = tmp_path / "results" / "records.json"
     for value, seed in ((1, 0), (2, 1), (3, 0)):
-        against_implicit.merge(file, {"name": "a", "seed": seed, "value": value}, ("name", "seed"))
+        records.merge(file, {"name": "a", "seed": seed, "value": value}, ("name", "seed"))
     assert [record["value"] for record in json.loads(file.read_text())["records"]] == [3, 2]
 
 
@@ -101,10 +101,10 @@ def test_a_page_keeps_what_is_outside_its_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- x:begin -->\nold\n<!-- x:end -->\nafter\n")
     for _ in range(2):
-        against_implicit.write_between(page, "<!-- x:begin -->", "<!-- x:end -->", "new\n")
+        records.write_between(page, "<!-- x:begin -->", "<!-- x:end -->", "new\n")
         assert page.read_text() == "before\n<!-- x:begin -->\nnew\n<!-- x:end -->\nafter\n"
     with pytest.raises(ValueError, match="once each, in this order"):
-        against_implicit.write_between(page, "<!-- y:begin -->", "<!-- x:end -->", "new")
+        records.write_between(page, "<!-- y:begin -->", "<!-- x:end -->", "new")
 
 
 def test_the_documentation_has_all_markers_once():
@@ -177,7 +177,7 @@ def test_how_a_baseline_comes_into_the_ball():
 def test_a_record_and_its_tables(tiny):
     settings = baselines.Settings(epochs=8, samples=40, alphas=(1e-3,), tests=30)
     record = baselines.measure("MLP", 0, settings)
-    record |= {"quick": True, **against_implicit.place()}
+    record |= {"quick": True, **records.place()}
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["test_accuracy"] > 0.5
     assert record["remedy"] == "layer by layer"

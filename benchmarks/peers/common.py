@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.problems import Problem
+from benchmarks.records import plain
 from simjax._checks import choice, positive_integer
 from simjax.certificate import certify
 from simjax.problem import RowProblem
@@ -243,22 +243,6 @@ def figures(task: Task, verdict: Verdict, seconds: Sequence[float]) -> dict[str,
         "extrapolated": verdict.certified.size < task.rows,
         **verdict.figures(),
     }
-
-
-def plain(value: Any) -> Any:
-    """`value` in JSON's terms; JSON has no inf and no NaN: they become strings."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of installed packages."""
-    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def memory_limit(workers: int) -> int:

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from benchmarks.peers.common import Answer, Task, Unavailable, memory_limit, tighten, versions
+from benchmarks.peers.common import Answer, Task, Unavailable, memory_limit, tighten
+from benchmarks.records import versions
 from simjax.conic import ConicProgram, ConicRow, Design, RowProgram, conic_row
 from simjax.oracles import OracleUnavailable
 from simjax.oracles import clarabel as clarabel_oracle

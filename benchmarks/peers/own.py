@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 import simjax
-from benchmarks.peers.common import REACHED, REFERENCE_FILE, Task, figures, judge, versions
+from benchmarks.peers.common import REACHED, REFERENCE_FILE, Task, figures, judge
+from benchmarks.records import versions
 from simjax.problem import RowProblem
 from simjax.solve import Solution, dense_rows, solve_problem
 

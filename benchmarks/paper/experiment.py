@@ -1,0 +1,82 @@
+"""What an experiment is, and the figures that all of them report."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import simjax
+from benchmarks.records import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How an experiment is run.
+
+    Attributes:
+      seeds: of training, of the choice of samples and of attacks; each is one independent repetition.
+      quick: a small version, minutes on two cores, that shows that everything runs and proves nothing.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    quick: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A table or figure of a paper, regenerated.
+
+    Attributes:
+      name: on the command line, and in the names of its files.
+      title: heading of its page.
+      keys: the entries of a record by which a new one takes the place of an old one.
+      run: settings → records, each as soon as it is there.
+      section: records → the generated part of the page, in markdown.
+      pictures: records → figures by name; `docs/images/paper-NAME.png` each.
+    """
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+    run: Callable[[Settings], Iterator[Record]]
+    section: Callable[[Sequence[Record]], str]
+    pictures: Callable[[Sequence[Record]], Mapping[str, Figure]]
+
+
+def certified(result: simjax.FitResult) -> Record:
+    """How many rows of a fit there are, how many are certified, and the worst relative gap."""
+    return {
+        "rows": int(result.status.size),
+        "rows_certified": int(np.count_nonzero(result.status == simjax.Status.SOLVED)),
+        "worst_relative_gap": float(result.certificate.relative_gap.max()),
+    }
+
+
+def all_certified(records: Sequence[Record]) -> str:
+    """One sentence for a page: whether every row behind its numbers is certified."""
+    rows, solved = (sum(record[key] for record in records) for key in ("rows", "rows_certified"))
+    worst = max(float(record["worst_relative_gap"]) for record in records)
+    told = "All" if rows == solved else f"**{rows - solved:,} are not certified**; of"
+    return f"{told} {rows:,} rows behind these numbers are certified (worst relative gap {worst:.1e})."
+
+
+def spread(values: Sequence[float], form: str = ".1f", scale: float = 1.0) -> str:
+    """Mean ± standard deviation over seeds; the value alone where there is one."""
+    scaled = [scale * float(value) for value in values]
+    if not scaled:
+        return "–"
+    mean = format(statistics.fmean(scaled), form)
+    return mean if len(scaled) == 1 else f"{mean} ± {format(statistics.stdev(scaled), form)}"
+
+
+def grouped(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
+    """The records that agree in `keys`, in the order in which the first of each group came."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in keys), []).append(record)
+    return groups
