@@ -198,7 +198,8 @@ def _newton_direction(
     normal = jnp.zeros_like(slope) if rows.ball is None else rows.ball.normal(jnp.sign(point))
     normal = system.pick(jnp.where(bound, normal, 0.0))
     factor = cholesky(system.matrix)
-    plain, bent = cholesky_solve(factor, system.pick(correlation)), cholesky_solve(factor, normal)
+    both = cholesky_solve(factor, jnp.stack([system.pick(correlation), normal], axis=2))
+    plain, bent = both[:, :, 0], both[:, :, 1]
     curvature = jnp.sum(normal * bent, axis=1, keepdims=True)
     multiplier = jnp.sum(normal * plain, axis=1, keepdims=True) / jnp.where(curvature > 0.0, curvature, 1.0)
     step = scatter(system, plain - multiplier * bent, slope.shape[1])
