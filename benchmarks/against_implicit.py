@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ import optax
 from flax import nnx
 
 import simjax
-from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, plain, read, write_between
+from benchmarks.records import RESULTS, ROOT, Record, merge, peak_mebibytes, place, places, plain, read, write_between
 from simjax import datasets
 from simjax.demo import RECIPES
 from simjax.equilibrium import Solver
@@ -262,12 +261,6 @@ def gradient_mebibytes(network: nnx.Module, data: datasets.Dataset, batch_size: 
     analysis = jax.jit(jax.grad(loss)).lower(parameters, u, labels).compile().memory_analysis()
     assert analysis is not None  # every backend with a compiler has one
     return analysis.temp_size_in_bytes / 2**20
-
-
-def peak_mebibytes() -> float:
-    """The most memory this process has had so far."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 class Stage(NamedTuple):

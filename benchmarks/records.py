@@ -8,7 +8,9 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,6 +127,12 @@ def place() -> Record:
 def now() -> str:
     """The time, to the second, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_mebibytes() -> float:
+    """The most memory this process has had so far."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def versions(*packages: str) -> dict[str, str]:

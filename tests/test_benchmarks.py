@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import simjax
-from benchmarks import problems, records, report, sidebyside
+from benchmarks import calls, problems, records, report, sidebyside
 from benchmarks.peers import common, conic, environments, lasso, own, torchidl
 from benchmarks.peers.registry import PEERS
 from simjax.certificate import certify
@@ -412,3 +412,27 @@ def test_the_picture_has_a_panel_for_each_objective():
     assert drawn["Clarabel, Gram form"] == [100]
     assert "celer Lasso" not in drawn
     assert report.picture([entry("celer", 1.0, problem="other")]) is None
+
+
+# --- Whole calls -------------------------------------------------------------------------------------------------
+
+
+def test_rows_in_blocks_are_certified_and_sparse():
+    found = calls.many_rows(rows=300, m=20, d=32, nonzeros=2, max_memory=2e6)
+    assert found["rows_certified"] == 300
+    assert found["worst_relative_gap"] <= 1e-6
+    assert 0 < found["nonzeros"] < 300 * 32 / 2
+    assert 0 < found["before_mebibytes"] <= found["peak_mebibytes"]
+
+
+def test_whole_calls_are_told_with_their_aims():
+    first = {"problem": "p", "first_seconds": 9.0, "second_process_seconds": 2.5, "warm_seconds": 1.25}
+    line = {"objective": "l1", "m": 7, "points": 20, "path_seconds": 6.0, "hardest_seconds": 2.0}
+    line |= {"singles_seconds": 30.0, "rows": 40, "rows_certified": 40}
+    many = {"rows": 1000, "m": 2, "d": 3, "max_memory": 1e6, "rows_certified": 999, "worst_relative_gap": 1e-7}
+    many |= {"nonzeros": 5, "dense_mebibytes": 8.0, "before_mebibytes": 100.0, "peak_mebibytes": 120.0, "seconds": 3.0}
+    text = calls.section({"first": [first], "paths": [line], "many": many, **records.place()})
+    assert "| p | 9.0 | 2.5 | 1.2 |" in text
+    assert "| l1, m = 7 | 20 | 6.0 | 2.0 | 3.0 | 30.0 | 40 of 40 |" in text
+    assert "1,000 rows of 3 coordinates" in text
+    assert "999 certified" in text
