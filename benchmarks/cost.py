@@ -4,20 +4,22 @@ One pass of ADMM is two products with the basis of the design for all R rows, 4 
 everything else is proportional to d R. Writes benchmarks/results/cost.json, and a table between two markers of
 docs/performance.md. The standard problem of m = 60,000 samples is also streamed, in a process of its own, for its peak
 memory.
+
+Other problems, or another device, whole solves included (only the file given is written):
+
+    python -m benchmarks.cost --problems standard-m500-l1 synthetic-8192x9216-m4096-* --output cost-gpu.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ import numpy as np
 
 import simjax
 from benchmarks import problems
-from benchmarks.records import RESULTS, ROOT, commit, peak_mebibytes, write_between, write_text
+from benchmarks.records import RESULTS, ROOT, Record, peak_mebibytes, place, places, plain, write_between, write_text
+from benchmarks.sidebyside import matching
 from simjax import datasets
-from simjax.solve import Workspace
+from simjax.solve import Workspace, solve_problem
 from simjax.solvers import admm
 from simjax.solvers.canonical import canonical_rows, judge
 from simjax.solvers.iterate import CHECK_EVERY
@@ -50,9 +53,9 @@ def seconds_of(function: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def measure(m: int) -> dict[str, Any]:
-    """Setup, pass, certificate and product of the standard problem, L1, on m samples."""
-    problem = problems.problem(f"standard-m{m}-l1").rows
+def measure(name: str) -> Record:
+    """Setup, pass, certificate and product of a named problem."""
+    problem = problems.problem(name).rows
     begin = time.perf_counter()
     workspace = Workspace(problem.design)
     with jax.enable_x64(True):
@@ -68,7 +71,8 @@ def measure(m: int) -> dict[str, Any]:
     (width, rank), count = factorisation.basis.shape, problem.rows_count
     flops = 4.0 * width * rank * count
     return {
-        "m": m,
+        "problem": name,
+        "m": problem.design.shape[0],
         "rows": count,
         "width": width,
         "rank": rank,
@@ -81,7 +85,23 @@ def measure(m: int) -> dict[str, Any]:
     }
 
 
-def stream(file: Path) -> dict[str, Any]:
+def whole(name: str) -> Record:
+    """The first and a second solve of a named problem, how much of it is certified, and the device's peak memory."""
+    problem = problems.problem(name).rows
+    solutions = [solve_problem(problem) for _ in range(2)]
+    memory = jax.devices()[0].memory_stats() or {}  # none on a CPU
+    peak = memory.get("peak_bytes_in_use")
+    return {
+        "first_seconds": solutions[0].seconds,
+        "warm_seconds": solutions[1].seconds,
+        "rows_certified": int(np.count_nonzero(solutions[0].status == simjax.Status.SOLVED)),
+        "worst_relative_gap": float(solutions[0].certificate.relative_gap.max()),
+        "peak_device_mebibytes": None if peak is None else peak / 2**20,
+        "peak_mebibytes": peak_mebibytes(),
+    }
+
+
+def stream(file: Path) -> Record:
     """The standard problem of 60,000 samples, streamed: peak memory of this process, and times.
 
     Args:
@@ -107,7 +127,7 @@ def stream(file: Path) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: Record) -> str:
     """The results as text for docs/performance.md."""
     lines = [
         "| m | rank r | setup (s) | a pass (ms) | its two products alone (ms) | rate of the pass (GF/s) "
@@ -128,20 +148,34 @@ def table(results: dict[str, Any]) -> str:
         f"MiB are Python, JAX and the network before streaming begins; streaming takes "
         f"{streamed['stream_seconds']:.1f} s and the fit {streamed['fit_seconds']:.1f} s, compilation included.",
         "",
-        f"R = {results['points'][0]['rows']} rows of d = {results['points'][0]['width']} coordinates, float64, "
-        f"{results['device']}, {results['cpus']} cores, JAX {results['jax']}, Python {results['python']}, commit "
-        f"{results['commit']}.",
+        f"R = {results['points'][0]['rows']} rows of d = {results['points'][0]['width']} coordinates, float64.",
+        "",
+        *places([results]),
     ]
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure and write."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--problems", nargs="+", metavar="NAME", help="names or patterns: measure these, whole solves too"
+    )
+    parser.add_argument("--output", type=Path, help="where, for --problems")
     parser.add_argument("--stream", type=Path, metavar="IMAGES", help="only the streamed problem, as JSON")
-    images = parser.parse_args().stream
-    if images is not None:
-        print(json.dumps(stream(images)))
+    given = parser.parse_args(arguments)
+    if given.stream is not None:
+        print(json.dumps(stream(given.stream)))
+        return
+    if (given.problems is None) != (given.output is None):
+        parser.error("--problems and --output go together")
+    if given.problems is not None:
+        try:
+            names = matching("problems", given.problems, problems.NAMES)
+        except ValueError as error:
+            parser.error(str(error))
+        results: Record = {"points": [{**measure(name), **whole(name)} for name in names], **place()}
+        write_text(given.output, json.dumps(plain(results), indent=1) + "\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npy"
@@ -149,14 +183,9 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.cost", "--stream", str(file)]
         streamed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     results = {
-        "points": [measure(m) for m in SAMPLES],
+        "points": [measure(f"standard-m{m}-l1") for m in SAMPLES],
         "stream": json.loads(streamed.stdout.splitlines()[-1]),
-        "device": str(jax.devices()[0].device_kind),
-        "cpus": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "simjax": simjax.__version__,
-        **commit(),
+        **place(),
     }
     write_text(RESULTS / "cost.json", json.dumps(results, indent=1) + "\n")
     write_between(ROOT / "docs" / "performance.md", BEGIN, END, table(results))

@@ -344,6 +344,7 @@ def _named() -> dict[str, Callable[[], Problem]]:
         ((300, 300, 150), 100.0, 0.9),
         ((1000, 300, 1000), 1e4, 0.8),
         ((4000, 400, 300), 1000.0, 0.9),
+        ((8192, 9216, 4096), 100.0, 0.99),  # for accelerators
     ):
         for objective in OBJECTIVES:
             name = f"synthetic-{shape[0]}x{shape[1]}-m{shape[2]}-condition{condition:g}-sparsity{sparsity:g}-seed0"
