@@ -23,6 +23,7 @@ from simjax.solvers.canonical import CanonicalRows, canonical_rows
 from simjax.solvers.devices import automatic, device_count, row_blocks
 from simjax.solvers.factor import Design, Factorisation
 from simjax.solvers.iterate import Progress, ProgressCallback, Scoreboard
+from simjax.solvers.threads import one_thread_each
 from simjax.status import ConvergenceWarning, Status, convergence_message, row_status
 from simjax.verify import Verification, sample_rows, verify_rows
 
@@ -474,7 +475,8 @@ class _Run:
         if start is not None:  # ỹ = q‖t‖ Uᵀy, the inverse of `_full_duals`
             dual = design.coordinates(start.duals.T, precise=precise) / np.asarray(rows.dual_scale)
             begin = start.weights / point_scale, dual
-        portfolio.run(self.solver, factorisation, rows, board, max_iters, mesh=self.mesh, start=begin)
+        with one_thread_each():
+            portfolio.run(self.solver, factorisation, rows, board, max_iters, mesh=self.mesh, start=begin)
         weights = board.weights * point_scale
         return board, weights, _full_duals(problem, factorisation, rows, board.dual, column_scale)
 
