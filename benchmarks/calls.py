@@ -29,7 +29,7 @@ from simjax.solve import solve_problem
 
 BEGIN, END = "<!-- calls:begin -->", "<!-- calls:end -->"
 
-FIRST = ("digits-m1000-l1", "standard-m100-l1", "standard-m500-l1", "standard-m1000-perspective")
+FIRST = ("digits-m1000-l1", "standard-m100-l1", "standard-m500-l1")
 PATH_SAMPLES = 500
 PATH_OBJECTIVES = ("l1", "perspective")
 PATH_ALPHAS = tuple(np.geomspace(1e-1, 1e-3, 20).tolist())
