@@ -1,8 +1,8 @@
-"""The Fashion-MNIST baselines of the SIM paper's experiments, and what is measured of them and of models fitted to them.
+"""The Fashion-MNIST baselines of the SIM paper's experiments, and what is measured of them and of fitted models.
 
-Each is a bias-free 784-64-32-16-10 ReLU network, trained with a mini-batch of 64. A seed chooses the initial weights, the
-order of the training samples (so which are held out, and which come first when some are chosen), the order in which
-they are visited, and in `measures` the pixels that are attacked.
+Each is a bias-free 784-64-32-16-10 ReLU network, trained with a mini-batch of 64. A seed chooses the initial weights,
+the order of the training samples (so which are held out, and which come first when some are chosen), the order in
+which they are visited, and in `measures` the pixels that are attacked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -43,8 +43,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 QUICK_TRAINING, QUICK_TEST = 6000, 500  # samples
 
 EPSILONS = (0.004, 0.008)  # of the paper, for pixels from 0 to 1
-FRACTIONS = {"fgsm_half": 0.5, "fgsm": 1.0}  # of the pixels
-ATTACKS = (*FRACTIONS, "pgd")
+SHARES = {"fgsm_half": 0.5, "fgsm": 1.0}  # of the pixels
+ATTACKS = (*SHARES, "pgd")
 MEAN, STD = 0.2860, 0.3530  # of the training pixels, as published; `standardised` inputs are (pixel − MEAN) / STD
 
 
@@ -209,18 +209,20 @@ def measures(
       ValueError: an unknown attack; inputs that do not fit.
     """
     model = model.export() if isinstance(model, MLP) else model
-    found: Record = {"clean": model.accuracy(inputs, labels)}
     for name in attacks:
         choice("attacks", name, ATTACKS)
-        few = slice(pgd_samples if name == "pgd" else None)
-        U, wanted = inputs[few], labels[few]
-        attacked: Iterable[np.ndarray]
-        if name == "pgd":
-            attacked = (pgd(model, U, wanted, unit * epsilon, steps=steps, seed=seed) for epsilon in EPSILONS)
-        else:  # one gradient serves every ε
-            signs = np.sign(fgsm(model, U, wanted, 1.0, fraction=FRACTIONS[name], seed=seed) - U)
-            attacked = (U + unit * epsilon * signs for epsilon in EPSILONS)
-        found[name] = [model.accuracy(perturbed, wanted) for perturbed in attacked]
+    found: Record = {"clean": model.accuracy(inputs, labels)}
+    gradient = [name for name in attacks if name in SHARES]
+    if gradient:  # one gradient serves every ε and every share of the pixels
+        signs = np.sign(fgsm(model, inputs, labels, 1.0) - inputs)
+        pixels = np.random.default_rng(seed).permuted(np.tile(np.arange(model.p), (len(inputs), 1)), axis=1)
+        for name in gradient:
+            step = signs * (pixels < SHARES[name] * model.p)
+            found[name] = [model.accuracy(inputs + unit * epsilon * step, labels) for epsilon in EPSILONS]
+    if "pgd" in attacks:
+        U, wanted = inputs[:pgd_samples], labels[:pgd_samples]
+        attacked = (pgd(model, U, wanted, unit * epsilon, steps=steps, seed=seed) for epsilon in EPSILONS)
+        found["pgd"] = [model.accuracy(perturbed, wanted) for perturbed in attacked]
     if certificates:
         found["certified"] = [certified(model, inputs, labels, unit * epsilon) for epsilon in EPSILONS]
     return found
