@@ -7,11 +7,11 @@ which they are visited, and in `measures` the pixels that are attacked.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ from benchmarks.problems import NETWORKS, cache_folder
 from benchmarks.records import Record
 from simjax import datasets
 from simjax._checks import choice
+from simjax.equilibrium import eliminate_diagonal
 from simjax.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.robustness import certified_accuracy, fgsm, pgd
@@ -48,7 +49,7 @@ ATTACKS = (*SHARES, "pgd")
 MEAN, STD = 0.2860, 0.3530  # of the training pixels, as published; `standardised` inputs are (pixel − MEAN) / STD
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Samples in the order of a seed; inputs (m, 784), labels (m,).
 
@@ -208,7 +209,7 @@ def measures(
     Raises:
       ValueError: an unknown attack; inputs that do not fit.
     """
-    model = model.export() if isinstance(model, MLP) else model
+    model = without_loops(model.export() if isinstance(model, MLP) else model)
     for name in attacks:
         choice("attacks", name, ATTACKS)
     found: Record = {"clean": model.accuracy(inputs, labels)}
@@ -226,6 +227,20 @@ def measures(
     if certificates:
         found["certified"] = [certified(model, inputs, labels, unit * epsilon) for epsilon in EPSILONS]
     return found
+
+
+def without_loops(model: ImplicitModel) -> ImplicitModel:
+    """The same ReLU model with A_ii = 0: its states and outputs are the same, and take far fewer passes to find.
+
+    Raises:
+      ValueError: another activation.
+    """
+    choice("model.activation", model.activation, ("relu",))
+    dense = model.to_dense()
+    with jax.enable_x64(True):
+        bias = None if model.b is None else jnp.asarray(model.b)
+        A, B, b = eliminate_diagonal(jnp.asarray(dense.A), jnp.asarray(dense.B), bias)
+        return dataclasses.replace(dense, A=np.asarray(A), B=np.asarray(B), b=None if b is None else np.asarray(b))
 
 
 def certified(model: ImplicitModel, inputs: Any, labels: Any, epsilon: float) -> float:

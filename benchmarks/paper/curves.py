@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import simjax
-from benchmarks.paper.baselines import Split, baseline, sparsity
+from benchmarks.paper.baselines import Split, baseline, sparsity, without_loops
 from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
 from benchmarks.paper.robustness import Job
 from benchmarks.problems import KAPPA
@@ -119,9 +119,10 @@ def of_path(every: Sequence[Record], quick: bool) -> Iterator[Record]:
         kappa=KAPPA,
         **RECIPES[first["recipe"]].options,
     )
-    baseline_accuracy = network.export().accuracy(split.test_inputs, split.test_labels)
+    test = split.test_inputs, split.test_labels
+    baseline_accuracy = network.export().accuracy(*test)
     for keys, result in zip(every, path.fits):
-        accuracy = result.model.accuracy(split.test_inputs, split.test_labels)
+        accuracy = without_loops(result.model).accuracy(*test)
         yield {
             **keys,
             "sparsity": sparsity(result.model, network),
