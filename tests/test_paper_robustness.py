@@ -137,7 +137,7 @@ def test_the_attacked_pixels_follow_the_seed():
 def test_a_network_and_its_implicit_form_measure_alike(tiny):
     network = MLP((P, 4, Q), rngs=nnx.Rngs(0))
     arguments = (tiny.test_inputs, tiny.test_labels, 0)
-    assert measures(network, *arguments, pgd_samples=10) == measures(network.export(), *arguments, pgd_samples=10)
+    assert measures(network, *arguments, few=10) == measures(network.export(), *arguments, few=10)
 
 
 def test_a_model_without_self_loops_has_the_same_outputs():
@@ -244,7 +244,7 @@ def test_the_picture_is_drawn(tmp_path):
 def test_a_quick_run_from_end_to_end(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "QUICK_SAMPLES", 30)
     monkeypatch.setattr(baselines, "QUICK_TEST", 40)
-    monkeypatch.setattr(robustness, "PGD_SAMPLES", 20)
+    monkeypatch.setattr(robustness, "FEW", 20)
     command.main(["robustness", "--quick", "--folder", str(tmp_path)])
     records = command.read(tmp_path / "robustness.json")
     assert {record["part"] for record in records} == {"baseline", "table", "path"}

@@ -183,7 +183,7 @@ def measures(
     attacks: Sequence[str] = ATTACKS,
     certificates: bool = True,
     steps: int = 10,
-    pgd_samples: int | None = None,
+    few: int | None = None,
 ) -> Record:
     """Accuracies, clean and under attacks with ε of `EPSILONS`; the attacker uses the gradient of the model itself.
 
@@ -191,7 +191,8 @@ def measures(
         fgsm_half    fast gradient sign on half of the pixels, drawn for each sample: the paper's attack
         fgsm         the same on all pixels
         pgd          projected gradient ascent on all pixels, from a random start
-        certified    share of samples proved right for every input within ε, by the better of two certificates
+        certified    share of samples proved right for every input within ε, by the boxes of
+                     `simjax.robustness.output_box`, on all these models the better of the two certificates
 
     Args:
       model: of a fit, or a network.
@@ -201,7 +202,7 @@ def measures(
       attacks: which of `ATTACKS` to make.
       certificates: whether to certify.
       steps: of "pgd".
-      pgd_samples: "pgd" only attacks the first so many; None means all.
+      few: "pgd" and "certified" only look at the first so many samples; None means all.
 
     Returns:
       "clean" as a fraction; "fgsm_half" and so on as lists in the order of `EPSILONS`, those asked for.
@@ -221,11 +222,13 @@ def measures(
             step = signs * (pixels < SHARES[name] * model.p)
             found[name] = [model.accuracy(inputs + unit * epsilon * step, labels) for epsilon in EPSILONS]
     if "pgd" in attacks:
-        U, wanted = inputs[:pgd_samples], labels[:pgd_samples]
+        U, wanted = inputs[:few], labels[:few]
         attacked = (pgd(model, U, wanted, unit * epsilon, steps=steps, seed=seed) for epsilon in EPSILONS)
         found["pgd"] = [model.accuracy(perturbed, wanted) for perturbed in attacked]
     if certificates:
-        found["certified"] = [certified(model, inputs, labels, unit * epsilon) for epsilon in EPSILONS]
+        boxes = (unit * epsilon for epsilon in EPSILONS)
+        U, wanted = inputs[:few], labels[:few]
+        found["certified"] = [certified_accuracy(model, U, wanted, size, certificate="box") for size in boxes]
     return found
 
 
@@ -241,9 +244,3 @@ def without_loops(model: ImplicitModel) -> ImplicitModel:
         bias = None if model.b is None else jnp.asarray(model.b)
         A, B, b = eliminate_diagonal(jnp.asarray(dense.A), jnp.asarray(dense.B), bias)
         return dataclasses.replace(dense, A=np.asarray(A), B=np.asarray(B), b=None if b is None else np.asarray(b))
-
-
-def certified(model: ImplicitModel, inputs: Any, labels: Any, epsilon: float) -> float:
-    """Certified accuracy by the better of the certificates, see `simjax.robustness.certified_accuracy`."""
-    kinds = ("elementwise", "box")
-    return max(certified_accuracy(model, inputs, labels, epsilon, certificate=kind) for kind in kinds)

@@ -50,8 +50,8 @@ RECIPES: Mapping[str, Recipe] = {
         "recommended (natural units, mean of squares, A without diagonal)",
         {"reduction": "mean", "units": "natural", "support": "hollow"},
         2000,
-        (1e-2, 5e-3, 2.5e-3, 1.2e-3, 6e-4, 3e-4, 1.5e-4, 7e-5),
-        6e-4,
+        (6e-3, 3e-3, 1.5e-3, 8e-4, 4e-4, 2e-4, 1e-4),
+        4e-4,
     ),
 }
 
