@@ -60,7 +60,7 @@ RECIPES: Mapping[str, Recipe] = {
         "recommended (natural units, mean of squares, A without diagonal)",
         {"reduction": "mean", "units": "natural", "support": "hollow"},
         2000,
-        (5e-3, 2e-3, 1e-3, 5e-4, 2.5e-4, 1.2e-4),
+        (4e-3, 1.5e-3, 6e-4, 2e-4, 6e-5, 2e-5),
         ("l1", "perspective", "perspective-100th"),
         5e-4,
     ),

@@ -113,7 +113,7 @@ ONCE = (700, 300, 100)
 
 # The recommended recipe: natural units, A without diagonal, mean loss.
 PATH_SAMPLES = 1000
-PATH_ALPHAS = {"l1": (3e-3, 1.2e-3, 5e-4, 2e-4), "perspective": (1.5e-2, 6e-3, 2.5e-3, 1e-3)}
+PATH_ALPHAS = {"l1": (3e-3, 1e-3, 3e-4, 6e-5), "perspective": (1.5e-2, 5e-3, 1.5e-3, 3e-4)}
 MU_RATIO = 0.01  # μ/α of the perspective penalty: weights above 0.1 pay as in ridge, those below as in L1
 PGD_STEPS = 10
 FEW = 1000  # test samples that PGD attacks and that are certified, the first ones
