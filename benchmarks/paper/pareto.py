@@ -102,9 +102,6 @@ class Method:
 _EQUAL, _ADAPTIVE = Selection(), Selection(weights="baseline")
 _PAPER = Selection(support="full", units="rescaled", objective="perspective", guess=1e-4)
 METHODS: Mapping[str, Method] = {
-    "forward": Method("feed-forward A, natural units, l1", selection=_EQUAL),
-    "forward-refit": Method("the same + least squares", selection=_EQUAL, refit="support"),
-    "fit-refit": Method("adaptive to a first fit + least squares", selection=Selection(weights="fit"), refit="support"),
     "adaptive": Method("adaptive to the network", selection=_ADAPTIVE),
     "adaptive-refit": Method("adaptive to the network + least squares", selection=_ADAPTIVE, refit="support"),
     "adaptive-layers": Method("adaptive to the network + least squares by layers", selection=_ADAPTIVE, refit="layers"),
@@ -113,6 +110,9 @@ METHODS: Mapping[str, Method] = {
     "magnitude-layers": Method("magnitude pruning + least squares by layers", "network", refit="layers"),
     "dense": Method("magnitude pruning of a dense solution", "dense"),
     "dense-refit": Method("magnitude pruning of a dense solution + least squares", "dense", refit="support"),
+    "forward": Method("feed-forward A, natural units, l1", selection=_EQUAL),
+    "forward-refit": Method("the same + least squares", selection=_EQUAL, refit="support"),
+    "fit-refit": Method("adaptive to a first fit + least squares", selection=Selection(weights="fit"), refit="support"),
     "hollow-refit": Method(
         "hollow A, ball, adaptive to the network + least squares",
         selection=Selection(support="hollow", weights="baseline"),
@@ -126,12 +126,12 @@ METHODS: Mapping[str, Method] = {
     "paper": Method(f"the paper's, m = {FEW:,} samples only", selection=dataclasses.replace(_PAPER, samples=FEW)),
 }
 # Those that take long and settle one question each are run for CHOICE_SEED only.
-METHODS_OF_ONE_SEED = ("hollow-refit", "forward-mu", "paper-all", "paper")
+METHODS_OF_ONE_SEED = ("forward", "forward-refit", "fit-refit", "hollow-refit", "forward-mu", "paper-all", "paper")
 METHODS_OF_ALL_SEEDS = tuple(name for name in METHODS if name not in METHODS_OF_ONE_SEED)
 # What may be chosen as ours; pruning is what it is compared with.
 CANDIDATES = tuple(name for name in METHODS_OF_ALL_SEEDS if METHODS[name].source == "sim")
 QUICK_TARGETS = (0.8,)
-QUICK_METHODS = ("forward-refit", "adaptive-layers", "magnitude", "magnitude-refit", "dense-refit")
+QUICK_METHODS = ("adaptive-layers", "magnitude", "magnitude-refit", "dense-refit")
 
 
 # --- Running -----------------------------------------------------------------------------------------------------
