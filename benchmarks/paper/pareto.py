@@ -38,7 +38,7 @@ from simjax.path import _PLAN_DEFAULTS, _SOLVE_DEFAULTS
 from simjax.penalties import NoPenalty
 from simjax.solve import Start, Workspace, dense_rows
 from simjax.states import States
-from simjax.streaming import StreamedStates
+from simjax.streaming import StreamedStates, SufficientStatistics
 
 NAME = "pareto"
 TARGETS = (0.6, 0.8, 0.9)
@@ -367,8 +367,10 @@ class Trials:
         targets = np.concatenate([states.preactivations, states.outputs], axis=1)
         weights, proved = np.zeros(mask.shape), []
         for rows in [*(every[layer] for layer in states.layer_slices()[::-1]), every[n:]]:
+            statistics = SufficientStatistics(design.shape[1], rows.size)
+            statistics.update(design, targets[:, rows])  # the same rows with at most d + 1 samples
             solution = simjax.solve_rows(
-                design, targets[:, rows], loss_weight=1.0 / states.m, penalty=NoPenalty(), support=mask[rows]
+                *statistics.compressed(), loss_weight=1.0 / states.m, penalty=NoPenalty(), support=mask[rows]
             )
             weights[rows] = dense_rows(solution.weights)
             proved.append(certified(cast(Any, solution)))
