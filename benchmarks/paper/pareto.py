@@ -506,7 +506,7 @@ def verdicts(records: Sequence[Record]) -> list[str]:
                 f"- {_word(bool(np.all(ours[1:] >= base[1:])))}: at {100 * target:.0f} %, attacked accuracy at or "
                 f"above the baseline's: {told} points at ε = {' and '.join(map(str, EPSILONS))}."
             )
-        there = {record["method"] for record in records if record["split"] == "test"}
+        there = {record["method"] for record in records if (record["split"], record["target"]) == ("test", target)}
         rivals = [name for name, rival in METHODS.items() if rival.source != "sim" and name in there]
         if target >= 0.8 and rivals:
             best = np.max([means(records, rival, target) for rival in rivals], axis=0)
