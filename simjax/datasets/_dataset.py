@@ -1,0 +1,32 @@
+"""What a loader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A classification data set, split into training and test samples.
+
+    Attributes:
+        name: the name by which `load` knows it.
+        train_inputs, test_inputs: (m, p) float64 in [0, 1].
+        train_labels, test_labels: (m,) int64 class indices.
+        class_names: what the indices mean.
+    """
+
+    name: str
+    train_inputs: np.ndarray
+    train_labels: np.ndarray
+    test_inputs: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test "
+            f"samples, {self.train_inputs.shape[1]} inputs, {len(self.class_names)} classes)"
+        )
