@@ -1,0 +1,55 @@
+"""Data sets, loaders only.
+
+Images: inputs in float64 from 0 to 1, one flattened image a row, and class indices. Texts (`load_newsgroups`): as
+they are, and class indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simjax._checks import choice
+from simjax.datasets._dataset import Dataset, TextDataset
+from simjax.datasets.digits import DIGITS_TEST_SAMPLES, load_digits
+from simjax.datasets.fashion_mnist import (
+    FASHION_MNIST_CLASSES,
+    FASHION_MNIST_SHA256,
+    FASHION_MNIST_URL,
+    find_fashion_mnist,
+    load_fashion_mnist,
+)
+from simjax.datasets.newsgroups import (
+    NEWSGROUPS_SHA256,
+    NEWSGROUPS_URL,
+    find_newsgroups,
+    load_newsgroups,
+)
+
+__all__ = [
+    "DIGITS_TEST_SAMPLES",
+    "FASHION_MNIST_CLASSES",
+    "FASHION_MNIST_SHA256",
+    "FASHION_MNIST_URL",
+    "LOADERS",
+    "NEWSGROUPS_SHA256",
+    "NEWSGROUPS_URL",
+    "Dataset",
+    "TextDataset",
+    "find_fashion_mnist",
+    "find_newsgroups",
+    "load",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_newsgroups",
+]
+
+LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "fashion-mnist": load_fashion_mnist}
+
+
+def load(name: str) -> Dataset:
+    """The data set of that name: "digits" or "fashion-mnist".
+
+    Raises:
+        ValueError: an unknown name; else as the loader of that data set.
+    """
+    return LOADERS[choice("name", name, LOADERS)]()

@@ -1,0 +1,57 @@
+"""What the loaders return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A classification data set, split into training and test samples.
+
+    Attributes:
+        name: the name by which `load` knows it.
+        train_inputs, test_inputs: (m, p) float64 in [0, 1].
+        train_labels, test_labels: (m,) int64 class indices.
+        class_names: what the indices mean.
+    """
+
+    name: str
+    train_inputs: np.ndarray
+    train_labels: np.ndarray
+    test_inputs: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test "
+            f"samples, {self.train_inputs.shape[1]} inputs, {len(self.class_names)} classes)"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TextDataset:
+    """A classification data set of texts, split into training and test samples; who wants numbers vectorises them.
+
+    Attributes:
+        name: of the data set.
+        train_texts, test_texts: m texts each.
+        train_labels, test_labels: (m,) int64 class indices.
+        class_names: what the indices mean.
+    """
+
+    name: str
+    train_texts: tuple[str, ...]
+    train_labels: np.ndarray
+    test_texts: tuple[str, ...]
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"TextDataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test texts, "
+            f"{len(self.class_names)} classes)"
+        )

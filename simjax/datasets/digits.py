@@ -1,0 +1,29 @@
+"""scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simjax.datasets._dataset import Dataset
+
+DIGITS_TEST_SAMPLES = 360
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, always shuffled alike; 360 are for testing."""
+    from sklearn.datasets import (
+        load_digits as sklearn_digits,
+    )  # here: the library itself needs no scikit-learn
+
+    images, labels = sklearn_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, train = order[:DIGITS_TEST_SAMPLES], order[DIGITS_TEST_SAMPLES:]
+    inputs, labels = images / 16.0, labels.astype(np.int64)
+    return Dataset(
+        name="digits",
+        train_inputs=inputs[train],
+        train_labels=labels[train],
+        test_inputs=inputs[test],
+        test_labels=labels[test],
+        class_names=tuple("0123456789"),
+    )
