@@ -56,9 +56,7 @@ class ResNet(nnx.Module):
         ValueError: a number below 1.
     """
 
-    def __init__(
-        self, blocks: int = 3, width: int = 16, classes: int = 100, *, rngs: nnx.Rngs | None = None
-    ) -> None:
+    def __init__(self, blocks: int = 3, width: int = 16, classes: int = 100, *, rngs: nnx.Rngs | None = None) -> None:
         self.blocks = positive_integer("blocks", blocks)
         self.width = positive_integer("width", width)
         self.classes = positive_integer("classes", classes)
