@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import tarfile
 import urllib.error
 import urllib.request
 
@@ -10,9 +11,21 @@ import numpy as np
 import pytest
 
 from simjax import datasets
-from simjax.datasets import FASHION_MNIST_SHA256, Dataset, _files, fashion_mnist, load, load_digits, load_fashion_mnist
+from simjax.datasets import (
+    FASHION_MNIST_SHA256,
+    Dataset,
+    TextDataset,
+    _files,
+    fashion_mnist,
+    load,
+    load_digits,
+    load_fashion_mnist,
+    load_newsgroups,
+    newsgroups,
+)
 
 OFFICIAL = datasets.find_fashion_mnist()  # before any test moves the folders
+OFFICIAL_NEWS = datasets.find_newsgroups()
 
 
 def idx(array):
@@ -213,3 +226,140 @@ def test_idx_header_must_fit():
     for contents in (idx(array)[:-1], idx(array) + b"x"):
         with pytest.raises(ValueError, match=r"does not fit its header's shape \(2, 3, 4\)"):
             fashion_mnist._parse_idx(contents, "here")
+
+
+# ---- 20 Newsgroups ---------------------------------------------------------------------------------------
+
+MESSAGE = "From: a@b.c\nSubject: caf\u00e9\n\nX wrote:\n> quoted\nAn answer.\n\n--\nsignature\n"
+MESSAGES = {  # not in the order of their groups and numbers
+    "20news-bydate-test/sci.space/7": MESSAGE,
+    "20news-bydate-train/sci.space/10": "ten",
+    "20news-bydate-train/sci.space/9": "nine",
+    "20news-bydate-train/alt.atheism/3": "three",
+    "20news-bydate-test/alt.atheism/4": "four",
+}
+
+
+def archive(compression="gz", others=()):
+    """An archive of `MESSAGES`, with `others` as (TarInfo, contents) in front."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=f"w:{compression}") as tar:
+        folder = tarfile.TarInfo("20news-bydate-train/sci.space")
+        folder.type = tarfile.DIRTYPE
+        messages = [(tarfile.TarInfo(name), text.encode("latin-1")) for name, text in MESSAGES.items()]
+        for info, contents in [(folder, b""), *others, *messages]:
+            info.size = len(contents)
+            tar.addfile(info, io.BytesIO(contents))
+    return file.getvalue()
+
+
+def put_archive(monkeypatch, folder, contents, name="20news-bydate.tar.gz"):
+    """The file in a folder, as the official one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(contents)
+    monkeypatch.setitem(newsgroups.NEWSGROUPS_SHA256, name, hashlib.sha256(contents).hexdigest())
+
+
+@pytest.mark.skipif(OFFICIAL_NEWS is None, reason="20 Newsgroups is not on this machine")
+def test_official_newsgroups():
+    data = load_newsgroups()
+    assert (len(data.train_texts), len(data.test_texts)) == (11_314, 7_532)
+    assert (data.train_labels.shape, data.test_labels.shape) == ((11_314,), (7_532,))
+    assert len(data.class_names) == 20
+    assert np.bincount(data.train_labels)[[0, 10]].tolist() == [480, 600]
+    assert data.class_names[10] == "rec.sport.hockey"
+    assert all("\n\n" in text for text in data.train_texts)  # the headers are there
+
+
+@pytest.mark.parametrize("place", ["chosen", "chosen/20newsgroups", "system/20newsgroups", "cache/simjax/20newsgroups"])
+@pytest.mark.parametrize("compression", ["gz", "xz"])
+def test_newsgroups_are_found_in_each_place(compression, place, machine, monkeypatch):
+    monkeypatch.setenv("SIMJAX_DATA_DIR", str(machine / "chosen"))
+    assert datasets.find_newsgroups() is None
+    put_archive(monkeypatch, machine / place, archive(compression), f"20news-bydate.tar.{compression}")
+    data = load_newsgroups()
+    assert isinstance(data, TextDataset)
+    assert data.class_names == ("alt.atheism", "sci.space")
+    assert data.train_texts == ("three", "nine", "ten")
+    assert data.test_texts == ("four", MESSAGE)
+    np.testing.assert_array_equal(data.train_labels, [0, 1, 1])
+    np.testing.assert_array_equal(data.test_labels, [0, 1])
+    assert data.train_labels.dtype == np.int64
+    assert repr(data) == "TextDataset('20newsgroups', 3 training and 2 test texts, 2 classes)"
+
+
+@pytest.mark.parametrize(
+    ("remove", "left"),
+    [
+        (("headers",), "X wrote:\n> quoted\nAn answer.\n\n--\nsignature\n"),
+        (["footers"], "From: a@b.c\nSubject: caf\u00e9\n\nX wrote:\n> quoted\nAn answer.\n"),
+        (("quotes",), "From: a@b.c\nSubject: caf\u00e9\n\nAn answer.\n\n--\nsignature\n"),
+        (("quotes", "headers", "footers"), "An answer.\n"),
+    ],
+)
+def test_what_is_stripped_of_a_message(remove, left, machine, monkeypatch):
+    put_archive(monkeypatch, machine / "cache" / "simjax" / "20newsgroups", archive())
+    assert load_newsgroups(remove).test_texts[1] == left
+
+
+def test_what_cannot_be_removed(machine):
+    with pytest.raises(ValueError, match="remove must be one of 'headers', 'footers', 'quotes'; got 'body'"):
+        load_newsgroups(("headers", "body"))
+    for remove in ("headers", (1,)):
+        with pytest.raises(TypeError, match="remove must be a sequence of names"):
+            load_newsgroups(remove)
+
+
+def test_only_messages_are_read_and_nothing_is_written(machine, monkeypatch):
+    outside, link = tarfile.TarInfo("../../escaped"), tarfile.TarInfo("20news-bydate-train/sci.space/1")
+    absolute = tarfile.TarInfo(str(machine / "absolute"))
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    contents = archive(others=[(outside, b"out"), (absolute, b"out"), (link, b"")])
+    put_archive(monkeypatch, machine / "system" / "20newsgroups", contents)
+    before = set(machine.rglob("*"))
+    assert load_newsgroups().train_texts == ("three", "nine", "ten")
+    assert set(machine.rglob("*")) == before
+
+
+def test_newsgroups_without_network(machine, monkeypatch):
+    monkeypatch.setenv("SIMJAX_DATA_DIR", str(machine / "chosen"))
+    with pytest.raises(FileNotFoundError, match=r"Put 20news-bydate\.tar\.gz into one of") as caught:
+        load_newsgroups()
+    for part in (newsgroups.NEWSGROUPS_URL, "no network", str(machine / "chosen"), str(machine / "cache")):
+        assert part in str(caught.value)
+
+
+def test_newsgroups_are_downloaded_into_the_cache(machine, monkeypatch):
+    served = []
+
+    def serve(url, timeout):
+        served.append(url)
+        return io.BytesIO(archive())
+
+    monkeypatch.setattr(urllib.request, "urlopen", serve)
+    with pytest.raises(ValueError, match=r"20news-bydate\.tar\.gz is not the official file: sha256 is"):
+        load_newsgroups()
+    assert datasets.find_newsgroups() is None  # a wrong download is not kept
+    # gzip stores the time in its head: the checksum is of these very bytes.
+    contents = archive()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: served.append(url) or io.BytesIO(contents))
+    monkeypatch.setitem(newsgroups.NEWSGROUPS_SHA256, "20news-bydate.tar.gz", hashlib.sha256(contents).hexdigest())
+    assert len(load_newsgroups().train_texts) == 3
+    assert datasets.find_newsgroups() == machine / "cache" / "simjax" / "20newsgroups" / "20news-bydate.tar.gz"
+    load_newsgroups()
+    assert served == [newsgroups.NEWSGROUPS_URL] * 2  # the third time from the cache
+
+
+@pytest.mark.parametrize("compression", ["gz", "xz"])
+def test_damaged_newsgroups(compression, machine, monkeypatch):
+    folder, name = machine / "system" / "20newsgroups", f"20news-bydate.tar.{compression}"
+    whole = archive(compression)
+    put_archive(monkeypatch, folder, whole, name)
+    (folder / name).write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match="is not the official file"):
+        load_newsgroups()
+    # Right by its checksum, and yet no archive: only a test can make such a file.
+    for contents in (whole[: len(whole) // 2], b"", b"no archive at all"):
+        put_archive(monkeypatch, folder, contents, name)
+        with pytest.raises(ValueError, match="is not a whole archive"):
+            load_newsgroups()

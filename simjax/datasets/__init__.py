@@ -1,6 +1,7 @@
-"""Data sets, loaders only: inputs in float64 from 0 to 1, one flattened image a row, and class indices.
+"""Data sets, loaders only.
 
-`load_cifar100` is apart: its images stay bytes, and are no flat rows (`ImageDataset`).
+Images: inputs in float64 from 0 to 1, one flattened image a row, and class indices; those of `load_cifar100` stay bytes
+and keep their shape. Texts (`load_newsgroups`): as they are, and class indices.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simjax._checks import choice
-from simjax.datasets._dataset import Dataset
-from simjax.datasets.cifar100 import CIFAR100_CLASSES, ImageDataset, find_cifar100, load_cifar100
+from simjax.datasets._dataset import Dataset, ImageDataset, TextDataset
+from simjax.datasets.cifar100 import CIFAR100_CLASSES, find_cifar100, load_cifar100
 from simjax.datasets.digits import DIGITS_TEST_SAMPLES, load_digits
 from simjax.datasets.fashion_mnist import (
     FASHION_MNIST_CLASSES,
@@ -17,6 +18,12 @@ from simjax.datasets.fashion_mnist import (
     FASHION_MNIST_URL,
     find_fashion_mnist,
     load_fashion_mnist,
+)
+from simjax.datasets.newsgroups import (
+    NEWSGROUPS_SHA256,
+    NEWSGROUPS_URL,
+    find_newsgroups,
+    load_newsgroups,
 )
 
 __all__ = [
@@ -26,14 +33,19 @@ __all__ = [
     "FASHION_MNIST_SHA256",
     "FASHION_MNIST_URL",
     "LOADERS",
+    "NEWSGROUPS_SHA256",
+    "NEWSGROUPS_URL",
     "Dataset",
     "ImageDataset",
+    "TextDataset",
     "find_cifar100",
     "find_fashion_mnist",
+    "find_newsgroups",
     "load",
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
+    "load_newsgroups",
 ]
 
 LOADERS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "fashion-mnist": load_fashion_mnist}

@@ -8,12 +8,12 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from simjax.datasets import _files
+from simjax.datasets._dataset import ImageDataset
 
 CIFAR100_URL = "https://www.cs.toronto.edu/~kriz/"
 CIFAR100_ARCHIVE = "cifar-100-binary.tar.gz"
@@ -43,32 +43,6 @@ CIFAR100_CLASSES = tuple(_CLASSES.split())
 _NAME = "cifar-100-binary"
 _SIDE = 32
 _RECORD = 2 + 3 * _SIDE * _SIDE  # coarse label, fine label, pixels channel by channel
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ImageDataset:
-    """Images to classify, as bytes: as numbers of eight bytes they would not fit into the memory of many machines.
-
-    Attributes:
-        name: of the data set.
-        train_images, test_images: (m, height, width, 3) uint8, read-only.
-        train_labels, test_labels: (m,) int64 class indices.
-        class_names: what the indices mean.
-    """
-
-    name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    class_names: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        height, width, channels = self.train_images.shape[1:]
-        return (
-            f"ImageDataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test images "
-            f"of {height}×{width}×{channels}, {len(self.class_names)} classes)"
-        )
 
 
 def load_cifar100() -> ImageDataset:
