@@ -18,7 +18,7 @@ from benchmarks.records import RESULTS, ROOT, merge, place, plain, read, write_b
 from simjax.model import atomic_file
 
 # Experiments by name; each module holds one as EXPERIMENT, and is imported only when it is asked for.
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = ("cifar", "cifar-full")
 BEGIN, END = "<!-- generated:begin -->", "<!-- generated:end -->"
 
 

@@ -180,7 +180,7 @@ class ResNet(nnx.Module):
             return sp.csr_array(sp.vstack(rows))
 
         height, width, channels = self._shape(self.depth - 1, shape)
-        W = np.asarray(self.classifier.kernel[...], np.float64).T
+        W = _host(self.classifier.kernel).T
         pooled = sp.kron(np.full((1, height * width), 1.0 / (height * width)), W, format="csr")
         n, p = sum(size[k] for k in chosen), sum(size[k] for k in feeding)
         biases = [np.tile(self._folded(k)[1], int(np.prod(self._shape(k, shape)[:2]))) for k in chosen]
@@ -192,13 +192,13 @@ class ResNet(nnx.Module):
             D=sp.csr_array((self.classes, p)),
             activation="relu",
             b=np.concatenate(biases),
-            c=np.asarray(self.classifier.bias[...], np.float64),
+            c=_host(self.classifier.bias),
         )
 
     def parameters_of(self, layers: int | None = None) -> int:
         """Weights and biases of the last `layers` layers and the classifier, normalisation folded in."""
         folded = (self._folded(layer) for layer in self._chosen(self._first(layers)))
-        head = self.classifier.kernel.size + self.classifier.bias.size
+        head = (self.classifier.in_features + 1) * self.classifier.out_features
         return int(head + sum(kernel.size + bias.size for kernel, bias in folded))
 
     def _first(self, layers: int | None) -> int:
@@ -229,12 +229,10 @@ class ResNet(nnx.Module):
 
     def _folded(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Kernel (3, 3, inputs, outputs) and bias of a layer with its normalisation folded in, float64."""
-        kernel, norm = self.convolutions[layer].kernel, self.norms[layer]
-        mean, variance, scale, bias = (
-            np.asarray(v[...], np.float64) for v in (norm.mean, norm.var, norm.scale, norm.bias)
-        )
+        norm = self.norms[layer]
+        mean, variance, scale, bias = (_host(v) for v in (norm.mean, norm.var, norm.scale, norm.bias))
         factor = scale / np.sqrt(variance + norm.epsilon)
-        return np.asarray(kernel[...], np.float64) * factor, bias - mean * factor
+        return _host(self.convolutions[layer].kernel) * factor, bias - mean * factor
 
     def _maps(self, layer: int, shape: tuple[int, int]) -> dict[int, sp.csr_array]:
         """The matrices by which a layer reads earlier ones."""
@@ -320,6 +318,11 @@ def _activations(
             z = z + _shortcut(found[layer - 2], z.shape)
         found[layer] = jax.nn.relu(z)
     return found
+
+
+def _host(variable: Any) -> np.ndarray:
+    """A Flax variable's value in float64."""
+    return np.asarray(variable[...], np.float64)
 
 
 def _has_shortcut(layer: int) -> bool:
