@@ -5,7 +5,7 @@ networks with cutout (2017): 200 epochs of batches of 128, SGD with Nesterov mom
 learning rate 0.1 divided by five after 60, 120 and 160 epochs, crops of images padded by an eighth of their side,
 mirror images, and a square of a quarter of the side cut out. That is for a GPU. For a processor:
 
-    --resolution 8 --epochs 12      images averaged over 4×4 pixels; fewer epochs
+    --resolution 8 --epochs 4       images averaged over 4×4 pixels; fewer epochs
     --schedule linear               the learning rate rises over a quarter of all steps, then falls to 0
     --minutes 8                     stop after so many minutes; the same command goes on where it stopped
 
