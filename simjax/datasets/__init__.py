@@ -1,7 +1,7 @@
 """Data sets, loaders only.
 
-Images: inputs in float64 from 0 to 1, one flattened image a row, and class indices. Texts (`load_newsgroups`): as
-they are, and class indices.
+Images: inputs in float64 from 0 to 1, one flattened image a row, and class indices; those of `load_cifar100` stay bytes
+and keep their shape. Texts (`load_newsgroups`): as they are, and class indices.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simjax._checks import choice
-from simjax.datasets._dataset import Dataset, TextDataset
+from simjax.datasets._dataset import Dataset, ImageDataset, TextDataset
+from simjax.datasets.cifar100 import CIFAR100_CLASSES, find_cifar100, load_cifar100
 from simjax.datasets.digits import DIGITS_TEST_SAMPLES, load_digits
 from simjax.datasets.fashion_mnist import (
     FASHION_MNIST_CLASSES,
@@ -26,6 +27,7 @@ from simjax.datasets.newsgroups import (
 )
 
 __all__ = [
+    "CIFAR100_CLASSES",
     "DIGITS_TEST_SAMPLES",
     "FASHION_MNIST_CLASSES",
     "FASHION_MNIST_SHA256",
@@ -34,10 +36,13 @@ __all__ = [
     "NEWSGROUPS_SHA256",
     "NEWSGROUPS_URL",
     "Dataset",
+    "ImageDataset",
     "TextDataset",
+    "find_cifar100",
     "find_fashion_mnist",
     "find_newsgroups",
     "load",
+    "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
     "load_newsgroups",

@@ -55,3 +55,29 @@ class TextDataset:
             f"TextDataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test texts, "
             f"{len(self.class_names)} classes)"
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageDataset:
+    """Images to classify, as bytes: as numbers of eight bytes they would not fit into the memory of many machines.
+
+    Attributes:
+        name: of the data set.
+        train_images, test_images: (m, height, width, 3) uint8, read-only.
+        train_labels, test_labels: (m,) int64 class indices.
+        class_names: what the indices mean.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        height, width, channels = self.train_images.shape[1:]
+        return (
+            f"ImageDataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test images "
+            f"of {height}×{width}×{channels}, {len(self.class_names)} classes)"
+        )

@@ -8,6 +8,7 @@ from simjax.nn.mlp import MLP
 from simjax.nn.mondeq import MonDEQ
 from simjax.nn.nemon import NEMON
 from simjax.nn.opteq import OptEq
+from simjax.nn.resnet import ResNet
 from simjax.nn.training import RECOMMENDED, TrainingReport, accuracy, train
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LinearDEQ",
     "MonDEQ",
     "OptEq",
+    "ResNet",
     "TrainingReport",
     "accuracy",
     "train",
