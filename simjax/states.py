@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simjax._checks import choice, matrix, positive_scalar
+from simjax._checks import choice, matrix, positive_integer, positive_scalar
 from simjax.activations import activation as find_activation
 from simjax.model import (
     ImplicitModel,
@@ -90,6 +91,7 @@ class States:
         biases: Sequence[Any] | None,
         activation: str,
         inputs: Any,
+        layers: int | None = None,
     ) -> States:
         """The float64 states of a layered network x_ℓ = φ(W_ℓ x_{ℓ−1} + b_ℓ), ŷ = W_{L+1} x_L + b_{L+1}.
 
@@ -98,15 +100,25 @@ class States:
             biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
             activation: name of φ.
             inputs: U (m, p).
+            layers: how many of the last hidden layers are states, 1 … L; what feeds the first of them is then the
+                input u. None means all.
 
         Raises:
-            ValueError, TypeError: as `ImplicitModel.from_layers`, and inputs that do not fit the first layer.
+            ValueError, TypeError: as `ImplicitModel.from_layers`, inputs that do not fit the first layer, and layers
+                that are not a number of hidden layers.
         """
         weights, biases = checked_layers(weights, biases)
         phi = find_activation(activation)
         U = matrix("inputs", inputs)
         if U.shape[1] != weights[0].shape[1]:
             raise ValueError(f"inputs has {U.shape[1]} columns, the network expects {weights[0].shape[1]}.")
+        hidden = len(weights) - 1
+        if layers is not None and positive_integer("layers", layers) > hidden:
+            raise ValueError(f"layers must be in 1 … {hidden}, the number of hidden layers, got {layers}.")
+        before = 0 if layers is None else hidden - layers
+        for W, b in zip(weights[:before], biases[:before]):
+            U = phi.host(U @ W.T if b is None else U @ W.T + b)
+        weights, biases = weights[before:], biases[before:]
         X = U
         Zs: list[np.ndarray] = []
         Xs: list[np.ndarray] = []
@@ -339,13 +351,14 @@ class States:
                 )
 
 
-def collect_states(network: Any, inputs: Any, *, variables: Any = None) -> States:
+def collect_states(network: Any, inputs: Any, *, variables: Any = None, layers: int | None = None) -> States:
     """The states of a trained network on `inputs` (m, p), in float64 whatever the network's own precision.
 
     Args:
         network: one of
 
-            * an object with a method `states(inputs)` that returns `States`, such as `simjax.nn.MLP`;
+            * an object with a method `states(inputs)` that returns `States`, such as `simjax.nn.MLP`, with an
+              argument `layers` if it lets one choose;
             * a Flax NNX module, run in evaluation mode on a copy;
             * a Flax Linen module, with `variables`.
 
@@ -355,23 +368,27 @@ def collect_states(network: Any, inputs: Any, *, variables: Any = None) -> State
             enters each layer must be what the chain gives.
         inputs: U (m, p), or (m, …) for a network that flattens its inputs itself.
         variables: Linen only, {"params": …}.
+        layers: how many of the last hidden layers are states; what feeds the first of them is then the input u.
+            None means all. For a convolutional network, whose states are many, see `simjax.nn.ResNet.states`.
 
     Raises:
         TypeError: the network is not such a chain, or not understood; the message says what to do instead.
-        ValueError: hidden layers with different activations, no hidden layer, inputs that do not fit.
+        ValueError: hidden layers with different activations, no hidden layer, inputs or layers that do not fit.
     """
     own = getattr(network, "states", None)
     if callable(own):
         if variables is not None:
             raise ValueError("variables is for Flax Linen modules; this network has its own method states(inputs).")
-        states = own(inputs)
+        if layers is not None and "layers" not in inspect.signature(own).parameters:
+            raise TypeError(f"layers must be None: {type(network).__name__}.states has no argument of that name.")
+        states = own(inputs) if layers is None else own(inputs, layers=layers)
         if not isinstance(states, States):
             raise TypeError(f"network.states(inputs) must return simjax.States, got {type(states).__name__}.")
         return states
     from simjax.nn.mlp import read_layers  # here, so that plain arrays need no Flax
 
     flat, weights, biases, name = read_layers(network, inputs, variables)
-    return States.from_layers(weights, biases, name, flat)
+    return States.from_layers(weights, biases, name, flat, layers)
 
 
 def _deviation(found: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -138,21 +137,6 @@ def test_a_network_and_its_implicit_form_measure_alike(tiny):
     network = MLP((P, 4, Q), rngs=nnx.Rngs(0))
     arguments = (tiny.test_inputs, tiny.test_labels, 0)
     assert measures(network, *arguments, few=10) == measures(network.export(), *arguments, few=10)
-
-
-def test_a_model_without_self_loops_has_the_same_outputs():
-    rng = np.random.default_rng(0)
-    A = rng.normal(size=(6, 6))
-    A *= 0.9 / np.abs(A).sum(axis=1, keepdims=True)
-    B, C, D, b = (rng.normal(size=shape) for shape in ((6, 5), (3, 6), (3, 5), 6))
-    model = ImplicitModel(A, B, C, D, b=b)
-    hollow = baselines.without_loops(model)
-    assert np.all(np.diag(hollow.A) == 0)
-    assert np.any(np.diag(model.A) != 0)
-    inputs = rng.normal(size=(20, 5))
-    np.testing.assert_allclose(hollow(inputs), model(inputs), atol=1e-8)
-    with pytest.raises(ValueError, match="activation"):
-        baselines.without_loops(dataclasses.replace(model, activation="tanh"))
 
 
 def test_an_unknown_attack_is_refused():

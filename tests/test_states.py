@@ -13,6 +13,7 @@ from flax import nnx
 
 from simjax.activations import ACTIVATIONS
 from simjax.model import ImplicitModel
+from simjax.nn import MLP
 from simjax.states import States, collect_states
 
 WEIGHTS = [np.random.default_rng(1).standard_normal(shape) for shape in ((6, 5), (4, 6), (3, 4), (2, 3))]
@@ -568,3 +569,50 @@ def test_bad_variables_and_inputs():
     network.layers[0].kernel[...] = jnp.full((5, 4), jnp.nan)
     with pytest.raises(ValueError, match="computes NaN or infinite"):
         collect_states(network, U)
+
+
+# --- Some layers only --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_the_last_layers_alone_give_the_same_states_and_outputs(use_bias):
+    network = MLP((6, 5, 4, 3, 2), use_bias=use_bias)
+    U = np.random.default_rng(0).normal(size=(9, 6))
+    whole, last = collect_states(network, U), collect_states(network, U, layers=2)
+    assert last.layer_sizes == (4, 3)
+    np.testing.assert_array_equal(last.activations, whole.activations[:, :7])
+    np.testing.assert_array_equal(last.inputs, whole.activations[:, 7:])
+    np.testing.assert_array_equal(last.outputs, whole.outputs)
+    np.testing.assert_allclose(last.baseline(last.inputs), whole.outputs, atol=1e-12)
+    assert_same(collect_states(network, U, layers=3), whole)
+
+
+def test_layers_are_those_there_are():
+    U = np.ones((2, 6))
+    network = MLP((6, 5, 4, 2))
+    for layers, error in ((0, ValueError), (3, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="layers"):
+            collect_states(network, U, layers=layers)
+
+    class Own:
+        def states(self, inputs):
+            return network.states(inputs)
+
+    with pytest.raises(TypeError, match=r"layers must be None: Own\.states"):
+        collect_states(Own(), U, layers=1)
+
+
+def test_a_flax_network_gives_its_last_layers_too():
+    class Chain(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.List(nnx.Linear(a, b, rngs=nnx.Rngs(a)) for a, b in ((6, 5), (5, 4), (4, 2)))
+
+        def __call__(self, u):
+            for layer in self.layers[:-1]:
+                u = jax.nn.relu(layer(u))
+            return self.layers[-1](u)
+
+    U = np.random.default_rng(0).normal(size=(9, 6))
+    whole, last = collect_states(Chain(), U), collect_states(Chain(), U, layers=1)
+    np.testing.assert_array_equal(last.activations, whole.activations[:, :4])
+    np.testing.assert_array_equal(last.inputs, whole.activations[:, 4:])

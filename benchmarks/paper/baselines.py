@@ -26,9 +26,9 @@ from benchmarks.problems import NETWORKS, cache_folder
 from benchmarks.records import Record
 from simjax import datasets
 from simjax._checks import choice
-from simjax.equilibrium import eliminate_diagonal
 from simjax.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, train
+from simjax.rescaling import eliminate_diagonal
 from simjax.robustness import certified_accuracy, fgsm, pgd
 
 DATASET = "fashion-mnist"
@@ -210,7 +210,8 @@ def measures(
     Raises:
       ValueError: an unknown attack; inputs that do not fit.
     """
-    model = without_loops(model.export() if isinstance(model, MLP) else model)
+    # Without self-loops equilibria are the same, and take far fewer passes to find.
+    model = eliminate_diagonal(model.export() if isinstance(model, MLP) else model)
     for name in attacks:
         choice("attacks", name, ATTACKS)
     found: Record = {"clean": model.accuracy(inputs, labels)}
@@ -230,17 +231,3 @@ def measures(
         U, wanted = inputs[:few], labels[:few]
         found["certified"] = [certified_accuracy(model, U, wanted, size, certificate="box") for size in boxes]
     return found
-
-
-def without_loops(model: ImplicitModel) -> ImplicitModel:
-    """The same ReLU model with A_ii = 0: its states and outputs are the same, and take far fewer passes to find.
-
-    Raises:
-      ValueError: another activation.
-    """
-    choice("model.activation", model.activation, ("relu",))
-    dense = model.to_dense()
-    with jax.enable_x64(True):
-        bias = None if model.b is None else jnp.asarray(model.b)
-        A, B, b = eliminate_diagonal(jnp.asarray(dense.A), jnp.asarray(dense.B), bias)
-        return dataclasses.replace(dense, A=np.asarray(A), B=np.asarray(B), b=None if b is None else np.asarray(b))

@@ -244,7 +244,7 @@ class Part:
         model = fit.model
         record = {
             "nonzeros": model.nonzeros,
-            "largest_weight": float(abs(fit.weights).max()),
+            "largest_weight": float(np.abs(fit.weights).max()),
             "well_posedness": model.well_posedness,
             "held_out_accuracy": model.accuracy(*self.held_out),
             "test_accuracy": model.accuracy(*self.test),

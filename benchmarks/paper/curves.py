@@ -16,12 +16,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import simjax
-from benchmarks.paper.baselines import Split, baseline, sparsity, without_loops
+from benchmarks.paper.baselines import Split, baseline, sparsity
 from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
 from benchmarks.paper.robustness import Job
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
+from simjax.rescaling import eliminate_diagonal
 
 NAME = "curves"
 KEYS = ("part", "recipe", "penalty", "m", "alpha", "seed")
@@ -134,7 +135,7 @@ def of_path(every: Sequence[Record], quick: bool) -> Iterator[Record]:
     test = split.test_inputs, split.test_labels
     baseline_accuracy = network.export().accuracy(*test)
     for keys, result in zip(every, path.fits):
-        accuracy = without_loops(result.model).accuracy(*test)
+        accuracy = eliminate_diagonal(result.model).accuracy(*test)
         yield {
             **keys,
             "sparsity": sparsity(result.model, network),

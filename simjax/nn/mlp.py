@@ -63,14 +63,17 @@ class MLP(nnx.Module):
             x = phi(layer(x))
         return self.layers[-1](x)
 
-    def states(self, inputs: Any) -> States:
+    def states(self, inputs: Any, layers: int | None = None) -> States:
         """The network's states on `inputs` (m, p), in float64.
 
+        Args:
+            layers: how many of the last hidden layers are states, as in `States.from_layers`; None means all.
+
         Raises:
-            ValueError: inputs that do not fit or are not finite, weights that are not finite.
+            ValueError: inputs that do not fit or are not finite, weights that are not finite, layers that do not fit.
         """
         weights, biases = self._parameters()
-        return States.from_layers(weights, biases, self.activation, inputs)
+        return States.from_layers(weights, biases, self.activation, inputs, layers)
 
     def export(self) -> ImplicitModel:
         """The network as an implicit model, exact in float64."""
