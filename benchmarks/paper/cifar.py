@@ -28,6 +28,7 @@ from simjax import datasets
 from simjax.datasets import ImageDataset
 from simjax.model import ImplicitModel
 from simjax.nn import ResNet
+from simjax.solve import dense_rows
 
 # Objectives: name, penalty, μ/α.
 OBJECTIVES: dict[str, tuple[str, float | None]] = {
@@ -244,7 +245,7 @@ class Part:
         model = fit.model
         record = {
             "nonzeros": model.nonzeros,
-            "largest_weight": float(np.abs(fit.weights).max()),
+            "largest_weight": float(np.abs(dense_rows(fit.weights)).max()),
             "well_posedness": model.well_posedness,
             "held_out_accuracy": model.accuracy(*self.held_out),
             "test_accuracy": model.accuracy(*self.test),
