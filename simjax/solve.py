@@ -28,7 +28,11 @@ from simjax.status import ConvergenceWarning, Status, convergence_message, row_s
 from simjax.verify import Verification, sample_rows, verify_rows
 
 # Two evaluations of a gap differ a little: the solvers stop below the tolerance that is then certified.
-_INTERNAL_TOL = 0.3
+# How a row is solved, and to which share of the tolerance asked for. The factorised problem is the stated one up to
+# rounding. Where that shows in the certificate, and only there, a row is polished in the samples themselves; then it is
+# solved with a factorisation of Φ itself, which does not square its condition number, and polished again.
+_ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 0.3))
+_ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 # Columns whose norms differ by more than this are brought to norm one for the solver.
 _COLUMN_SPREAD = 1e3
 
@@ -434,25 +438,29 @@ class _Run:
                 settled = rows - part.rows
                 progress(dataclasses.replace(part, rows=rows, solved=part.solved + settled))
 
-        precise, tol = problem.exact, _INTERNAL_TOL * self.tol
-        while live.size and max_iters > 0:
-            part = problem.take(live)
-            begin = None if start is None else start.take(live)
+        best = np.full(rows, np.inf)
+        for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
+            if live.size == 0 or max_iters <= 0:
+                break
+            part, tol = problem.take(live), share * self.tol
             with jax.enable_x64(True):
-                board, weights, duals = self._attempt(part, tol, max_iters, precise, begin, report)
-            answer.weights[live], answer.duals[live] = weights, duals
+                if way == "samples":
+                    board, weights, duals = self._refine(part, tol, answer.weights[live], report)
+                else:
+                    begin = None if start is None else start.take(live)
+                    board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", begin, report)
             answer.passes[live] += board.passes
             answer.newton_steps[live] += board.newton_steps
             answer.polished[live] |= board.polished
-            # The factorised problem is the stated one up to rounding. Where that shows, and only there, go again with
-            # a factorisation of Φ itself, which does not square its condition number, and a tighter tolerance.
-            certificate = certify(part, weights, [duals])
-            disagree = (board.gap <= tol) & (row_status(certificate, self.tol, exact=part.exact) != Status.SOLVED)
             max_iters -= int(board.passes.max(initial=0))
-            live = live[disagree]
-            if precise and tol < 0.01 * self.tol:
-                break
-            precise, tol = True, 0.1 * tol
+            certificate = certify(part, weights, [duals])
+            better = (certificate.relative_gap < best[live]) | np.isinf(best[live])
+            chosen = live[better]
+            answer.weights[chosen], answer.duals[chosen] = weights[better], duals[better]
+            best[chosen] = certificate.relative_gap[better]
+            solved = row_status(certificate, self.tol, exact=part.exact) == Status.SOLVED
+            # Only rows that the solver takes for solved and the certificate does not have anything to gain.
+            live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
         return answer
 
     def _attempt(
@@ -479,6 +487,19 @@ class _Run:
             portfolio.run(self.solver, factorisation, rows, board, max_iters, mesh=self.mesh, start=begin)
         weights = board.weights * point_scale
         return board, weights, _full_duals(problem, factorisation, rows, board.dual, column_scale)
+
+    def _refine(
+        self, problem: RowProblem, tol: float, guess: np.ndarray, report: ProgressCallback
+    ) -> tuple[Scoreboard, np.ndarray, np.ndarray]:
+        """A polish of weights (R, d) whose residuals are computed in the samples; else as `_attempt`."""
+        design, column_scale = self.workspace.scaled, self.workspace.column_scale
+        samples = design.itself()
+        rows = canonical_rows(problem, samples, problem.targets.T, column_scale)
+        point_scale = np.asarray(rows.point_scale)
+        board = Scoreboard(samples, rows, tol, report)
+        with one_thread_each():
+            portfolio.refine(design.factorisation(precise=False), samples, rows, board, guess / point_scale)
+        return board, board.weights * point_scale, board.dual * np.asarray(rows.dual_scale)
 
     def _mark_infeasible(
         self, problem: RowProblem, certificate: Certificate, status: np.ndarray

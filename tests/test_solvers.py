@@ -29,7 +29,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import linprog
 
 import simjax
-from simjax import ConvergenceWarning, solve_rows
+from simjax import ConvergenceWarning, solve, solve_rows
 
 SOLVERS = ("auto", "admm", "proximal_gradient")
 MASK = generator(11).random((ROWS, WIDTH)) < 0.7
@@ -501,3 +501,17 @@ def test_nearly_interpolating_rows_are_certified_by_auto():
         for kind in ("free", "ball", "ball and mask"):
             problem = {"loss_weight": 1.0, "penalty": penalty, **CONSTRAINTS[kind]}
             assert_solved(design, targets, solve_rows(design, targets, **problem), **problem)
+
+
+@pytest.mark.parametrize(("penalty", "weight"), [(simjax.L1, 1e-4), (simjax.Perspective, 1e-5)])
+def test_near_exact_fits_of_large_targets_are_polished_in_the_samples(monkeypatch, penalty, weight):
+    # Columns with a common mean: targets 1e8 times as large, in the units of the loss, as the slopes that decide.
+    rng = np.random.default_rng(0)
+    design = 10.0 + rng.normal(size=(3000, 24))
+    truth = rng.normal(size=(6, 24)) * (rng.random((6, 24)) < 0.5)
+    arguments = {"loss_weight": 0.1, "penalty": penalty(weight)}
+    assert solve_rows(design, design @ truth.T, **arguments).converged
+    moments, _, precise, _ = solve._ATTEMPTS
+    monkeypatch.setattr(solve, "_ATTEMPTS", (moments, precise))
+    with pytest.warns(ConvergenceWarning):  # it is the polish that does it
+        solve_rows(design, design @ truth.T, **arguments)

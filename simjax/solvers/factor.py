@@ -78,6 +78,15 @@ class Design:
             self._made[precise] = _by_qr_svd(self.array) if made is None else made
         return self._made[precise][0]
 
+    def itself(self) -> Factorisation:
+        """Φ in its own coordinates, U = I: V is (Φ / scale)ᵀ, (d, m), and not orthonormal.
+
+        For products with Φ alone. Uᵀt − S Vᵀw is then t − Φw, in which rounding averages out over the samples. Where
+        the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
+        """
+        scale = self.factorisation(precise=False).scale
+        return Factorisation(jax.device_put(self.array.T / float(scale)), jnp.ones(self.array.shape[0]), scale, True)
+
     def coordinates(self, targets: np.ndarray, *, precise: bool) -> np.ndarray:
         """t̃ = Uᵀt of targets (m, R), as (R, r)."""
         factorisation = self.factorisation(precise=precise)

@@ -42,7 +42,6 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
     curved = member & (jnp.abs(weights) > penalty.knot)
     curvature = jnp.where(curved, 2.0 * penalty.curvature, 0.0)
     offset = sign * (penalty.slope - curvature * penalty.knot)
-    right = factorisation.apply_transpose(rows.targets) - offset
     normal, radius = jnp.zeros_like(weights), jnp.zeros((weights.shape[0], 1), weights.dtype)
     if rows.ball is not None:
         normal = jnp.where(member, rows.ball.normal(sign), 0.0)
@@ -62,8 +61,8 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
 
     def refine(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         point, theta = carry
-        fitted = factorisation.apply_transpose(factorisation.apply(point)) + curvature * point + theta * normal
-        plain = cholesky_solve(factor, system.pick(right - fitted))
+        slopes = factorisation.apply_transpose(rows.targets - factorisation.apply(point))
+        plain = cholesky_solve(factor, system.pick(slopes - offset - curvature * point - theta * normal))
         missing = radius - jnp.sum(normal * point, axis=1, keepdims=True)
         change = (jnp.sum(picked * plain, axis=1, keepdims=True) - missing) / jnp.where(bound, bend, 1.0)
         change = jnp.where(bound, change, 0.0)

@@ -73,6 +73,21 @@ def run(
         first_order.run(board, max_iters)
 
 
+def refine(
+    factorisation: Factorisation, samples: Factorisation, rows: CanonicalRows, board: Scoreboard, guess: np.ndarray
+) -> None:
+    """Polish weights (R, d) with systems of one factorisation and residuals of another, `Design.itself`.
+
+    Each refinement step of a polish begins with its residual: that is where the digits come from, the systems only have
+    to be near.
+    """
+    stage = _Stages(samples, rows, board, None)
+    stage.gram = _Stages(factorisation, rows, board, None).gram
+    everything = np.arange(board.gap.size)
+    stage.offer(everything, guess, np.zeros_like(board.dual))
+    stage.polish(everything, guess)
+
+
 def _auto(stage: _Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] | None) -> None:
     board, rows = stage.board, stage.rows
     stage.closed_form()
