@@ -19,7 +19,13 @@ from simjax.nn import MLP
 def made_up(seeds=(0, 1)):
     """Records in which α decides the sparsity, and a model loses a point for each 10 % of it above 40 %."""
     common = {"cpu": "cpu", "cores": 2, "device": "cpu", "python": "3.11", "versions": {"simjax": "0"}}
-    common |= {"commit": "c", "changed_since": False, "date": "2026-01-01T00:00:00", "quick": False}
+    common |= {
+        "commit": "c",
+        "changed_since": False,
+        "date": "2026-01-01T00:00:00",
+        "quick": False,
+        "wall_seconds": 6.0,
+    }
     common |= {"rows": 122, "rows_certified": 122, "worst_relative_gap": 1e-7}
     records = []
     for job in curves.jobs(Settings(seeds)):

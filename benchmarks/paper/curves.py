@@ -175,7 +175,8 @@ def section(records: Sequence[Record]) -> str:
         mine = _select(records, "samples", name)
         if mine:
             parts += ["", f"### Recipe: {recipe.told}, α = {recipe.alpha:g} for L1", "", *samples_table(mine)]
-    return "\n".join([*parts, "", all_certified(records), "", *places(records)])
+    minutes = sum(record["wall_seconds"] for record in records) / 60
+    return "\n".join([*parts, "", f"{all_certified(records)} They took {minutes:.0f} minutes.", "", *places(records)])
 
 
 def equal_sparsity_table(records: Sequence[Record]) -> list[str]:
