@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.paper.baselines import Split, baseline, sparsity, without_loops
-from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
-from benchmarks.paper.robustness import Job
+from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
@@ -295,4 +294,5 @@ EXPERIMENT = Experiment(
     run=run,
     section=section,
     pictures=pictures,
+    jobs=jobs,
 )

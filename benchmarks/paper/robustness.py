@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.paper.baselines import EPSILONS, Split, baseline, measures, sparsity
-from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
+from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
@@ -129,13 +129,6 @@ def run(settings: Settings) -> Iterator[Record]:
     """Every record, seed by seed."""
     for job in jobs(settings):
         yield from job.run()
-
-
-class Job(NamedTuple):
-    """Some records that are made together, and their entries for `KEYS`."""
-
-    keys: tuple[Record, ...]
-    run: Callable[[], Iterator[Record]]
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
@@ -482,4 +475,5 @@ EXPERIMENT = Experiment(
     run=run,
     section=section,
     pictures=pictures,
+    jobs=jobs,
 )
