@@ -13,13 +13,20 @@ from benchmarks.paper import __main__ as command
 from benchmarks.paper import curves
 from benchmarks.paper.baselines import Split
 from benchmarks.paper.experiment import Settings
+from benchmarks.records import write
 from simjax.nn import MLP
 
 
 def made_up(seeds=(0, 1)):
     """Records in which α decides the sparsity, and a model loses a point for each 10 % of it above 40 %."""
     common = {"cpu": "cpu", "cores": 2, "device": "cpu", "python": "3.11", "versions": {"simjax": "0"}}
-    common |= {"commit": "c", "changed_since": False, "date": "2026-01-01T00:00:00", "quick": False}
+    common |= {
+        "commit": "c",
+        "changed_since": False,
+        "date": "2026-01-01T00:00:00",
+        "quick": False,
+        "wall_seconds": 6.0,
+    }
     common |= {"rows": 122, "rows_certified": 122, "worst_relative_gap": 1e-7}
     records = []
     for job in curves.jobs(Settings(seeds)):
@@ -86,5 +93,13 @@ def test_a_quick_run_from_end_to_end(tmp_path, monkeypatch):
         assert record["rows_certified"] == record["rows"] == 15
         assert record["sparsity"] == pytest.approx(1 - record["nonzeros"] / network.export().nonzeros)
         assert record["drop"] == pytest.approx(record["baseline_accuracy"] - record["accuracy"])
+    # What was interrupted is taken up: only the records that are not there are made.
+    records.pop(-1)
+    write(tmp_path / "curves.json", records)
+    stamps = [record["date"] for record in records]
+    command.main(["curves", "--quick", "--missing", "--folder", str(tmp_path)])
+    again = command.read(tmp_path / "curves.json")
+    assert len(again) == len(records) + 1
+    assert [record["date"] for record in again[:-1]] == stamps
     assert (tmp_path / "curves.md").is_file()
     assert (tmp_path / "paper-curves-trade-off.png").is_file()

@@ -162,7 +162,13 @@ def made_up(seeds=(0, 1, 2)):
     records = []
     attacked = {"clean": 0.85, "fgsm_half": [0.8, 0.75], "fgsm": [0.7, 0.6], "pgd": [0.7, 0.5], "certified": [0.1, 0.0]}
     common = {"cpu": "cpu", "cores": 2, "device": "cpu", "python": "3.11", "versions": {"simjax": "0"}}
-    common |= {"commit": "c", "changed_since": False, "date": "2026-01-01T00:00:00", "quick": False}
+    common |= {
+        "commit": "c",
+        "changed_since": False,
+        "date": "2026-01-01T00:00:00",
+        "quick": False,
+        "wall_seconds": 6.0,
+    }
     fit = {"rows": 122, "rows_certified": 122, "worst_relative_gap": 1e-7, **common}
     for job in robustness.jobs(Settings(seeds)):
         for keys in job.keys:

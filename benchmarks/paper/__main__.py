@@ -10,7 +10,7 @@ import argparse
 import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.paper.experiment import Experiment, Settings
@@ -30,11 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small version that proves nothing; writes nothing")
     parser.add_argument("--folder", type=Path, help="write into this folder and not into the checkout")
     parser.add_argument("--report", action="store_true", help="only the page and pictures, from the records there are")
+    parser.add_argument(
+        "--missing", action="store_true", help="take up a run that was interrupted: make what is missing"
+    )
     given = parser.parse_args(arguments)
     experiment = find(given.name)
     seeds = tuple(given.seeds or ((0,) if given.quick else (0, 1, 2)))
     files = Files.at(experiment, given.folder, writes=not given.quick or given.folder is not None)
-    records = [] if given.report else run(experiment, Settings(seeds, given.quick), files)
+    if given.missing and (experiment.jobs is None or files is None):
+        parser.error("--missing needs files of records, and an experiment that is made of jobs")
+    records = [] if given.report else run(experiment, Settings(seeds, given.quick), files, missing=given.missing)
     if files is not None:
         records = read(files.records)
     if not records:
@@ -68,10 +73,16 @@ class Files:
         return cls(experiment, RESULTS / "paper", ROOT / "docs" / "paper", ROOT / "docs" / "images")
 
 
-def run(experiment: Experiment, settings: Settings, files: Files | None) -> list[dict]:
-    """All records, each written as soon as it is there, with the seconds since the one before."""
+def run(experiment: Experiment, settings: Settings, files: Files | None, *, missing: bool = False) -> list[dict]:
+    """All records, each written as soon as it is there, with the seconds since the one before.
+
+    Args:
+      experiment, settings, files: what to run and where to write.
+      missing: whether to leave out jobs whose records are in the file.
+    """
+    made = [] if files is None or not missing else read(files.records)
     records, begin = [], time.perf_counter()
-    for found in experiment.run(settings):
+    for found in without(experiment, settings, made) if missing else experiment.run(settings):
         end = time.perf_counter()
         record = plain({**found, "quick": settings.quick, "wall_seconds": round(end - begin, 2), **place()})
         begin = end
@@ -81,6 +92,16 @@ def run(experiment: Experiment, settings: Settings, files: Files | None) -> list
         told = {key: record[key] for key in experiment.keys}
         print(json.dumps({**told, "wall_seconds": record["wall_seconds"]}), flush=True)
     return records
+
+
+def without(experiment: Experiment, settings: Settings, made: Sequence[dict]) -> Iterator[dict]:
+    """The records of the jobs of an experiment, but for those that are made."""
+    assert experiment.jobs is not None  # `main` refuses this
+    known = [{key: record[key] for key in (*experiment.keys, "quick")} for record in made]
+    for job in experiment.jobs(settings):
+        wanted = [plain({**keys, "quick": settings.quick}) for keys in job.keys]
+        if not all(keys in known for keys in wanted):
+            yield from job.run()
 
 
 def report(experiment: Experiment, records: list[dict], files: Files) -> None:

@@ -16,9 +16,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import simjax
+<<<<<<< HEAD
 from benchmarks.paper.baselines import Split, baseline, sparsity
 from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
 from benchmarks.paper.robustness import Job
+=======
+from benchmarks.paper.baselines import Split, baseline, sparsity, without_loops
+from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
+>>>>>>> 5652901c9e9b54cc8ecdf38b9ee7769df3381441
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
@@ -176,7 +181,8 @@ def section(records: Sequence[Record]) -> str:
         mine = _select(records, "samples", name)
         if mine:
             parts += ["", f"### Recipe: {recipe.told}, α = {recipe.alpha:g} for L1", "", *samples_table(mine)]
-    return "\n".join([*parts, "", all_certified(records), "", *places(records)])
+    minutes = sum(record["wall_seconds"] for record in records) / 60
+    return "\n".join([*parts, "", f"{all_certified(records)} They took {minutes:.0f} minutes.", "", *places(records)])
 
 
 def equal_sparsity_table(records: Sequence[Record]) -> list[str]:
@@ -295,4 +301,5 @@ EXPERIMENT = Experiment(
     run=run,
     section=section,
     pictures=pictures,
+    jobs=jobs,
 )

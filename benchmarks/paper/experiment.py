@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,6 +27,13 @@ class Settings:
     quick: bool = False
 
 
+class Job(NamedTuple):
+    """Some records that are made together, and their entries for `Experiment.keys`."""
+
+    keys: tuple[Record, ...]
+    run: Callable[[], Iterator[Record]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A table or figure of a paper, regenerated.
@@ -38,6 +45,7 @@ class Experiment:
       run: settings → records, each as soon as it is there.
       section: records → the generated part of the page, in markdown.
       pictures: records → figures by name; `docs/images/paper-NAME.png` each.
+      jobs: settings → what `run` does, piece by piece, so that an interrupted run can be taken up; None if it cannot.
     """
 
     name: str
@@ -46,6 +54,7 @@ class Experiment:
     run: Callable[[Settings], Iterator[Record]]
     section: Callable[[Sequence[Record]], str]
     pictures: Callable[[Sequence[Record]], Mapping[str, Figure]]
+    jobs: Callable[[Settings], Iterator[Job]] | None = None
 
 
 def certified(result: simjax.FitResult) -> Record:

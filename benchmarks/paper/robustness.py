@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.paper.baselines import EPSILONS, Split, baseline, measures, sparsity
-from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
+from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
@@ -129,13 +129,6 @@ def run(settings: Settings) -> Iterator[Record]:
     """Every record, seed by seed."""
     for job in jobs(settings):
         yield from job.run()
-
-
-class Job(NamedTuple):
-    """Some records that are made together, and their entries for `KEYS`."""
-
-    keys: tuple[Record, ...]
-    run: Callable[[], Iterator[Record]]
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
@@ -282,7 +275,9 @@ ATTACK_NAMES = {
 def section(records: Sequence[Record]) -> str:
     """The records as tables."""
     fits = [record for record in records if "rows_certified" in record]
-    parts = ["## The baselines", "", *baseline_table(records), ""]
+    parts = []
+    if any(record["part"] == "baseline" for record in records):
+        parts += ["## The baselines", "", *baseline_table(records), ""]
     for objective in PRINTED:
         mine = [record for record in records if record["part"] == "table" and record["objective"] == objective]
         if mine:
@@ -290,8 +285,10 @@ def section(records: Sequence[Record]) -> str:
             parts += [f"### {TABLES[objective]}: readings", "", *readings_table(mine, objective), ""]
     parts += ["## Figure 4", "", "![Accuracy under attack against sparsity](../images/paper-robustness.png)", ""]
     parts += ["### At equal sparsity", "", *equal_sparsity_table(records), ""]
-    parts += ["### The path", "", *path_table(records), ""]
-    return "\n".join([*parts, all_certified(fits), "", *places(records)])
+    if any(record["part"] == "path" for record in records):
+        parts += ["### The path", "", *path_table(records), ""]
+    minutes = sum(record["wall_seconds"] for record in records) / 60
+    return "\n".join([*parts, f"{all_certified(fits)} They took {minutes:.0f} minutes.", "", *places(records)])
 
 
 def baseline_table(records: Sequence[Record]) -> list[str]:
@@ -478,4 +475,5 @@ EXPERIMENT = Experiment(
     run=run,
     section=section,
     pictures=pictures,
+    jobs=jobs,
 )
