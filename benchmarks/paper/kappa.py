@@ -249,7 +249,7 @@ def section(records: Sequence[Record]) -> str:
         lines += [*_sweep_table(name, mine), "", *_speed_table(name, mine), "", *_samples_table(mine), ""]
     total = sum(record["wall_seconds"] for record in records)
     lines += [
-        f"The whole run took {total / 60:.0f} minutes.",
+        f"The records took {total / 60:.0f} minutes of two cores shared with other work.",
         "",
         "![Accuracy and sparsity against κ](../images/paper-kappa-sweep.png)",
         "",

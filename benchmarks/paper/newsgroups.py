@@ -256,7 +256,7 @@ def section(records: Sequence[Record]) -> str:
     lines = [
         f"Baseline: {base[0]['nonzeros']:,} weights, macro F1 on the test messages "
         f"{spread([entry['test_f1'] for entry in base], '.1f', 100)} % (printed, DistilBERT: {PRINTED['f1']:.0f} %); "
-        f"{len(one)} seeds. {all_certified(fitted)}",
+        f"{len(one)} seed{'s' * (len(one) > 1)}. {all_certified(fitted)}",
         "",
         "**The sparsest model whose F1 does not drop.** Chosen by the F1 of validation messages, among the models of a "
         "path; the change is that of the test F1 against the baseline, in points.",
@@ -285,7 +285,7 @@ def section(records: Sequence[Record]) -> str:
     slowest = max(seconds, key=lambda key: statistics.fmean(seconds[key]))
     lines += [
         "",
-        f"The whole run took {total / 60:.0f} minutes; a path of {len(fitted[0]['points'])} fits took up to "
+        f"The records took {total / 60:.0f} minutes of two cores shared with other work; a path of {len(fitted[0]['points'])} fits took up to "
         f"{spread(seconds[slowest], '.0f')} s ({_title(slowest[1])}, {100 * slowest[0]:.0f} % of the messages).",
         "",
         "![F1 against sparsity](../images/paper-newsgroups-f1.png)",
