@@ -285,8 +285,9 @@ def section(records: Sequence[Record]) -> str:
     slowest = max(seconds, key=lambda key: statistics.fmean(seconds[key]))
     lines += [
         "",
-        f"The records took {total / 60:.0f} minutes of two cores shared with other work; a path of {len(fitted[0]['points'])} fits took up to "
-        f"{spread(seconds[slowest], '.0f')} s ({_title(slowest[1])}, {100 * slowest[0]:.0f} % of the messages).",
+        f"The records took {total / 60:.0f} minutes of two cores shared with other work; a path of "
+        f"{len(fitted[0]['points'])} fits took up to {spread(seconds[slowest], '.0f')} s ({_title(slowest[1])}, "
+        f"{100 * slowest[0]:.0f} % of the messages).",
         "",
         "![F1 against sparsity](../images/paper-newsgroups-f1.png)",
         "",
@@ -358,12 +359,12 @@ def _f1_picture(records: Sequence[Record]) -> Figure:
         axes.set(xlim=(-40, 100), ylim=(30, 85))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("macro F1 on the test messages (%)")
-    figure.axes[0].legend(fontsize=8, loc="lower left")
+    figure.axes[-1].legend(fontsize=8, loc="lower left")
     return figure
 
 
 def _samples_picture(records: Sequence[Record]) -> Figure:
-    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(11.0, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for method in EVERYWHERE:
         groups = grouped([record for record in records if record["method"] == method], "share")
@@ -389,7 +390,7 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
         axes.set_xlabel("share of the training messages (%)")
         axes.axvline(PRINTED["share"], color="black", linestyle=":", linewidth=0.7)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     return figure
 
 
