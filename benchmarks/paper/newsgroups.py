@@ -249,7 +249,9 @@ def over_seeds(records: Sequence[Record], sparsity: float) -> list[float]:
 
 def section(records: Sequence[Record]) -> str:
     """The tables of the page."""
-    groups = grouped(records, "share", "method")
+    # Pruning first, then from all messages to few: seeds may have been run share by share.
+    ordered = sorted(records, key=lambda record: (record["method"] != PRUNING, -record["share"]))
+    groups = grouped(ordered, "share", "method")
     fitted = [record for record in records if record["method"] != PRUNING]
     one = next(iter(groups.values()))
     base = [record["baseline"] for record in one]
@@ -367,9 +369,10 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
     figure = Figure(figsize=(11.0, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for method in EVERYWHERE:
-        groups = grouped([record for record in records if record["method"] == method], "share")
+        mine = sorted((record for record in records if record["method"] == method), key=lambda record: record["share"])
+        groups = grouped(mine, "share")
         for drop, style in ((0.0, "-"), (0.01, "--")):
-            best = {share: [sparsest(record, drop) for record in mine] for (share,), mine in groups.items()}
+            best = {share: [sparsest(record, drop) for record in same] for (share,), same in groups.items()}
             complete = {
                 share: [100 * point["sparsity"] for point in points if point is not None]
                 for share, points in best.items()
@@ -378,7 +381,7 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
             label = f"{_title(method)}, {'no drop' if drop == 0.0 else 'at most 1 point'}"
             _errorbars(left, complete, style, COLOURS[method], label)
         for sparsity, style in ((0.2, "-"), (0.6, "--")):
-            found = {share: over_seeds(mine, sparsity) for (share,), mine in groups.items()}
+            found = {share: over_seeds(same, sparsity) for (share,), same in groups.items()}
             complete = {share: [100 * value for value in values] for share, values in found.items() if values}
             _errorbars(right, complete, style, COLOURS[method], f"{_title(method)}, {100 * sparsity:.0f} % sparse")
     left.axhline(PRINTED["sparsity"], color="black", linestyle=":", linewidth=1, label="printed: 17 %, no drop")
