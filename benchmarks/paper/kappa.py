@@ -246,17 +246,18 @@ def section(records: Sequence[Record]) -> str:
     """The tables of the page."""
     lines = [all_certified(records), ""]
     for (name,), mine in grouped(records, "dataset").items():
-        lines += [*_sweep_table(name, mine), "", *_speed_table(name, mine), "", *_samples_table(mine), ""]
+        kinds = {record["what"] for record in mine}
+        lines += [*_sweep_table(name, mine), ""] if "sweep" in kinds else []
+        lines += [*_speed_table(name, mine), "", *_samples_table(mine), ""] if "samples" in kinds else []
     total = sum(record["wall_seconds"] for record in records)
     lines += [
         f"The records took {total / 60:.0f} minutes of two cores shared with other work.",
         "",
-        "![Accuracy and sparsity against κ](../images/paper-kappa-sweep.png)",
-        "",
-        "![Accuracy and time against the share of samples](../images/paper-kappa-samples.png)",
-        "",
-        *places(records),
     ]
+    for name, (what, title, _) in PICTURES.items():
+        if any(record["what"] == what for record in records):
+            lines += [f"![{title}](../images/paper-{name}.png)", ""]
+    lines += places(records)
     return "\n".join(lines)
 
 
@@ -337,7 +338,8 @@ KAPPA_COLOURS = dict(zip(TIMED, ("#009E73", "#D55E00", "#A0488A")))
 
 def pictures(records: Sequence[Record]) -> dict[str, Figure]:
     """Accuracy and sparsity against κ, and against the share of samples."""
-    return {"kappa-sweep": _sweep_picture(records), "kappa-samples": _samples_picture(records)}
+    kinds = {record["what"] for record in records}
+    return {name: draw(records) for name, (what, _, draw) in PICTURES.items() if what in kinds}
 
 
 def _sweep_picture(records: Sequence[Record]) -> Figure:
@@ -401,6 +403,10 @@ def _errorbars(
     axes.errorbar(x, y, error, fmt=style, color=colour, markersize=4, capsize=2, label=label)
 
 
+PICTURES = {
+    "kappa-sweep": ("sweep", "Accuracy and sparsity against κ", _sweep_picture),
+    "kappa-samples": ("samples", "Accuracy and time against the share of samples", _samples_picture),
+}
 EXPERIMENT = Experiment(
     name="kappa",
     title="κ as the only knob",
