@@ -65,7 +65,11 @@ def test_what_is_bounded(reading, states):
     free = np.abs(weights[:, states.n :]).sum(axis=1).max()
     assert (free > bound) == (reading == "ball")
     design = np.concatenate([states.activations, states.inputs], axis=1)
-    gradient = design.T @ (design @ weights.T - states.preactivations)  # (d, n)
+    support = kappa.arguments(states, reading)["support"][: states.n]
+    gradient = design.T @ (design @ weights.T - states.preactivations) * support.T  # (d, n), where weights may be
+    assert not np.any(weights[~support])
+    if reading == "feedforward":
+        assert not np.any(np.tril(result.model.A))
     seen = slice(0, states.n if reading == "ball" else None)
     # Optimality on ‖a‖₁ ≤ κ: −gᵀa = κ ‖g‖∞; on free coordinates g = 0.
     tight = bound * np.abs(gradient[seen]).max(axis=0)
@@ -113,7 +117,7 @@ def test_speed_ups_by_hand():
 def test_the_page_and_pictures():
     records = all_records()
     page = kappa.section(records)
-    assert "All 672 rows behind these numbers are certified" in page  # 2 · 2 · (2 + 5) records of 24 rows
+    assert "All 768 rows behind these numbers are certified" in page  # 2 · 2 · (3 + 5) records of 24 rows
     assert (
         "| ‖a‖₁ ≤ κ, b free | 0.1 | 50.0 ± 0.0 | 60.0 ± 0.0 | 15.0 ± 0.0 | 5.6 ± 0.0 | 50, 100, 20 | 87.2 | 93.3 |"
         in page
