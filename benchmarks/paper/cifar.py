@@ -370,7 +370,7 @@ def _table(base: Record, fits: Sequence[Record], key: str, title: str) -> list[s
     for (objective, value), records in grouped(fits, "objective", key).items():
         sparse = _sparsities(base, records)
         pruned = [r["pruned_test_accuracy"] for r in records if r["pruned_test_accuracy"] is not None]
-        cut = spread([share - base["test_accuracy"] for share in pruned], "+.1f", 100.0)
+        cut = spread([share - base["test_accuracy"] for share in pruned], "+.2f", 100.0)
         lines.append(
             f"| {TITLES[objective]} | {value:,g} | {spread([r['nonzeros'] for r in records], ',.0f')} "
             f"| {sparse['parameters']} | {sparse['unrolled']} | {_change(base, records)} "
@@ -381,7 +381,7 @@ def _table(base: Record, fits: Sequence[Record], key: str, title: str) -> list[s
 
 
 def _change(base: Record, records: Sequence[Record]) -> str:
-    return spread([r["test_accuracy"] - base["test_accuracy"] for r in records], "+.1f", 100.0)
+    return spread([r["test_accuracy"] - base["test_accuracy"] for r in records], "+.2f", 100.0)
 
 
 def _sparsities(base: Record, records: Sequence[Record]) -> dict[str, str]:
@@ -431,9 +431,11 @@ def _trade_off(base: Record, fits: Sequence[Record]) -> Figure:
     ):
         for (objective,), mine in grouped(paths, "objective").items():
             _curve(axes, objective, mine, "alpha", _sparse_of(whole), _points_of(base))
-        least = [r for r in paths if r["objective"] == "l1" and r["pruned_test_accuracy"] is not None]
-        if least:
-            _curve(axes, "pruned", least, "alpha", _sparse_of(whole), _points_of(base, "pruned_test_accuracy"))
+        # Pruned to the nonzeros of the first objective's models; those of the others say the same.
+        first = paths[0]["objective"]
+        pruned = [r for r in paths if r["objective"] == first and r["pruned_test_accuracy"] is not None]
+        if pruned:
+            _curve(axes, "pruned", pruned, "alpha", _sparse_of(whole), _points_of(base, "pruned_test_accuracy"))
         axes.axhline(0.0, color="black", linewidth=0.9, linestyle="--", label="baseline network")
         axes.set_xlabel("sparsity 1 − ‖M‖₀/‖N‖₀ (%)")
         axes.set_title(title, fontsize=9)
