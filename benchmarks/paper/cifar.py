@@ -33,12 +33,9 @@ from simjax.nn import ResNet
 OBJECTIVES: dict[str, tuple[str, float | None]] = {
     "perspective": ("perspective", 1.0),
     "l1": ("l1", None),
-    "perspective-100th": ("perspective", 0.01),
 }
-COMPARED = ("perspective", "l1")  # in Figure 3
 TITLES = {
     "perspective": "perspective, μ = α (the paper's)",
-    "perspective-100th": "perspective, μ = α/100",
     "l1": "L1",
     "pruned": "magnitude pruning",
 }
@@ -150,7 +147,7 @@ def fitted(variant: Variant, part: Part, states: simjax.States, objective: str, 
         found.append(record)
         yield record
     alpha = chosen_alpha(found, part.held_out_accuracy, ALLOWED[-1])
-    for m in variant.fewer if objective in COMPARED else ():
+    for m in variant.fewer:
         # The paper's loss is a sum: with fewer samples a penalty of the same weight counts for more.
         weight = alpha * states.m / m
         mu = None if ratio is None else ratio * weight
@@ -410,8 +407,8 @@ def _by_samples(fits: Sequence[Record]) -> list[Record]:
 
 # --- Pictures --------------------------------------------------------------------------------------------------------
 
-_COLOURS = {"perspective": "#0072B2", "perspective-100th": "#009E73", "l1": "#D55E00", "pruned": "#666666"}
-_MARKERS = {"perspective": "o", "perspective-100th": "s", "l1": "x", "pruned": "^"}
+_COLOURS = {"perspective": "#0072B2", "l1": "#D55E00", "pruned": "#666666"}
+_MARKERS = {"perspective": "o", "l1": "x", "pruned": "^"}
 
 
 def pictures(name: str, records: Sequence[Record]) -> Mapping[str, Figure]:
