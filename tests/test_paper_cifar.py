@@ -171,7 +171,7 @@ def test_the_part_is_the_network(data):
 def test_records(records, data):
     assert records[0]["kind"] == "baseline"
     fits = records[1:]
-    assert len(fits) == 2 * (3 * 2 + 2 * 1)  # two objectives with fewer samples
+    assert len(fits) == 2 * 2 * (2 + 1)
     assert len({tuple(record[key] for key in cifar.KEYS) for record in records}) == len(records)
     assert all(record["rows"] == record["rows_certified"] == 32 + 32 + 4 for record in fits)
     assert all(record["well_posedness"] <= 0.99 + 1e-12 for record in fits)
@@ -191,7 +191,7 @@ def test_section(records):
     text = cifar.section(records)
     for method, setting, drop, sparse in PRINTED:
         assert f"| {method} | {setting} | {drop:+.1f} | {sparse:.1f} |" in text
-    assert "All 1,088 rows behind these numbers are certified" in text
+    assert "All 816 rows behind these numbers are certified" in text
     mine = [r for r in records if (r["kind"], r["objective"], r["alpha"]) == ("path", "l1", 0.1)]
     shares = [100 * (1 - r["nonzeros"] / base["unrolled"]) for r in mine]
     assert f"{np.mean(shares):.1f} ± {np.std(shares, ddof=1):.1f}" in text
@@ -236,4 +236,4 @@ def test_quick_run(data, tmp_path, monkeypatch, capsys):
     command.main(["cifar", "--quick", "--folder", str(tmp_path)])
     assert "Table 1" in (tmp_path / "cifar.md").read_text()
     assert {path.name for path in tmp_path.glob("*.png")} == {"paper-cifar-trade-off.png", "paper-cifar-samples.png"}
-    assert len(json.loads((tmp_path / "cifar.json").read_text())["records"]) == 1 + 3 * 2 + 2
+    assert len(json.loads((tmp_path / "cifar.json").read_text())["records"]) == 1 + 2 * (2 + 1)

@@ -34,12 +34,9 @@ from simjax.solve import dense_rows
 OBJECTIVES: dict[str, tuple[str, float | None]] = {
     "perspective": ("perspective", 1.0),
     "l1": ("l1", None),
-    "perspective-100th": ("perspective", 0.01),
 }
-COMPARED = ("perspective", "l1")  # in Figure 3
 TITLES = {
     "perspective": "perspective, μ = α (the paper's)",
-    "perspective-100th": "perspective, μ = α/100",
     "l1": "L1",
     "pruned": "magnitude pruning",
 }
@@ -151,7 +148,7 @@ def fitted(variant: Variant, part: Part, states: simjax.States, objective: str, 
         found.append(record)
         yield record
     alpha = chosen_alpha(found, part.held_out_accuracy, ALLOWED[-1])
-    for m in variant.fewer if objective in COMPARED else ():
+    for m in variant.fewer:
         # The paper's loss is a sum: with fewer samples a penalty of the same weight counts for more.
         weight = alpha * states.m / m
         mu = None if ratio is None else ratio * weight
@@ -371,7 +368,7 @@ def _table(base: Record, fits: Sequence[Record], key: str, title: str) -> list[s
     for (objective, value), records in grouped(fits, "objective", key).items():
         sparse = _sparsities(base, records)
         pruned = [r["pruned_test_accuracy"] for r in records if r["pruned_test_accuracy"] is not None]
-        cut = spread([share - base["test_accuracy"] for share in pruned], "+.1f", 100.0)
+        cut = spread([share - base["test_accuracy"] for share in pruned], "+.2f", 100.0)
         lines.append(
             f"| {TITLES[objective]} | {value:,g} | {spread([r['nonzeros'] for r in records], ',.0f')} "
             f"| {sparse['parameters']} | {sparse['unrolled']} | {_change(base, records)} "
@@ -382,7 +379,7 @@ def _table(base: Record, fits: Sequence[Record], key: str, title: str) -> list[s
 
 
 def _change(base: Record, records: Sequence[Record]) -> str:
-    return spread([r["test_accuracy"] - base["test_accuracy"] for r in records], "+.1f", 100.0)
+    return spread([r["test_accuracy"] - base["test_accuracy"] for r in records], "+.2f", 100.0)
 
 
 def _sparsities(base: Record, records: Sequence[Record]) -> dict[str, str]:
@@ -411,8 +408,8 @@ def _by_samples(fits: Sequence[Record]) -> list[Record]:
 
 # --- Pictures --------------------------------------------------------------------------------------------------------
 
-_COLOURS = {"perspective": "#0072B2", "perspective-100th": "#009E73", "l1": "#D55E00", "pruned": "#666666"}
-_MARKERS = {"perspective": "o", "perspective-100th": "s", "l1": "x", "pruned": "^"}
+_COLOURS = {"perspective": "#0072B2", "l1": "#D55E00", "pruned": "#666666"}
+_MARKERS = {"perspective": "o", "l1": "x", "pruned": "^"}
 
 
 def pictures(name: str, records: Sequence[Record]) -> Mapping[str, Figure]:
@@ -432,9 +429,11 @@ def _trade_off(base: Record, fits: Sequence[Record]) -> Figure:
     ):
         for (objective,), mine in grouped(paths, "objective").items():
             _curve(axes, objective, mine, "alpha", _sparse_of(whole), _points_of(base))
-        least = [r for r in paths if r["objective"] == "l1" and r["pruned_test_accuracy"] is not None]
-        if least:
-            _curve(axes, "pruned", least, "alpha", _sparse_of(whole), _points_of(base, "pruned_test_accuracy"))
+        # Pruned to the nonzeros of the first objective's models; those of the others say the same.
+        first = paths[0]["objective"]
+        pruned = [r for r in paths if r["objective"] == first and r["pruned_test_accuracy"] is not None]
+        if pruned:
+            _curve(axes, "pruned", pruned, "alpha", _sparse_of(whole), _points_of(base, "pruned_test_accuracy"))
         axes.axhline(0.0, color="black", linewidth=0.9, linestyle="--", label="baseline network")
         axes.set_xlabel("sparsity 1 − ‖M‖₀/‖N‖₀ (%)")
         axes.set_title(title, fontsize=9)
