@@ -16,14 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import simjax
-<<<<<<< HEAD
 from benchmarks.paper.baselines import Split, baseline, sparsity
-from benchmarks.paper.experiment import Experiment, Settings, all_certified, certified, grouped, spread
-from benchmarks.paper.robustness import Job
-=======
-from benchmarks.paper.baselines import Split, baseline, sparsity, without_loops
 from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
->>>>>>> 5652901c9e9b54cc8ecdf38b9ee7769df3381441
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
