@@ -247,8 +247,8 @@ def section(records: Sequence[Record]) -> str:
     lines = [all_certified(records), ""]
     for (name,), mine in grouped(records, "dataset").items():
         kinds = {record["what"] for record in mine}
-        lines += [*_sweep_table(name, mine), ""] if "sweep" in kinds else []
-        lines += [*_speed_table(name, mine), "", *_samples_table(mine), ""] if "samples" in kinds else []
+        lines += [*_sweep_table(name, mine), "", *_speed_table(name, mine), ""] if "sweep" in kinds else []
+        lines += [*_samples_table(mine), ""] if "samples" in kinds else []
     total = sum(record["wall_seconds"] for record in records)
     lines += [
         f"The records took {total / 60:.0f} minutes of two cores shared with other work.",
@@ -344,7 +344,7 @@ def pictures(records: Sequence[Record]) -> dict[str, Figure]:
 
 def _sweep_picture(records: Sequence[Record]) -> Figure:
     groups = grouped([record for record in records if record["what"] == "sweep"], "dataset")
-    figure = Figure(figsize=(10.0, 3.6 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(11.0, 3.6 * len(groups) + 1.2), layout="constrained")
     for (left, right), ((name,), mine) in zip(figure.subplots(len(groups), 2, squeeze=False), groups.items()):
         for (reading,), these in grouped(mine, "reading").items():
             kappas = [point["kappa"] for point in these[0]["points"]]
@@ -365,8 +365,8 @@ def _sweep_picture(records: Sequence[Record]) -> Figure:
         left.axhline(base, color="black", linewidth=1, label="baseline")
         left.set_ylabel("test accuracy (%)")
         right.set_ylabel("zeros among all entries of A, B, C, D (%)")
-    for axes in figure.axes[:2]:
-        axes.legend(fontsize=8)
+    for axes in figure.axes[-2:]:
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure
 
 
