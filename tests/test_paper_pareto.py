@@ -7,11 +7,9 @@ import pytest
 from flax import nnx
 
 from benchmarks.paper import pareto
-from benchmarks.paper.__main__ import find, main
+from benchmarks.paper.__main__ import find
 from benchmarks.paper.baselines import Split
 from benchmarks.paper.pareto import METHODS, Selection, Trials, chosen, interpolated, verdicts
-from benchmarks.records import read
-from simjax.datasets import find_fashion_mnist
 from simjax.nn import MLP
 
 
@@ -171,14 +169,3 @@ def test_the_page_and_the_picture_show_every_method():
     assert [axis.get_title() for axis in figure.axes] == ["clean", "FGSM on half of the pixels, ε = 0.008"]
     drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
     np.testing.assert_allclose(drawn["adaptive + least squares"], [[60.0, 89.7], [80.0, 88.5]])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_fashion_mnist() is None, reason="Fashion-MNIST is not on this machine")
-def test_a_quick_run_writes_records_page_and_picture(tmp_path):
-    main(["pareto", "--quick", "--folder", str(tmp_path)])
-    records = read(tmp_path / "pareto.json")
-    assert {r["method"] for r in records if r["split"] == "test"} == {"baseline", *pareto.QUICK_METHODS}
-    assert all(r["rows"] == r["rows_certified"] for r in records)
-    assert (tmp_path / "paper-pareto.png").stat().st_size > 0
-    assert "80 % sparse" in (tmp_path / "pareto.md").read_text()
