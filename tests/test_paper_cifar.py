@@ -20,6 +20,8 @@ from simjax.datasets import ImageDataset
 from simjax.model import ImplicitModel
 from simjax.nn import ResNet
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 TINY = Recipe(epochs=2, batch=16, learning_rate=0.05, schedule="linear", resolution=8, width=2)
 VARIANT = Variant(TINY, samples=40, fewer=(20,), alphas=(1e-2, 1e-1))
 
@@ -70,7 +72,6 @@ def test_training_stops_and_goes_on_where_it_stopped(data, tmp_path):
     np.testing.assert_array_equal(ResNet.load(file)(images), again(images))
 
 
-@pytest.mark.slow
 def test_training_learns(data, tmp_path):
     network = trained(TINY._replace(epochs=12.0), data, tmp_path / "network.safetensors")
     found = network(jnp.asarray(pixels(data.test_images, 8))).argmax(axis=1)
@@ -226,7 +227,6 @@ def test_experiments_are_registered(name):
     assert found.keys == cifar.KEYS
 
 
-@pytest.mark.slow
 def test_quick_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load_cifar100", lambda: data)
     quick = cifar.QUICK.recipe._replace(width=2, batch=16)

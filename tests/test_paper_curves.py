@@ -16,6 +16,8 @@ from benchmarks.paper.experiment import Settings
 from benchmarks.records import write
 from simjax.nn import MLP
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 
 def made_up(seeds=(0, 1)):
     """Records in which α decides the sparsity, and a model loses a point for each 10 % of it above 40 %."""
@@ -78,7 +80,6 @@ def test_the_pictures_are_drawn(tmp_path):
         assert {"L1", "baseline"} <= {text.get_text() for text in figure.legends[0].get_texts()}
 
 
-@pytest.mark.slow
 def test_a_quick_run_from_end_to_end(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     inputs, labels = rng.random((60, 20)), rng.integers(0, 4, 60)

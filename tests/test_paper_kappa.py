@@ -13,6 +13,8 @@ from benchmarks.paper.kappa import KAPPAS, READINGS, TIMED, Case
 from simjax.datasets import find_newsgroups
 from simjax.nn import MLP
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 
 @pytest.fixture(scope="module")
 def given():
@@ -155,7 +157,6 @@ def test_lemma_2_of_the_framework_does_not_hold():
     assert solution.weights[0, 0] == pytest.approx(2.0)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_newsgroups() is None, reason="20 Newsgroups is not on this machine")
 def test_quick_run(tmp_path):
     command.main(["kappa", "--quick", "--folder", str(tmp_path)])

@@ -13,6 +13,8 @@ from benchmarks.paper.newsgroups import Part, Reduction, f1_at, macro_f1, over_s
 from simjax.datasets import TextDataset, find_newsgroups
 from simjax.model import ImplicitModel
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 OFFICIAL = find_newsgroups()
 SMALL = Reduction(words=100, components=6, validation=30, training=None)
 
@@ -156,7 +158,6 @@ def test_the_page_and_pictures():
         assert all(axes.get_xlabel() for axes in figure.axes)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(OFFICIAL is None, reason="20 Newsgroups is not on this machine")
 def test_quick_run(tmp_path, capsys):
     command.main(["newsgroups", "--quick", "--folder", str(tmp_path)])

@@ -13,6 +13,8 @@ from benchmarks import problems
 from benchmarks.paper import parallelism
 from benchmarks.paper.__main__ import find
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 pytest.importorskip("clarabel")
 
 
@@ -102,7 +104,6 @@ def test_the_table_has_speedups_by_seed_and_says_what_is_missing():
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_processes_and_actors_give_the_answers_of_one_process():
     made, chosen = tiny(), np.arange(6)
     here = parallelism.serial(made.rows, chosen, 1)

@@ -12,6 +12,8 @@ from benchmarks.paper.baselines import Split
 from benchmarks.paper.pareto import METHODS, Selection, Trials, chosen, interpolated, verdicts
 from simjax.nn import MLP
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 
 def record(method, target, clean, attacked, split="test", seed=0, **others):
     return {

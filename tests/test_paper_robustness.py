@@ -18,6 +18,8 @@ from simjax.datasets import Dataset
 from simjax.model import ImplicitModel
 from simjax.nn import MLP
 
+pytestmark = pytest.mark.slow  # `make test` is for the library
+
 P, Q = 784, 10  # the sizes of the network are the paper's
 
 
@@ -230,7 +232,6 @@ def test_the_picture_is_drawn(tmp_path):
     assert "baseline, under the same attack" in labels
 
 
-@pytest.mark.slow
 def test_a_quick_run_from_end_to_end(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "QUICK_SAMPLES", 30)
     monkeypatch.setattr(baselines, "QUICK_TEST", 40)
