@@ -27,10 +27,10 @@ from simjax.solvers.threads import one_thread_each
 from simjax.status import ConvergenceWarning, Status, convergence_message, row_status
 from simjax.verify import Verification, sample_rows, verify_rows
 
-# Two evaluations of a gap differ a little: the solvers stop below the tolerance that is then certified.
-# How a row is solved, and to which share of the tolerance asked for. The factorised problem is the stated one up to
-# rounding. Where that shows in the certificate, and only there, a row is polished in the samples themselves; then it is
-# solved with a factorisation of Φ itself, which does not square its condition number, and polished again.
+# How a row is solved, and to which share of the tolerance asked for: two evaluations of a gap differ a little, so the
+# solvers stop below the tolerance that is then certified. The factorised problem is the stated one up to rounding.
+# Where that shows in the certificate, and only there, a row is polished in the samples themselves; then it is solved
+# with a factorisation of Φ itself, which does not square its condition number, and polished again.
 _ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 0.3))
 _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 # Columns whose norms differ by more than this are brought to norm one for the solver.
@@ -454,11 +454,12 @@ class _Run:
             answer.polished[live] |= board.polished
             max_iters -= int(board.passes.max(initial=0))
             certificate = certify(part, weights, [duals])
-            better = (certificate.relative_gap < best[live]) | np.isinf(best[live])
+            solved = row_status(certificate, self.tol, exact=part.exact) == Status.SOLVED
+            # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
+            better = solved | (certificate.relative_gap < best[live]) | np.isinf(best[live])
             chosen = live[better]
             answer.weights[chosen], answer.duals[chosen] = weights[better], duals[better]
             best[chosen] = certificate.relative_gap[better]
-            solved = row_status(certificate, self.tol, exact=part.exact) == Status.SOLVED
             # Only rows that the solver takes for solved and the certificate does not have anything to gain.
             live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
         return answer

@@ -113,24 +113,21 @@ class States:
         if U.shape[1] != weights[0].shape[1]:
             raise ValueError(f"inputs has {U.shape[1]} columns, the network expects {weights[0].shape[1]}.")
         hidden = len(weights) - 1
-        if layers is not None and positive_integer("layers", layers) > hidden:
+        count = hidden if layers is None else positive_integer("layers", layers)
+        if count > hidden:
             raise ValueError(f"layers must be in 1 … {hidden}, the number of hidden layers, got {layers}.")
-        before = 0 if layers is None else hidden - layers
-        for W, b in zip(weights[:before], biases[:before]):
-            U = phi.host(U @ W.T if b is None else U @ W.T + b)
-        weights, biases = weights[before:], biases[before:]
-        X = U
         Zs: list[np.ndarray] = []
-        Xs: list[np.ndarray] = []
+        Xs: list[np.ndarray] = [U]
         for W, b in zip(weights, biases):
-            Z = X @ W.T if b is None else X @ W.T + b
-            X = phi.host(Z)
+            Z = Xs[0] @ W.T if b is None else Xs[0] @ W.T + b
             Zs.insert(0, Z)
-            Xs.insert(0, X)
+            Xs.insert(0, phi.host(Z))
+        # The outputs come first, then the hidden layers from the last on, then what feeds the first of them.
+        weights, biases = weights[hidden - count :], biases[hidden - count :]
         return cls(
-            inputs=U,
-            preactivations=np.hstack(Zs[1:]),
-            activations=np.hstack(Xs[1:]),
+            inputs=Xs[count + 1],
+            preactivations=np.hstack(Zs[1 : count + 1]),
+            activations=np.hstack(Xs[1 : count + 1]),
             outputs=Zs[0],
             activation=phi.name,
             layer_sizes=tuple(W.shape[0] for W in weights[:-1]),
