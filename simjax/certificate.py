@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
+from simjax._qr import ColumnBasis
 from simjax.constraints import Ball, dual_scaling, settled_tilt, support_function
 from simjax.penalties import FLAT, Penalty, PiecewisePenalty, traceable
 from simjax.problem import RowProblem
@@ -292,8 +292,8 @@ def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(flat, shape) if ball is None else flat & ~ball.sees & jnp.ones(shape, dtype=bool)
 
 
-def _flat_pattern(problem: RowProblem) -> np.ndarray:
-    """`_flat` inside the support, (R, d); in NumPy, where it takes no compilation."""
+def flat_coordinates(problem: RowProblem) -> np.ndarray:
+    """Where neither the penalty nor the ball has a say, (R, d), inside the support; in NumPy, which compiles nothing."""
     shape = (problem.rows_count, problem.width)
     penalty, ball = problem.penalty, problem.ball
     if isinstance(penalty, PiecewisePenalty):
@@ -308,7 +308,7 @@ def _flat_pattern(problem: RowProblem) -> np.ndarray:
 
 
 def _project_out_flat(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
-    flat = _flat_pattern(problem)
+    flat = flat_coordinates(problem)
     if not flat.any():
         return dual
     dual = dual.copy()
@@ -316,13 +316,7 @@ def _project_out_flat(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
     for k, pattern in enumerate(patterns):
         if pattern.any():
             rows = which.reshape(-1) == k
-            columns = problem.design[:, pattern]
-            norms = np.linalg.norm(columns, axis=0)
-            basis, triangle, _ = scipy.linalg.qr(
-                columns / np.where(norms > 0.0, norms, 1.0), mode="economic", pivoting=True
-            )
-            diagonal = np.abs(np.diag(triangle))
-            basis = basis[:, diagonal > 1e-15 * diagonal.max(initial=0.0)]
+            basis = ColumnBasis.of(problem.design[:, pattern]).basis
             block = dual[rows]
             size = np.linalg.norm(block, axis=1, keepdims=True)
             for _ in range(2):  # a second pass removes the rounding of the first
@@ -346,7 +340,7 @@ def _project_onto_tilt(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
     shape = (problem.rows_count, problem.width)
     slope, curvature = np.broadcast_to(penalty.slope, shape), np.broadcast_to(penalty.curvature, shape)
     tilted = (np.asarray(ball.tilt) > 0.0) & np.isfinite(ball.radius) & (slope == 0.0) & (curvature <= FLAT)
-    dual, flat = dual.copy(), _flat_pattern(problem)
+    dual, flat = dual.copy(), flat_coordinates(problem)
     for row in np.flatnonzero(tilted.any(axis=1)):
         own = int(np.argmax(tilted[row]))
         omega = np.broadcast_to(ball.weights, shape)[row]
@@ -386,7 +380,7 @@ def _settled(problem: RowProblem, slopes: Array, dual: np.ndarray, mask: Any) ->
 
 def _negligible(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray) -> np.ndarray:
     """Where s_j = 0 is demanded and holds to rounding: |s_j| ≤ 1e-13 √m ‖φ_j‖ ‖y‖."""
-    flat = _flat_pattern(problem)
+    flat = flat_coordinates(problem)
     if not flat.any():
         return flat
     reach = np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)

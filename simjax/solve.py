@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from simjax import infeasible
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax.certificate import Certificate, certify, joined_certificates
+from simjax.certificate import Certificate, certify, flat_coordinates, joined_certificates
 from simjax.constraints import Constraint
 from simjax.penalties import Penalty, PiecewisePenalty
 from simjax.problem import TINY, RowProblem, RowSource, row_problem
 from simjax.solvers import portfolio
 from simjax.solvers.canonical import CanonicalRows, canonical_rows
 from simjax.solvers.devices import automatic, device_count, row_blocks
+from simjax.solvers.direct import least_squares
 from simjax.solvers.factor import Design, Factorisation
 from simjax.solvers.iterate import Progress, ProgressCallback, Scoreboard
 from simjax.solvers.threads import one_thread_each
@@ -30,7 +31,8 @@ from simjax.verify import Verification, sample_rows, verify_rows
 # How a row is solved, and to which share of the tolerance asked for: two evaluations of a gap differ a little, so the
 # solvers stop below the tolerance that is then certified. The factorised problem is the stated one up to rounding.
 # Where that shows in the certificate, and only there, a row is polished in the samples themselves; then it is solved
-# with a factorisation of Φ itself, which does not square its condition number, and polished again.
+# with a factorisation of Φ itself, which does not square its condition number, and polished again. What is left of the
+# rows of plain least squares goes to LAPACK.
 _ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 0.3))
 _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 # Columns whose norms differ by more than this are brought to norm one for the solver.
@@ -439,6 +441,19 @@ class _Run:
                 progress(dataclasses.replace(part, rows=rows, solved=part.solved + settled))
 
         best = np.full(rows, np.inf)
+
+        def keep(index: np.ndarray, weights: np.ndarray, duals: np.ndarray) -> np.ndarray:
+            """Take over the answers to the rows `index` that are better than before; which of them are solved."""
+            part = problem.take(index)
+            certificate = certify(part, weights, [duals])
+            solved = row_status(certificate, self.tol, exact=part.exact) == Status.SOLVED
+            # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
+            better = solved | (certificate.relative_gap < best[index]) | np.isinf(best[index])
+            chosen = index[better]
+            answer.weights[chosen], answer.duals[chosen] = weights[better], duals[better]
+            best[chosen] = certificate.relative_gap[better]
+            return solved
+
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
                 break
@@ -453,15 +468,17 @@ class _Run:
             answer.newton_steps[live] += board.newton_steps
             answer.polished[live] |= board.polished
             max_iters -= int(board.passes.max(initial=0))
-            certificate = certify(part, weights, [duals])
-            solved = row_status(certificate, self.tol, exact=part.exact) == Status.SOLVED
-            # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
-            better = solved | (certificate.relative_gap < best[live]) | np.isinf(best[live])
-            chosen = live[better]
-            answer.weights[chosen], answer.duals[chosen] = weights[better], duals[better]
-            best[chosen] = certificate.relative_gap[better]
+            solved = keep(live, weights, duals)
             # Only rows that the solver takes for solved and the certificate does not have anything to gain.
             live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
+        if self.solver != "auto" or problem.exact:
+            return answer
+        linear = np.flatnonzero((best > self.tol) & np.isfinite(best) & _linear_rows(problem))
+        if linear.size:
+            part = problem.take(linear)
+            with one_thread_each():
+                weights = least_squares(part)
+            keep(linear, weights, 2.0 * part.loss_weight[:, None] * (part.targets.T - weights @ part.design.T))
         return answer
 
     def _attempt(
@@ -521,6 +538,12 @@ class _Run:
         status = status.copy()
         status[missed[proved]] = Status.INFEASIBLE
         return certificate.with_rays(missed[proved], rays[proved]), status
+
+
+def _linear_rows(problem: RowProblem) -> np.ndarray:
+    """Rows of plain least squares: nothing is said of any weight in their support, (R,)."""
+    support = True if problem.support is None else problem.support
+    return np.all(flat_coordinates(problem) == support, axis=1)
 
 
 def _oracle_solve(problem: RowProblem, oracle: str, workers: int, progress: ProgressCallback | None) -> Any:

@@ -140,7 +140,6 @@ def arguments(states: simjax.States, reading: str) -> dict[str, Any]:
         "constraint": "ball" if reading == "ball" else "stacked_ball",
         "support": support,
         "rescale": "none",
-        "max_iters": 2000,  # a few hundred are enough for P(κ); C refitted to tiny states would use up any number
     }
 
 

@@ -199,7 +199,7 @@ def relative_gap(
     """
     primal, residual = objective(factorisation, rows, weights)
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
-    flat = _flat(rows, slopes.shape)
+    flat = flat_coordinates(rows, slopes.shape)
     mask = ~flat if rows.support is None else rows.support & ~flat
     shift = jnp.zeros_like(slopes)
     if rows.ball is not None and rows.ball.tilt is not None:
@@ -242,7 +242,7 @@ def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dua
     return jnp.where(better[:, None], duals[1], duals[0]), jnp.min(gaps, axis=0)
 
 
-def _flat(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
+def flat_coordinates(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
     """Coordinates on which neither the penalty nor the ball has a say, (R, d)."""
     if not isinstance(rows.penalty, PiecewisePenalty):
         return jnp.zeros(shape, dtype=bool)

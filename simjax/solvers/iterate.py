@@ -64,13 +64,18 @@ class Scoreboard:
         self.passes = np.zeros(count, dtype=int)
         self.newton_steps = np.zeros(count, dtype=int)
         self.polished = np.zeros(count, dtype=bool)
+        self.given_up = np.zeros(count, dtype=bool)  # rows that nothing in this run can improve
         self._progress = progress
         self._start = time.perf_counter()
 
     @property
     def open(self) -> np.ndarray:
-        """Indices of the rows that have not reached the tolerance."""
-        return np.flatnonzero(~(self.gap <= self.tol))
+        """Indices of the rows that have not reached the tolerance and still may."""
+        return self.open_among(np.arange(self.gap.size))
+
+    def open_among(self, index: np.ndarray) -> np.ndarray:
+        """Positions in `index` of the rows that are open."""
+        return np.flatnonzero(~(self.gap[index] <= self.tol) & ~self.given_up[index])
 
     def offer(self, index: np.ndarray, weights: Array, dual: Array, gap: Array) -> np.ndarray:
         """Keep what is better than before; returns which of `index` are now solved."""
@@ -177,7 +182,7 @@ class FirstOrder:
     def _compact(self, board: Scoreboard) -> bool:
         """Drop the solved rows once that makes the batch smaller; False if none is left."""
         index = self.index[: self.count]
-        open_ = np.flatnonzero(~(board.gap[index] <= board.tol))
+        open_ = board.open_among(index)
         if open_.size == 0:
             return False
         size = bucket(open_.size, self.index.size, device_count(self.mesh))

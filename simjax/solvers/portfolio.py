@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from simjax.penalties import PiecewisePenalty
 from simjax.solvers import admm, newton, proximal_gradient
-from simjax.solvers.canonical import CanonicalRows, feasible, judge
+from simjax.solvers.canonical import CanonicalRows, feasible, flat_coordinates, judge
 from simjax.solvers.devices import device_count, over_rows, replicate
 from simjax.solvers.factor import Factorisation, gram_matrix
 from simjax.solvers.iterate import CHECK_EVERY, FirstOrder, Scoreboard, bucket, padded
@@ -178,12 +178,14 @@ class _Stages:
         support = self.rows.support
         guess = np.full((count, width), 1e-100) if support is None else 1e-100 * np.asarray(support)
         self.polish(self.board.open, guess[self.board.open])
+        # Where nothing at all is said of the weights, passes end no better than this.
+        self.board.given_up = np.all(np.asarray(flat_coordinates(self.rows, guess.shape)) | (guess == 0.0), axis=1)
 
     def polish_settled(self, first_order: FirstOrder, signs: _Signs) -> None:
         """Polish the open rows with settled signs; those it improves without solving them go on from there."""
         board = self.board
         index = first_order.index[: first_order.count]
-        open_ = np.flatnonzero(~(board.gap[index] <= board.tol))
+        open_ = board.open_among(index)
         if open_.size == 0 or not self.has_polish:
             return
         chosen = open_[signs.settled(index[open_], first_order.weights[open_], first_order.gap[open_])]
@@ -234,7 +236,7 @@ class _Stages:
         fields = [np.array(x) for x in jax.tree.leaves(state)]
         structure = jax.tree.structure(state)
         for _ in range(0, _NEWTON_STEPS, _REGROUP):
-            pending = np.flatnonzero(~(board.gap[index] <= board.tol))
+            pending = board.open_among(index)
             if pending.size == 0:
                 break
             active = jax.tree.unflatten(structure, fields).active
