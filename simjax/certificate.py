@@ -293,7 +293,7 @@ def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> Array:
 
 
 def flat_coordinates(problem: RowProblem) -> np.ndarray:
-    """Where neither the penalty nor the ball has a say, (R, d), inside the support; in NumPy, which compiles nothing."""
+    """Where neither penalty nor ball has a say, (R, d), inside the support; in NumPy, which compiles nothing."""
     shape = (problem.rows_count, problem.width)
     penalty, ball = problem.penalty, problem.ball
     if isinstance(penalty, PiecewisePenalty):

@@ -78,8 +78,8 @@ def test_condition_numbers(condition, m, name):
     design = with_condition(generator(1, m), m, WIDTH, condition)
     targets = generator(2).normal(size=(m, ROWS))
     solution = honest(design, targets, penalty=PENALTIES[name], constraint=MIXED)
-    # Where the design has more columns than samples, the weights that fit exactly without penalty and ball grow with the
-    # condition number, and with them the rounding of the fit.
+    # With more columns than samples, the weights that fit exactly without penalty and ball grow with the condition
+    # number, and with them the rounding of the fit.
     judged = BOUNDED if name == "least_squares" and m == WIDE else np.arange(ROWS)
     assert np.all(solution.status[judged] == "SOLVED")
 

@@ -1,4 +1,4 @@
-"""Plain least squares by LAPACK, for rows that the batched solve by ΦᵀΦ, whose condition number is squared, leaves open."""
+"""Plain least squares by LAPACK, for rows left open by the batched solve, which squares the condition number."""
 
 from __future__ import annotations
 
