@@ -196,7 +196,7 @@ def test_section(records):
     mine = [r for r in records if (r["kind"], r["objective"], r["alpha"]) == ("path", "l1", 0.1)]
     shares = [100 * (1 - r["nonzeros"] / base["unrolled"]) for r in mine]
     assert f"{np.mean(shares):.1f} ± {np.std(shares, ddof=1):.1f}" in text
-    assert "**1 are not certified**" in cifar.section(
+    assert "**1 of 816 rows behind these numbers are not certified**" in cifar.section(
         [*records[:-1], {**records[-1], "rows_certified": records[-1]["rows"] - 1}]
     )
 

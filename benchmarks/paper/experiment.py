@@ -70,8 +70,9 @@ def all_certified(records: Sequence[Record]) -> str:
     """One sentence for a page: whether every row behind its numbers is certified."""
     rows, solved = (sum(record[key] for record in records) for key in ("rows", "rows_certified"))
     worst = max(float(record["worst_relative_gap"]) for record in records)
-    told = "All" if rows == solved else f"**{rows - solved:,} are not certified**; of"
-    return f"{told} {rows:,} rows behind these numbers are certified (worst relative gap {worst:.1e})."
+    which = f"{rows:,} rows behind these numbers are"
+    told = f"All {which} certified" if rows == solved else f"**{rows - solved:,} of {which} not certified**"
+    return f"{told} (worst relative gap {worst:.1e})."
 
 
 def spread(values: Sequence[float], form: str = ".1f", scale: float = 1.0) -> str:
