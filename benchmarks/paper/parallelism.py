@@ -277,7 +277,7 @@ def pictures(records: Sequence[Record]) -> dict[str, Figure]:
         seconds = [[record["seconds"] for record in mine if record["method"] == method] for method in methods]
         means, low, high = (np.array([f(values) for values in seconds]) for f in (statistics.fmean, min, max))
         bars = axis.barh(methods[::-1], means[::-1], xerr=np.array([means - low, high - means])[:, ::-1], capsize=3)
-        axis.bar_label(bars, fmt="%.2g s", padding=12)
+        axis.bar_label(bars, fmt=lambda value: f"{value:.{0 if value >= 10 else 1}f} s", padding=12)
         axis.set(xscale="log", xlabel="seconds for all rows (log scale)")
         axis.set_xlim(0.3 * means.min(), 6.0 * high.max())
         axis.set_title(f"m = {m} samples, {mine[0]['rows_total']} rows, {mine[0]['cores']} cores", fontsize=10)
