@@ -125,7 +125,7 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
         dual_objective=objective - gap,
         gap=gap,
         relative_gap=relative_gap,
-        infeasibility=np.maximum(_ball_violation(problem, weights), fit if problem.exact else 0.0),
+        infeasibility=np.maximum(ball_violation(problem, weights), fit if problem.exact else 0.0),
         dual=best_dual,
     )
 
@@ -258,7 +258,8 @@ def _gap(
     return fenchel + jnp.sum(mismatch**2, axis=1) / (4.0 * loss_weight[:, 0])
 
 
-def _ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
+def ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
+    """By what share of its radius each row exceeds its ball, (R,); inf outside the support."""
     violation = np.zeros(problem.rows_count)
     if problem.ball is not None:
         norm = np.sum(np.asarray(problem.ball.weights) * np.abs(weights), axis=1)

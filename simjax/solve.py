@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from simjax import infeasible
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax.certificate import Certificate, certify, flat_coordinates, joined_certificates
+from simjax.certificate import Certificate, ball_violation, certify, flat_coordinates, joined_certificates
 from simjax.constraints import Constraint
 from simjax.penalties import Penalty, PiecewisePenalty
 from simjax.problem import TINY, RowProblem, RowSource, row_problem
@@ -32,7 +32,7 @@ from simjax.verify import Verification, sample_rows, verify_rows
 # solvers stop below the tolerance that is then certified. The factorised problem is the stated one up to rounding.
 # Where that shows in the certificate, and only there, a row is polished in the samples themselves; then it is solved
 # with a factorisation of Φ itself, which does not square its condition number, and polished again. What is left of the
-# rows of plain least squares goes to LAPACK.
+# rows without penalty goes to LAPACK.
 _ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 0.3))
 _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 # Columns whose norms differ by more than this are brought to norm one for the solver.
@@ -477,8 +477,10 @@ class _Run:
         if linear.size:
             part = problem.take(linear)
             with one_thread_each():
-                weights = least_squares(part)
-            keep(linear, weights, 2.0 * part.loss_weight[:, None] * (part.targets.T - weights @ part.design.T))
+                weights, residuals = least_squares(part)
+            inside = ball_violation(part, weights) == 0.0
+            duals = 2.0 * part.loss_weight[inside, None] * residuals[inside]
+            keep(linear[inside], weights[inside], duals)
         return answer
 
     def _attempt(
@@ -541,9 +543,9 @@ class _Run:
 
 
 def _linear_rows(problem: RowProblem) -> np.ndarray:
-    """Rows of plain least squares: nothing is said of any weight in their support, (R,)."""
+    """Rows without penalty, (R,): plain least squares, if the ball allows its solution."""
     support = True if problem.support is None else problem.support
-    return np.all(flat_coordinates(problem) == support, axis=1)
+    return np.all(flat_coordinates(dataclasses.replace(problem, ball=None)) == support, axis=1)
 
 
 def _oracle_solve(problem: RowProblem, oracle: str, workers: int, progress: ProgressCallback | None) -> Any:

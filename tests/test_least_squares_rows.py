@@ -53,10 +53,10 @@ def test_each_row_keeps_to_its_support():
     support = rng.random((ROWS, WIDTH)) < 0.5
     support[-1] = False
     problem = row_problem(design, targets, loss_weight=1.0, penalty=simjax.NoPenalty(), support=support)
-    weights = least_squares(problem)
+    weights, residuals = least_squares(problem)
     assert np.all(weights[~support] == 0.0)
-    residual = targets.T - weights @ design.T
-    certificate = certify(problem, weights, [2.0 * residual])
+    np.testing.assert_allclose(residuals, targets.T - weights @ design.T, atol=1e-6)
+    certificate = certify(problem, weights, [2.0 * residuals])
     assert np.all(certificate.relative_gap <= 1e-9)
 
 
@@ -68,3 +68,15 @@ def test_column_basis_spans_the_columns_to_rounding():
     normed = design / np.linalg.norm(design, axis=0)
     left = normed - found.basis @ (found.basis.T @ normed)
     assert np.abs(left).max() <= 1e-13
+
+
+def test_nearly_exact_rows_in_a_wide_ball():
+    """A ball that does not bind still weighs the slopes of its coordinates: they have to be zero to rounding."""
+    rng = np.random.default_rng(3)
+    design = rng.normal(size=(M, WIDTH))
+    targets = design @ rng.normal(size=(WIDTH, ROWS))
+    targets += 1e-5 * rng.normal(size=targets.shape)
+    solution = simjax.solve_rows(
+        design, targets, penalty=simjax.NoPenalty(), constraint=simjax.L1Ball(1e3, size=WIDTH // 2)
+    )
+    assert solution.converged
