@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.paper import __main__ as command
 from benchmarks.paper import pareto
 from benchmarks.paper.__main__ import find
 from benchmarks.paper.baselines import Split
@@ -171,3 +172,23 @@ def test_the_page_and_the_picture_show_every_method():
     assert [axis.get_title() for axis in figure.axes] == ["clean", "FGSM on half of the pixels, ε = 0.008"]
     drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
     np.testing.assert_allclose(drawn["adaptive + least squares"], [[60.0, 89.7], [80.0, 88.5]])
+
+
+def test_a_quick_run_from_end_to_end(trials, tmp_path, monkeypatch):
+    few = (trials.inputs[:60], np.arange(60) % 3)
+    split = Split(trials.inputs, np.arange(400) % 3, *few, *few, unit=1.0)
+    monkeypatch.setattr(pareto, "baseline", lambda kind, seed, **options: (trials.network, split))
+    command.main(["pareto", "--quick", "--folder", str(tmp_path)])
+    records = command.read(tmp_path / "pareto.json")
+    found = {(record["split"], record["method"]) for record in records}
+    assert found == {
+        *(("test", name) for name in ("baseline", *pareto.QUICK_METHODS)),
+        ("validation", "baseline"), ("validation", "adaptive-layers"),
+    }  # fmt: skip
+    for record in records:
+        assert record["rows_certified"] == record["rows"]
+        assert record["target"] <= record["sparsity"] + 1e-9
+    page = (tmp_path / "pareto.md").read_text()
+    assert "**80 % sparse:**" in page
+    assert "rows behind these numbers are certified" in page
+    assert (tmp_path / "paper-pareto.png").is_file()
