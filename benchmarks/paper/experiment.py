@@ -81,7 +81,7 @@ def spread(values: Sequence[float], form: str = ".1f", scale: float = 1.0) -> st
     if not scaled:
         return "–"
     mean = format(statistics.fmean(scaled), form)
-    return mean if len(scaled) == 1 else f"{mean} ± {format(statistics.stdev(scaled), form)}"
+    return mean if len(scaled) == 1 else f"{mean} ± {format(statistics.stdev(scaled), form.lstrip('+'))}"
 
 
 def grouped(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:

@@ -307,7 +307,7 @@ def _drop_row(share: float, method: str, records: Sequence[Record]) -> str:
         kept = [(point, before) for point, before in found if point is not None]
         counts.append(f"{len(kept)}")
         cells.append(spread([point["sparsity"] for point, _ in kept], ".1f", 100))
-        cells.append(spread([point["test_f1"] - before for point, before in kept], "+.1f", 100).replace("± +", "± "))
+        cells.append(spread([point["test_f1"] - before for point, before in kept], "+.1f", 100))
     told = f"{', '.join(counts)} of {len(records)}"
     return f"| {_share(share, method, records)} | {_title(method)} | {' | '.join(cells)} | {told} |"
 
