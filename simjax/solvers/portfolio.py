@@ -2,7 +2,7 @@
 
 auto:  one linear solve where the objective is quadratic; ADMM on all rows; an active-set polish of each row whose signs
 have settled, from which ADMM goes on where that is better than its own point; semismooth Newton for those on which both
-stall. Each stage only sees the rows that are still open.
+stall. Each stage only sees the rows that are still open; rows without penalty and ball only see the linear solve.
 
 What decides between them is what they cost: for a row with k active coordinates of d and a design of rank r, a pass is
 4dr flops in large products, a polish or a Newton step at least k³/3 in small factorisations: up to hundreds of passes.
