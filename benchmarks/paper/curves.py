@@ -265,6 +265,8 @@ def _picture(records: Sequence[Record], part: str, keys: tuple[str, ...]) -> Fig
             points = sorted(_point(group, part) for group in grouped(mine, *keys).values())
             x, y, error = zip(*points)
             style: dict[str, Any] = {"color": PENALTIES[penalty].colour, "marker": "o", "ms": 4, "capsize": 2}
+            if penalty == "perspective":  # where it is the same as L1, both are to be seen
+                style |= {"ms": 8, "mfc": "none", "ls": "--"}
             ax.errorbar(x, y, error, **style, label=PENALTIES[penalty].told)
         ax.axhline(0, color="#444444", ls="--", lw=1.2, label="baseline")
         ax.set_title(f"Recipe: {recipe.told}".replace(" (", "\n("), fontsize=9.5)
