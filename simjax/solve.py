@@ -473,7 +473,9 @@ class _Run:
             live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
         if self.solver != "auto" or problem.exact:
             return answer
-        linear = np.flatnonzero((best > self.tol) & np.isfinite(best) & _linear_rows(problem))
+        linear = np.flatnonzero((best > self.tol) & np.isfinite(best))
+        with jax.enable_x64(True):
+            linear = linear[_linear_rows(problem.take(linear))] if linear.size else linear
         if linear.size:
             part = problem.take(linear)
             with one_thread_each():

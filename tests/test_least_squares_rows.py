@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import ByHand
 
 import simjax
 from simjax._qr import ColumnBasis
@@ -80,3 +81,14 @@ def test_nearly_exact_rows_in_a_wide_ball():
         design, targets, penalty=simjax.NoPenalty(), constraint=simjax.L1Ball(1e3, size=WIDTH // 2)
     )
     assert solution.converged
+
+
+def test_a_penalty_of_the_users_own_is_not_taken_for_none():
+    """Rows that stay open are asked whether there is a penalty, in double precision, whatever is asked of it."""
+    rng = np.random.default_rng(4)
+    design, targets = rng.normal(size=(M, WIDTH)), rng.normal(size=(M, ROWS))
+    with pytest.warns(simjax.ConvergenceWarning):
+        solution = simjax.solve_rows(design, targets, penalty=ByHand(simjax.L1(20.0)), max_iters=1)
+    assert not solution.converged
+    least = np.linalg.lstsq(design, targets, rcond=None)[0].T
+    assert np.abs(solution.weights - least).max() > 1e-3
