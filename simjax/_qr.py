@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 
 # A column that lies in the span of the others but for this share of its norm lies in it: what is left is rounding.
-RANK_TOL = 1e-13
+_RANK_TOL = 1e-13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ColumnBasis:
         scaled = columns / np.where(norms > 0.0, norms, 1.0)
         basis, triangle, pivots = scipy.linalg.qr(scaled, mode="economic", pivoting=True, check_finite=False)
         diagonal = np.abs(np.diag(triangle))
-        rank = int(np.count_nonzero(diagonal > RANK_TOL * diagonal.max(initial=0.0)))
+        rank = int(np.count_nonzero(diagonal > _RANK_TOL * diagonal.max(initial=0.0)))
         chosen = pivots[:rank]
         return cls(basis[:, :rank], triangle[:rank, :rank], chosen, norms[chosen])
 

@@ -294,13 +294,17 @@ def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> Array:
 
 
 def flat_coordinates(problem: RowProblem) -> np.ndarray:
-    """Where neither penalty nor ball has a say, (R, d), inside the support; in NumPy, which compiles nothing."""
+    """Where neither penalty nor ball has a say, (R, d), inside the support; in NumPy, which compiles nothing.
+
+    A penalty of the user's own is asked in double precision.
+    """
     shape = (problem.rows_count, problem.width)
     penalty, ball = problem.penalty, problem.ball
     if isinstance(penalty, PiecewisePenalty):
         flat = np.broadcast_to((np.asarray(penalty.slope) == 0.0) & (np.asarray(penalty.curvature) == 0.0), shape)
     else:
-        flat = np.array(_flat(penalty, None, shape))
+        with jax.enable_x64(True):
+            flat = np.array(_flat(penalty, None, shape))
     if ball is not None:
         sees = np.asarray(ball.weights) > 0.0
         sees = sees if ball.tilt is None else sees | (np.asarray(ball.tilt) > 0.0)

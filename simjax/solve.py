@@ -442,9 +442,8 @@ class _Run:
 
         best = np.full(rows, np.inf)
 
-        def keep(index: np.ndarray, weights: np.ndarray, duals: np.ndarray) -> np.ndarray:
-            """Take over the answers to the rows `index` that are better than before; which of them are solved."""
-            part = problem.take(index)
+        def keep(index: np.ndarray, part: RowProblem, weights: np.ndarray, duals: np.ndarray) -> np.ndarray:
+            """Take over the answers to `part`, the rows `index`, that are better than before; which are solved."""
             certificate = certify(part, weights, [duals])
             solved = row_status(certificate, self.tol, exact=part.exact) == Status.SOLVED
             # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
@@ -468,21 +467,20 @@ class _Run:
             answer.newton_steps[live] += board.newton_steps
             answer.polished[live] |= board.polished
             max_iters -= int(board.passes.max(initial=0))
-            solved = keep(live, weights, duals)
+            solved = keep(live, part, weights, duals)
             # Only rows that the solver takes for solved and the certificate does not have anything to gain.
             live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
         if self.solver != "auto" or problem.exact:
             return answer
-        linear = np.flatnonzero((best > self.tol) & np.isfinite(best))
-        with jax.enable_x64(True):
-            linear = linear[_linear_rows(problem.take(linear))] if linear.size else linear
+        stuck = (best > self.tol) & np.isfinite(best)
+        linear = np.flatnonzero(stuck & _linear_rows(problem)) if stuck.any() else live[:0]
         if linear.size:
             part = problem.take(linear)
             with one_thread_each():
                 weights, residuals = least_squares(part)
-            inside = ball_violation(part, weights) == 0.0
-            duals = 2.0 * part.loss_weight[inside, None] * residuals[inside]
-            keep(linear[inside], weights[inside], duals)
+            inside = np.flatnonzero(ball_violation(part, weights) == 0.0)
+            part = part.take(inside)
+            keep(linear[inside], part, weights[inside], 2.0 * part.loss_weight[:, None] * residuals[inside])
         return answer
 
     def _attempt(

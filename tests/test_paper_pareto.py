@@ -191,4 +191,4 @@ def test_a_quick_run_from_end_to_end(trials, tmp_path, monkeypatch):
     page = (tmp_path / "pareto.md").read_text()
     assert "**80 % sparse:**" in page
     assert "rows behind these numbers are certified" in page
-    assert (tmp_path / "paper-pareto.png").is_file()
+    assert (tmp_path / "paper-pareto.png").stat().st_size > 0

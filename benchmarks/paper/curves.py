@@ -17,7 +17,16 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.paper.baselines import Split, baseline, sparsity
-from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
+from benchmarks.paper.experiment import (
+    Experiment,
+    Job,
+    Settings,
+    all_certified,
+    certified,
+    grouped,
+    one_after_another,
+    spread,
+)
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
@@ -91,12 +100,6 @@ NO_DROP = 0.001  # accuracy lost, as a fraction, that counts as none
 
 
 # --- Running -----------------------------------------------------------------------------------------------------
-
-
-def run(settings: Settings) -> Iterator[Record]:
-    """Every record, seed by seed."""
-    for job in jobs(settings):
-        yield from job.run()
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
@@ -294,7 +297,7 @@ EXPERIMENT = Experiment(
     name=NAME,
     title="Sparsity, accuracy and the number of samples on Fashion-MNIST (Figures 2 and 3)",
     keys=KEYS,
-    run=run,
+    run=one_after_another(jobs),
     section=section,
     pictures=pictures,
     jobs=jobs,

@@ -57,6 +57,11 @@ class Experiment:
     jobs: Callable[[Settings], Iterator[Job]] | None = None
 
 
+def one_after_another(jobs: Callable[[Settings], Iterator[Job]]) -> Callable[[Settings], Iterator[Record]]:
+    """`Experiment.run` of an experiment that is made of jobs."""
+    return lambda settings: (record for job in jobs(settings) for record in job.run())
+
+
 def certified(result: simjax.FitResult) -> Record:
     """How many rows of a fit there are, how many are certified, and the worst relative gap."""
     return {

@@ -22,7 +22,16 @@ from matplotlib.figure import Figure
 import simjax
 from benchmarks.against_implicit import Stage, spending
 from benchmarks.paper import newsgroups
-from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
+from benchmarks.paper.experiment import (
+    Experiment,
+    Job,
+    Settings,
+    all_certified,
+    certified,
+    grouped,
+    one_after_another,
+    spread,
+)
 from benchmarks.problems import trained_network
 from benchmarks.records import Record, places
 from simjax import datasets
@@ -71,6 +80,7 @@ class Case(NamedTuple):
     test_labels: np.ndarray
 
 
+@functools.lru_cache(maxsize=1)
 def case(name: str, seed: int, *, quick: bool) -> Case:
     """The classifier of that data set: `benchmarks.problems.trained_network`, or that of `newsgroups`."""
     if name == "fashion-mnist":
@@ -88,12 +98,6 @@ def case(name: str, seed: int, *, quick: bool) -> Case:
 # --- The run -----------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings) -> Iterator[Record]:
-    """For each data set and seed: the sweep over κ in each reading, then fits to shares of the samples."""
-    for job in jobs(settings):
-        yield from job.run()
-
-
 def jobs(settings: Settings) -> Iterator[Job]:
     """What there is to do; fits to shares of Fashion-MNIST's samples, which take long, with the first seed only."""
     for seed in settings.seeds:
@@ -109,7 +113,7 @@ def jobs(settings: Settings) -> Iterator[Job]:
 
 def of_job(keys: Record, quick: bool) -> Iterator[Record]:
     """The record of a sweep, or of the fits to a share of the samples."""
-    given = _case(keys["dataset"], keys["seed"], quick)
+    given = case(keys["dataset"], keys["seed"], quick=quick)
     baseline = given.network.export()
     states = simjax.collect_states(given.network, given.inputs)
     states = states.subset(round(keys["share"] * states.m))
@@ -126,9 +130,6 @@ def of_job(keys: Record, quick: bool) -> Iterator[Record]:
         "baseline_accuracy": baseline.accuracy(given.test_inputs, given.test_labels),
         **found,
     }
-
-
-_case = functools.lru_cache(maxsize=1)(lambda name, seed, quick: case(name, seed, quick=quick))
 
 
 def arguments(states: simjax.States, reading: str) -> dict[str, Any]:
@@ -417,7 +418,7 @@ EXPERIMENT = Experiment(
     name="kappa",
     title="κ as the only knob",
     keys=("dataset", "seed", "what", "reading", "share"),
-    run=run,
+    run=one_after_another(jobs),
     section=section,
     pictures=pictures,
     jobs=jobs,

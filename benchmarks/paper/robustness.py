@@ -21,7 +21,16 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.paper.baselines import EPSILONS, Split, baseline, measures, sparsity
-from benchmarks.paper.experiment import Experiment, Job, Settings, all_certified, certified, grouped, spread
+from benchmarks.paper.experiment import (
+    Experiment,
+    Job,
+    Settings,
+    all_certified,
+    certified,
+    grouped,
+    one_after_another,
+    spread,
+)
 from benchmarks.problems import KAPPA
 from benchmarks.records import Record, places
 from simjax.nn import MLP
@@ -123,12 +132,6 @@ QUICK_ROWS, QUICK_READINGS, QUICK_SAMPLES = 1, ("paper", "literal"), 100
 
 
 # --- Running -----------------------------------------------------------------------------------------------------
-
-
-def run(settings: Settings) -> Iterator[Record]:
-    """Every record, seed by seed."""
-    for job in jobs(settings):
-        yield from job.run()
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
@@ -472,7 +475,7 @@ EXPERIMENT = Experiment(
     name=NAME,
     title="Accuracy under attack of sparse models (Tables 2 and 3, Figure 4)",
     keys=KEYS,
-    run=run,
+    run=one_after_another(jobs),
     section=section,
     pictures=pictures,
     jobs=jobs,
