@@ -34,12 +34,12 @@ from flax import nnx
 import simjax
 from benchmarks.records import RESULTS, ROOT, Record, merge, peak_mebibytes, place, places, plain, read, write_between
 from simjax import datasets
-from simjax.demo import RECIPES
-from simjax.equilibrium import Solver
-from simjax.model import ImplicitModel
+from simjax.app.demo import RECIPES
+from simjax.implicit.equilibrium import Solver
+from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, ImplicitLayer, accuracy, train
-from simjax.robustness import lipschitz_bounds
-from simjax.states import States
+from simjax.robustness.lipschitz import lipschitz_bounds
+from simjax.states.states import States
 
 OUTPUT = RESULTS / "against_implicit.json"
 PAGE = ROOT / "docs" / "implicit.md"

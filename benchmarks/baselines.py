@@ -27,22 +27,22 @@ import simjax
 from benchmarks.against_implicit import KAPPA, relative_weights
 from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, plain, read, write_between
 from simjax import datasets
-from simjax.equilibrium import Equilibrium, Solver, affine, average_step, equilibrium
-from simjax.model import ImplicitModel
+from simjax.implicit.equilibrium import Equilibrium, Solver, affine, average_step, equilibrium
+from simjax.implicit.model import ImplicitModel
 from simjax.nn import GEQ, LBEN, MLP, NEMON, RECOMMENDED, ImplicitLayer, LinearDEQ, MonDEQ, OptEq, train
 from simjax.nn.geq import CURVATURE
 from simjax.nn.implicit import in_float64
 from simjax.nn.lben import amplify, cascade, orthogonal_rows, sandwich, sll
 from simjax.nn.mondeq import solve_monotone
 from simjax.rescaling import diagnose, feasible
-from simjax.robustness import (
+from simjax.robustness.lipschitz import (
     certified_accuracy,
     certified_radii,
     lipschitz_bounds,
     matrix_measure,
     optimal_weights,
 )
-from simjax.states import States
+from simjax.states.states import States
 
 OUTPUT = RESULTS / "baselines.json"
 PAGE = ROOT / "docs" / "implicit.md"

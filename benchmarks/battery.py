@@ -28,11 +28,11 @@ import numpy as np
 
 import simjax
 from benchmarks.records import RESULTS, ROOT, write_text
-from simjax.certificate import certify, infeasibility_margin
-from simjax.constraints import Free, L1Ball
-from simjax.oracles import solve as oracle_solve
-from simjax.problem import RowProblem, row_problem
-from simjax.solve import solve_problem
+from simjax.rows.certificate import certify, infeasibility_margin
+from simjax.rows.constraints import Free, L1Ball
+from simjax.rows.oracles import solve as oracle_solve
+from simjax.rows.problem import RowProblem, row_problem
+from simjax.rows.solve import solve_problem
 
 SHAPES = ((12, 30), (25, 30), (40, 30), (120, 30))  # (m, d)
 BALL = 12  # coordinates in the ball

@@ -25,7 +25,7 @@ import scipy.sparse
 import simjax
 from benchmarks import problems
 from benchmarks.records import RESULTS, ROOT, Record, peak_mebibytes, place, places, write_between, write_text
-from simjax.solve import solve_problem
+from simjax.rows.solve import solve_problem
 
 BEGIN, END = "<!-- calls:begin -->", "<!-- calls:end -->"
 

@@ -24,10 +24,10 @@ import numpy as np
 import simjax
 from simjax import datasets
 from simjax._checks import choice
-from simjax.fit import Plan
 from simjax.nn import MLP, RECOMMENDED, train
-from simjax.penalties import OBJECTIVES as PENALTIES
-from simjax.problem import RowProblem, row_problem
+from simjax.rows.penalties import OBJECTIVES as PENALTIES
+from simjax.rows.problem import RowProblem, row_problem
+from simjax.sim.fit import Plan
 
 SIZES = (100, 500, 1000, 5000, 20_000, 60_000)
 KAPPA, LOSS_WEIGHT, ALPHA = 0.99, 0.1, 1e-3  # the paper's defaults

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import simjax
-from simjax.model import atomic_file
+from simjax.implicit.model import atomic_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

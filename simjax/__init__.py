@@ -1,19 +1,19 @@
 """simjax: state-driven implicit modeling in JAX, with a certificate for every row."""
 
-from simjax.certificate import Certificate, certify
-from simjax.constraints import Free, L1Ball, MetzlerRow
-from simjax.fit import FitResult, adaptive_weights, fit, verify_model
-from simjax.low_rank import LowRank
-from simjax.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
-from simjax.path import Path, path
-from simjax.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
-from simjax.problem import RowProblem, row_problem
-from simjax.solve import Solution, solve_rows
-from simjax.solvers.iterate import Progress
-from simjax.states import States, collect_states
-from simjax.status import ConvergenceWarning, Status
-from simjax.streaming import StreamedCertificate, StreamedStates, SufficientStatistics, recertify, stream_states
-from simjax.verify import Verification
+from simjax.implicit.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
+from simjax.rows.certificate import Certificate, certify
+from simjax.rows.constraints import Free, L1Ball, MetzlerRow
+from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
+from simjax.rows.problem import RowProblem, row_problem
+from simjax.rows.solve import Solution, solve_rows
+from simjax.rows.solvers.iterate import Progress
+from simjax.rows.status import ConvergenceWarning, Status
+from simjax.rows.verify import Verification
+from simjax.sim.fit import FitResult, adaptive_weights, fit, verify_model
+from simjax.sim.low_rank import LowRank
+from simjax.sim.path import Path, path
+from simjax.states.states import States, collect_states
+from simjax.states.streamed import StreamedCertificate, StreamedStates, SufficientStatistics, recertify, stream_states
 
 __version__ = "0.1.0"
 

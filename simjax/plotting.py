@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from simjax._checks import float_array
-from simjax.model import ImplicitModel
+from simjax.implicit.model import ImplicitModel
 
 if TYPE_CHECKING:
-    from simjax.fit import FitResult
-    from simjax.path import Path
+    from simjax.sim.fit import FitResult
+    from simjax.sim.path import Path
 
 # After Okabe and Ito: told apart by all common kinds of colour vision.
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#A0488A"

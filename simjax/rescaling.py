@@ -26,10 +26,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from simjax._checks import positive_scalar
-from simjax.activations import activation as find_activation
-from simjax.model import ImplicitModel
-from simjax.robustness import matrix_measure, metzler, optimal_weights
-from simjax.states import States
+from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.model import ImplicitModel
+from simjax.robustness.lipschitz import matrix_measure, metzler, optimal_weights
+from simjax.states.states import States
 
 Subject = TypeVar("Subject", ImplicitModel, States)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import simjax
-from simjax.penalties import PiecewisePenalty
+from simjax.rows.penalties import PiecewisePenalty
 
 # JAX compiles once per shape, so that the tests share these few.
 WIDTH = 20

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import simjax
-from simjax.equilibrium import equilibrium
-from simjax.model import ImplicitModel
+from simjax.implicit.equilibrium import equilibrium
+from simjax.implicit.model import ImplicitModel
 from simjax.nn import NEMON
 from simjax.rescaling import (
     diagnose,
@@ -21,7 +21,7 @@ from simjax.rescaling import (
     rescaled_by_measure,
     spectral_abscissa,
 )
-from simjax.robustness import matrix_measure, metzler, optimal_weights
+from simjax.robustness.lipschitz import matrix_measure, metzler, optimal_weights
 
 SEEDS = st.integers(0, 10**6)
 

@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks.problems import Problem
 from benchmarks.records import plain
 from simjax._checks import choice, positive_integer
-from simjax.certificate import certify
-from simjax.problem import RowProblem
-from simjax.status import Status, row_status
+from simjax.rows.certificate import certify
+from simjax.rows.problem import RowProblem
+from simjax.rows.status import Status, row_status
 
 REACHED = 1e-6  # the relative gap that every peer has to reach, by our certificate
 

@@ -1,6 +1,6 @@
 """Interior-point solvers row by row over processes, as the SIM paper does (Algorithm 1): Clarabel and MOSEK.
 
-Each row is stated by `simjax.conic` in one of two forms:
+Each row is stated by `simjax.rows.oracles.program` in one of two forms:
 
     residual    min λ‖r‖² + h(w)              s.t.  Φw + r = t
     gram        min λ wᵀΦᵀΦw − 2λ(Φᵀt)ᵀw + h(w)
@@ -27,15 +27,15 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.peers.common import Answer, Task, Unavailable, memory_limit, tighten
 from benchmarks.records import versions
-from simjax.conic import ConicProgram, ConicRow, Design, RowProgram, conic_row
-from simjax.oracles import OracleUnavailable
-from simjax.oracles import clarabel as clarabel_oracle
-from simjax.oracles.interface import ConicSolution, oracle_module
-from simjax.oracles.rows import solve_row
+from simjax.rows.oracles import OracleUnavailable
+from simjax.rows.oracles import clarabel as clarabel_oracle
+from simjax.rows.oracles.interface import ConicSolution, oracle_module
+from simjax.rows.oracles.program import ConicProgram, ConicRow, Design, RowProgram, conic_row
+from simjax.rows.oracles.rows import solve_row
 
 # What the solver itself is asked for, in units of the row's objective.
 LADDER = (1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
-# `simjax.oracles` asks Clarabel for this much of the tolerance it is given.
+# `simjax.rows.oracles` asks Clarabel for this much of the tolerance it is given.
 _ASKED = {"clarabel": clarabel_oracle._ASK_FOR, "mosek": 1.0}
 _BARRIER_SECONDS = 600.0
 

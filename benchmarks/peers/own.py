@@ -13,8 +13,8 @@ import numpy as np
 import simjax
 from benchmarks.peers.common import REACHED, REFERENCE_FILE, Task, figures, judge
 from benchmarks.records import versions
-from simjax.problem import RowProblem
-from simjax.solve import Solution, dense_rows, solve_problem
+from simjax.rows.problem import RowProblem
+from simjax.rows.solve import Solution, dense_rows, solve_problem
 
 _REFERENCE_TOL = 1e-8
 

@@ -24,11 +24,11 @@ import numpy as np
 from flax import nnx
 
 from simjax._checks import matrix, positive_integer, positive_scalar
-from simjax.activations import Activation
-from simjax.activations import activation as find_activation
-from simjax.equilibrium import Equilibrium, Solver, affine, fixed_point
+from simjax.implicit.activations import Activation
+from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.equilibrium import Equilibrium, Solver, affine, fixed_point
 from simjax.nn.implicit import checked_sizes, found, in_float64, scaled_normal, spectral_norm, within_norm
-from simjax.states import States
+from simjax.states.states import States
 
 CURVATURE = 2.0 * np.exp(-1.5)
 """2e^(−3/2) = 0.4463: the Hessian of −exp(−γ‖r‖²)/(2γ) lies between −2e^(−3/2)I and I."""

@@ -22,10 +22,10 @@ import optax
 from flax import nnx
 
 from simjax._checks import choice, matrix, positive_integer, positive_scalar
-from simjax.activations import activation as find_activation
-from simjax.equilibrium import Equilibrium, Solver, affine, equilibrium
-from simjax.model import ImplicitModel
-from simjax.states import States
+from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.equilibrium import Equilibrium, Solver, affine, equilibrium
+from simjax.implicit.model import ImplicitModel
+from simjax.states.states import States
 
 CONSTRAINTS = ("parameterised", "projected")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simjax.equilibrium import Equilibrium, Report, affine
+from simjax.implicit.equilibrium import Equilibrium, Report, affine
 from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, scaled_normal
 
 

@@ -17,10 +17,10 @@ import safetensors.numpy
 from flax import nnx
 
 from simjax._checks import matrix
-from simjax.activations import ACTIVATIONS
-from simjax.activations import activation as find_activation
-from simjax.model import ImplicitModel, atomic_file, package_version, read_safetensors
-from simjax.states import States
+from simjax.implicit.activations import ACTIVATIONS
+from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.model import ImplicitModel, atomic_file, package_version, read_safetensors
+from simjax.states.states import States
 
 FORMAT = "simjax-mlp"
 FORMAT_VERSION = 1
@@ -31,7 +31,7 @@ class MLP(nnx.Module):
 
     Args:
         sizes: p, the hidden layer widths, q; at least one hidden layer.
-        activation: name of φ (see `simjax.activations`), the same in all hidden layers.
+        activation: name of φ (see `simjax.implicit.activations`), the same in all hidden layers.
         use_bias: whether every layer adds a bias.
         rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 

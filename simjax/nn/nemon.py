@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 
 from simjax._checks import float_array
-from simjax.equilibrium import Equilibrium, Solver, eliminate_diagonal
-from simjax.model import ImplicitModel
+from simjax.implicit.equilibrium import Equilibrium, Solver, eliminate_diagonal
+from simjax.implicit.model import ImplicitModel
 from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
-from simjax.robustness import matrix_measure, optimal_weights
+from simjax.robustness.lipschitz import matrix_measure, optimal_weights
 
 
 class NEMON(ImplicitModule):

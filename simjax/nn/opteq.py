@@ -20,8 +20,8 @@ import numpy as np
 from flax import nnx
 
 from simjax._checks import positive_integer, positive_scalar
-from simjax.activations import activation as find_activation
-from simjax.equilibrium import Solver, affine
+from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.equilibrium import Solver, affine
 from simjax.nn.implicit import (
     ImplicitModule,
     Matrices,

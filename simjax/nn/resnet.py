@@ -30,8 +30,8 @@ import scipy.sparse as sp
 from flax import nnx
 
 from simjax._checks import float_array, positive_integer
-from simjax.model import ImplicitModel, atomic_file, package_version, read_safetensors
-from simjax.states import States
+from simjax.implicit.model import ImplicitModel, atomic_file, package_version, read_safetensors
+from simjax.states.states import States
 
 FORMAT = "simjax-resnet"
 FORMAT_VERSION = 1

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from simjax._checks import float_array, matrix, positive_integer, positive_scalar
-from simjax.model import checked_labels
+from simjax.implicit.model import checked_labels
 
 Callback = Callable[[int, int, float, float], None]
 

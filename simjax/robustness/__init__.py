@@ -1,0 +1,41 @@
+"""How far an output can move: Lipschitz bounds, boxes, attacks."""
+
+from simjax.robustness.lipschitz import (
+    Box,
+    LipschitzBounds,
+    ResidualCertificate,
+    certified_accuracy,
+    certified_radii,
+    differentiable,
+    fgsm,
+    lipschitz_bounds,
+    lipschitz_lmi,
+    matrix_measure,
+    metzler,
+    monotonicity,
+    optimal_weights,
+    output_box,
+    pgd,
+    residual_certificate,
+    sampled_lipschitz,
+)
+
+__all__ = [
+    "Box",
+    "LipschitzBounds",
+    "ResidualCertificate",
+    "certified_accuracy",
+    "certified_radii",
+    "differentiable",
+    "fgsm",
+    "lipschitz_bounds",
+    "lipschitz_lmi",
+    "matrix_measure",
+    "metzler",
+    "monotonicity",
+    "optimal_weights",
+    "output_box",
+    "pgd",
+    "residual_certificate",
+    "sampled_lipschitz",
+]

@@ -1,0 +1,1 @@
+"""Many sparse regression rows over one design, each with a certificate."""

@@ -1,0 +1,179 @@
+"""One row by one oracle: closed forms, the right units, and proofs of infeasibility."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+
+from simjax.rows.oracles.interface import (
+    ALMOST_SOLVED,
+    INFEASIBLE,
+    MAX_ITERS,
+    NONFINITE,
+    SOLVED,
+    ConicSolution,
+)
+from simjax.rows.oracles.program import OBJECTIVE_FLOOR, ConicProgram, ConicRow, Design, RowProgram, build_program
+
+ConicSolver = Callable[[ConicProgram, float], ConicSolution]
+
+# Outside this range the row's objective is far from one in the program's units, and the row is stated again.
+_RIGHT_UNITS = (0.1, 1e4)
+# The relative violation of a row's constraints that SOLVED and ALMOST_SOLVED allow.
+_FEASIBLE, _ALMOST_FEASIBLE = 1e-8, 1e-6
+# A ray y proves a row infeasible up to weights of this size, in units of ‖t‖ over the norm of their column.
+_BEYOND = 1e8
+
+
+@dataclasses.dataclass(frozen=True)
+class RowAnswer:
+    """Weights (d,), dual point or ray (m,), status and the solver's own words for it."""
+
+    weights: np.ndarray
+    dual: np.ndarray
+    status: str
+    solver_status: str
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a solver that fails may return numbers of any size
+def solve_row(design: Design, row: ConicRow, solve_conic: ConicSolver, tol: float, form: str) -> RowAnswer:
+    """The oracle's answer to one row."""
+    closed = _closed_form(design, row)
+    if closed is not None:
+        return closed
+    program, solution = _solve_in_units(design, row, solve_conic, tol, form)
+    if row.exact and solution.status != SOLVED:
+        ray = _infeasibility_ray(design, row, program, solution, solve_conic, tol)
+        if ray is not None:
+            return RowAnswer(np.zeros(design.norms.size), ray, INFEASIBLE, solution.solver_status)
+    weights, dual = program.weights(solution.x), program.dual(solution.x, solution.z)
+    if not (np.isfinite(weights).all() and np.isfinite(dual).all()):
+        return RowAnswer(np.zeros_like(weights), np.zeros_like(dual), NONFINITE, solution.solver_status)
+    status = _status(solution.status, row.violation(design, weights))
+    return RowAnswer(weights, dual, status, solution.solver_status)
+
+
+def _status(claimed: str, violation: float) -> str:
+    """What the solver claims, as far as the constraints of the row itself bear it out.
+
+    A solver's residuals are relative to the size of its variables. And a claim of infeasibility that came without
+    a ray that proves it is no answer.
+    """
+    if claimed == INFEASIBLE or violation > _ALMOST_FEASIBLE:
+        return MAX_ITERS
+    return ALMOST_SOLVED if claimed == SOLVED and violation > _FEASIBLE else claimed
+
+
+def _closed_form(design: Design, row: ConicRow) -> RowAnswer | None:
+    """Rows that need no solver: t = 0; w = 0 optimal, as |2λφ_jᵀt| ≤ c_j for all j; or no column at all."""
+    zero, coordinates = np.zeros(design.norms.size), row.coordinates(design)
+    if row.radius <= 0.0:  # a Metzler row that rules out w = 0
+        return None
+    if not row.target.any():
+        return RowAnswer(zero, np.zeros_like(row.target), SOLVED, "t = 0")
+    if not row.exact:
+        dual = 2.0 * row.loss_weight * row.target
+        if np.all(np.abs(dual @ design.matrix)[coordinates] <= row.slope[coordinates]):
+            return RowAnswer(zero, dual, SOLVED, "w = 0 is optimal")
+    elif coordinates.size == 0:
+        return RowAnswer(zero, row.target / float(row.target @ row.target), INFEASIBLE, "no columns")
+    return None
+
+
+def _solve_in_units(
+    design: Design, row: ConicRow, solve_conic: ConicSolver, tol: float, form: str
+) -> tuple[RowProgram, ConicSolution]:
+    """Solve, and once more in units of the objective found if that is far from the estimate.
+
+    A solver's tolerance is relative to max(1, objective): an optimum far below one would have few digits, and
+    one far above would ask for digits that float64 does not have.
+    """
+    program = build_program(design, row, form)
+    solution = solve_conic(program, tol)
+    floor = 0.0 if row.exact else OBJECTIVE_FLOOR * row.objective(design, np.zeros(design.norms.size))
+    found = max(row.objective(design, program.weights(solution.x)), floor)
+    low, high = _RIGHT_UNITS
+    if solution.status == INFEASIBLE or not 0.0 < found < np.inf:
+        return program, solution
+    if low <= found / program.objective_scale <= high:
+        return program, solution
+    program = build_program(design, row, form, objective_scale=found)
+    return program, solve_conic(program, tol)
+
+
+# --- Infeasibility ----------------------------------------------------------------------------------------
+
+
+def _infeasibility_ray(
+    design: Design,
+    row: ConicRow,
+    program: RowProgram,
+    solution: ConicSolution,
+    solve_conic: ConicSolver,
+    tol: float,
+) -> np.ndarray | None:
+    """A proved dual ray of an exact row: the solver's own, that of inconsistent equations, or phase one's."""
+    if solution.status == INFEASIBLE:
+        ray = proved_ray(design, row, program.ray(solution.z))
+        if ray is not None:
+            return ray
+    ray = proved_ray(design, row, _least_squares_residual(design, row))
+    if ray is None and np.isfinite(row.radius) and not row.tilt.any():
+        ray = proved_ray(design, row, _phase_one_dual(design, row, solve_conic, tol))
+    return ray
+
+
+def proved_ray(design: Design, row: ConicRow, ray: np.ndarray) -> np.ndarray | None:
+    """The ray y, made orthogonal to the columns no ball sees, if it proves that no w has Φw = t; else None.
+
+    Every w in the ball and the support has yᵀΦw ≤ κ max_j |φ_jᵀy|/ω_j; yᵀt beyond that is the proof. The ray
+    is scaled to make the difference one. With a tilt the bound is κθ, θ = φ_iᵀy/δ_i, where no |φ_jᵀy|/ω_j is larger.
+    """
+    coordinates = row.coordinates(design)
+    seen = coordinates[row.ball_weights[coordinates] > 0.0]
+    tilted = coordinates[row.tilt[coordinates] > 0.0]
+    free = coordinates[(row.ball_weights[coordinates] == 0.0) & (row.tilt[coordinates] == 0.0)]
+    if not np.isfinite(ray).all():
+        return None
+    ray = _orthogonal_to(design.matrix[:, free] / design.norms[free], ray)
+    reach = np.abs(ray @ design.matrix[:, seen]) / row.ball_weights[seen]
+    theta = float(reach.max(initial=0.0))
+    leak = np.abs(ray @ design.matrix[:, free]) / design.norms[free]
+    if tilted.size:
+        slope, delta = ray @ design.matrix[:, tilted], row.tilt[tilted]
+        leak = np.append(leak, np.maximum(theta * delta - slope, 0.0) / design.norms[tilted])
+        theta = max(theta, float((slope / delta)[0]))
+    margin = float(ray @ row.target) - (row.radius * theta if seen.size or tilted.size else 0.0)
+    if margin <= 0.0 or leak.max(initial=0.0) * float(np.linalg.norm(row.target)) * _BEYOND > margin:
+        return None
+    return ray / margin
+
+
+def _orthogonal_to(columns: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    if columns.shape[1] == 0:
+        return vector
+    basis, triangle, _ = scipy.linalg.qr(columns, mode="economic", pivoting=True)
+    diagonal = np.abs(np.diag(triangle))
+    basis = basis[:, diagonal > 1e-14 * diagonal[0]]
+    for _ in range(2):  # a second pass removes the rounding of the first
+        vector = vector - basis @ (basis.T @ vector)
+    return vector
+
+
+def _least_squares_residual(design: Design, row: ConicRow) -> np.ndarray:
+    """The residual of least squares: orthogonal to all columns, and not zero if the equations disagree."""
+    coordinates = row.coordinates(design)
+    return _orthogonal_to(design.matrix[:, coordinates] / design.norms[coordinates], row.target)
+
+
+def _phase_one_dual(design: Design, row: ConicRow, solve_conic: ConicSolver, tol: float) -> np.ndarray:
+    """The dual point of min Σ ω|w| s.t. Φw = t, whose optimum is the smallest radius with a feasible row."""
+    zero = np.zeros(row.slope.size)
+    phase_one = dataclasses.replace(
+        row, slope=row.ball_weights, curvature=zero, knot=zero, ball_weights=zero, radius=np.inf
+    )
+    program, solution = _solve_in_units(design, phase_one, solve_conic, tol, "residual")
+    return program.dual(solution.x, solution.z)

@@ -1,0 +1,192 @@
+"""RowProblem: a block of independent rows over one shared design.
+
+penalised   min_w  λ ‖t − Φw‖² + h(w)          s.t.  w in the ball and the support     (SIM paper, eq. 7)
+exact       min_w  h(w)   s.t.  Φw = t,              w in the ball and the support     (SIM paper, eq. 2b–2c)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from simjax._checks import choice, float_array, matrix
+from simjax.rows.constraints import Ball, Constraint, Free, MetzlerRow
+from simjax.rows.penalties import Penalty, PiecewisePenalty, check_penalty
+
+MATCHINGS = ("penalty", "exact")
+
+# Outside of these, squares of numbers leave the range of float64.
+TINY, HUGE = 1e-150, 1e151
+
+
+@dataclasses.dataclass(frozen=True)
+class RowProblem:
+    """R rows with the same design. Build it with `row_problem`, which checks everything.
+
+    Attributes:
+      design: Φ, (m, d).
+      targets: T, (m, R), one column per row.
+      loss_weight: λ > 0, (R,); not used under exact matching.
+      penalty: h, with parameters that broadcast against (R, d).
+      ball: the constraint Σ ω|w| ≤ κ of each row, or None.
+      support: boolean (R, d), False where a weight must be zero; None for no restriction.
+      matching: "penalty" or "exact".
+    """
+
+    design: np.ndarray
+    targets: np.ndarray
+    loss_weight: np.ndarray
+    penalty: Penalty
+    ball: Ball | None = None
+    support: np.ndarray | None = None
+    matching: str = "penalty"
+
+    @property
+    def rows_count(self) -> int:
+        return self.targets.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.design.shape[1]
+
+    @property
+    def exact(self) -> bool:
+        return self.matching == "exact"
+
+    def take(self, index: np.ndarray) -> RowProblem:
+        """The problem of the rows in `index`."""
+        return dataclasses.replace(
+            self,
+            targets=self.targets[:, index],
+            loss_weight=self.loss_weight[index],
+            penalty=take_rows(self.penalty, index),
+            ball=None if self.ball is None else self.ball.rows(index),
+            support=None if self.support is None else self.support[index],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSource:
+    """Rows that are made when they are asked for, so that what each row has of its own need not exist all at once.
+
+    Attributes:
+      design: Φ, (m, d), of all rows.
+      rows_count: how many rows there are.
+      matching: "penalty" or "exact".
+      take: makes the `RowProblem` of the rows with given numbers (k,).
+    """
+
+    design: np.ndarray
+    rows_count: int
+    matching: str
+    take: Callable[[np.ndarray], RowProblem]
+
+    @property
+    def width(self) -> int:
+        return self.design.shape[1]
+
+    @property
+    def exact(self) -> bool:
+        return self.matching == "exact"
+
+    def all(self) -> RowProblem:
+        """Every row."""
+        return self.take(np.arange(self.rows_count))
+
+
+def take_rows(penalty: Penalty, index: Any) -> Penalty:
+    """`penalty.rows(index)` where the penalty has it; a penalty without `rows` is the same for every row."""
+    rows = getattr(penalty, "rows", None)
+    return penalty if rows is None else rows(index)
+
+
+def row_problem(
+    design: Any,
+    targets: Any,
+    *,
+    loss_weight: Any = 1.0,
+    penalty: Penalty,
+    constraint: Constraint | None = None,
+    support: Any = None,
+    matching: str = "penalty",
+) -> RowProblem:
+    """Check the parts of a row problem and put them together.
+
+    Args:
+      design: Φ, (m, d).
+      targets: (m, R), one column per row.
+      loss_weight: λ > 0, scalar or (R,).
+      penalty: h; scalar parameters, (d,) or (R, d).
+      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None (no constraint).
+      support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
+      matching: "penalty" or "exact".
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+    """
+    design, targets = matrix("design", design), matrix("targets", targets)
+    m, d = design.shape
+    rows = targets.shape[1]
+    if targets.shape[0] != m:
+        raise ValueError(f"targets must have as many rows as design ({m} samples), got shape {targets.shape}.")
+    for name, array in (("design", design), ("targets", targets)):
+        largest = np.abs(array).max()
+        if largest > HUGE:
+            raise ValueError(
+                f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale."
+            )
+    choice("matching", matching, MATCHINGS)
+    loss_weight = float_array("loss_weight", loss_weight)
+    if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):
+        raise ValueError(
+            f"loss_weight must be a positive scalar or ({rows},) array, got shape {loss_weight.shape}"
+            + (f" with smallest entry {loss_weight.min():g}." if loss_weight.size else ".")
+        )
+    check_penalty(penalty, rows, d)
+    if isinstance(penalty, PiecewisePenalty):
+        penalty = PiecewisePenalty(
+            *(_parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))
+        )
+    constraint = Free() if constraint is None else constraint
+    if not isinstance(constraint, Constraint):
+        raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, Free or None, got {type(constraint).__name__}.")
+    if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
+        raise ValueError(
+            f"constraint must not be a MetzlerRow with a penalty of your own, {type(penalty).__name__}: there is no "
+            "certificate for it; use one of simjax's penalties."
+        )
+    mask = support_mask(support, rows, d)
+    return RowProblem(
+        design=design,
+        targets=targets,
+        loss_weight=np.broadcast_to(loss_weight, (rows,)).copy(),
+        penalty=penalty,
+        ball=constraint.ball(rows, d, mask),
+        support=mask,
+        matching=matching,
+    )
+
+
+def support_mask(support: Any, rows: int, width: int) -> np.ndarray | None:
+    """A support mask as boolean (rows, width), or None where nothing is forbidden."""
+    if support is None:
+        return None
+    mask = np.asarray(support)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"support must be a boolean mask, got dtype {mask.dtype}.")
+    if mask.shape not in ((width,), (rows, width)):
+        raise ValueError(f"support must have shape ({width},) or ({rows}, {width}), got {mask.shape}.")
+    return None if mask.all() else np.broadcast_to(mask, (rows, width)).copy()
+
+
+def _parameter_rows(parameter: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """A penalty parameter as (1 or rows, 1 or width)."""
+    expected = ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width))
+    if parameter.shape not in expected:
+        raise ValueError(
+            f"penalty parameters must be scalars, ({width},) or ({rows}, {width}), got shape {parameter.shape}."
+        )
+    return parameter.reshape((1,) * (2 - parameter.ndim) + parameter.shape)

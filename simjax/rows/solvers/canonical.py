@@ -1,0 +1,252 @@
+"""The rows in the solver's own units, where every row looks alike.
+
+A row λ‖t − Φw‖² + h(w) is divided by 2λ‖t‖² and its weights are measured in w = p w', so that Φ' and t' have norm one:
+
+    min ½‖t̃ − S Vᵀw'‖² + ½ e + h'(w')   s.t.  Σ ω' |w'| ≤ κ'         p = ‖t‖ / (S_max D),   h'(w') = q h(p w')
+
+with q = 1/(2λ‖t‖²) and D the column scaling. A row's own scale, and that of the design, then cancel exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from simjax.rows.constraints import Ball, dual_scaling, settled_tilt, support_function
+from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
+from simjax.rows.problem import RowProblem, take_rows
+from simjax.rows.solvers.factor import Factorisation
+
+Array = Any
+
+_FEASIBILITY_FACTOR = 1e3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CanonicalRows:
+    """Rows in canonical units; every array has one entry or row per row (or a leading 1 where all rows agree).
+
+    Attributes:
+      targets: t̃, (R, r).
+      offset: e = ‖t'‖² − ‖t̃‖², what no weights can explain, (R, 1).
+      penalty: h'.
+      ball: the constraint, or None.
+      support: boolean (R, d), or None.
+      point_scale: p, (R, d) or (R, 1): w = p w'.
+      dual_scale: 1/(q‖t‖), (R, 1): y = U ỹ times it, plus the part of the target no weights explain.
+      exact: whether the equations are constraints.
+    """
+
+    targets: Array
+    offset: Array
+    penalty: Any
+    ball: Ball | None
+    support: Array | None
+    point_scale: Array
+    dual_scale: Array
+    exact: bool = dataclasses.field(metadata={"static": True})
+
+    def take(self, index: Array) -> CanonicalRows:
+        """The rows in `index`, (k,)."""
+        if isinstance(self.penalty, ScaledPenalty):  # the user's penalty sees the index itself
+            return _taken(self, index)
+        return _compiled_taken(self, index)
+
+    def confine(self, weights: Array) -> Array:
+        """The weights with everything outside the support set to zero."""
+        return weights if self.support is None else jnp.where(self.support, weights, jnp.zeros_like(weights))
+
+    def feasible(self, weights: Array) -> Array:
+        """The weights confined to the support and moved into the ball."""
+        weights = self.confine(weights)
+        if self.ball is None:
+            return weights
+        return self.ball.inside(weights)
+
+
+@jax.jit
+def feasible(rows: CanonicalRows, weights: Array) -> Array:
+    """`rows.feasible(weights)`."""
+    return rows.feasible(weights)
+
+
+def _taken(rows: CanonicalRows, index: Array) -> CanonicalRows:
+    return dataclasses.replace(
+        rows,
+        targets=rows.targets[index],
+        offset=rows.offset[index],
+        penalty=_take_penalty(rows.penalty, index),
+        ball=None if rows.ball is None else rows.ball.rows(index),
+        support=None if rows.support is None else rows.support[index],
+        point_scale=rows.point_scale[index],
+        dual_scale=rows.dual_scale[index],
+    )
+
+
+_compiled_taken = jax.jit(_taken)
+
+
+def _take_penalty(penalty: Any, index: Array) -> Any:
+    if isinstance(penalty, ScaledPenalty):
+        own = Opaque(take_rows(penalty.penalty, np.asarray(index)))
+        return ScaledPenalty(penalty.point_scale[index], penalty.value_scale[index], own)
+    return penalty.rows(index)
+
+
+def canonical_rows(
+    problem: RowProblem, factorisation: Factorisation, coordinates: np.ndarray, column_scale: np.ndarray
+) -> CanonicalRows:
+    """The rows of `problem` in canonical units.
+
+    Args:
+      coordinates: t̃ = Uᵀt in the problem's units, (R, r).
+      column_scale: D, (d,): the factorisation is that of Φ D⁻¹.
+    """
+    norm = row_norms(problem)
+    targets = coordinates / norm
+    square = np.sum((problem.targets / norm[:, 0]) ** 2, axis=0)[:, None]  # 1, but for targets of zero
+    # One number a row where the columns share a scale, so that parameters which need no more than that stay small.
+    common_scale = column_scale[:1] if np.all(column_scale == column_scale[0]) else column_scale
+    point_scale = norm / (float(factorisation.scale) * common_scale)
+    if problem.exact:
+        value_scale = _exact_value_scale(problem, factorisation, targets, point_scale)
+    else:
+        value_scale = 1.0 / (2.0 * problem.loss_weight[:, None] * norm * norm)
+    penalty = _scaled_penalty(problem.penalty, point_scale, value_scale)
+    ball = problem.ball
+    if ball is not None:
+        # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
+        common = norm / float(factorisation.scale)
+        tilt = None if ball.tilt is None else jax.device_put(ball.tilt / column_scale)
+        ball = Ball(jax.device_put(ball.weights / column_scale), jax.device_put(ball.radius / common), ball.size, tilt)
+    return CanonicalRows(
+        targets=jax.device_put(targets),
+        offset=jax.device_put(np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
+        penalty=penalty,
+        ball=ball,
+        support=None if problem.support is None else jax.device_put(problem.support),
+        point_scale=jax.device_put(point_scale),
+        dual_scale=jax.device_put(1.0 / (value_scale * norm)),
+        exact=problem.exact,
+    )
+
+
+def row_norms(problem: RowProblem) -> np.ndarray:
+    """The unit of each row's equations, (R, 1): ‖t‖, or, for t = 0, the size of the fit that the ball demands.
+
+    Only a Metzler row with κ < 0 demands any: w_i ≤ κ/δ_i.
+    """
+    norm = np.linalg.norm(problem.targets, axis=0)[:, None]
+    if problem.ball is not None and problem.ball.tilt is not None:
+        column = (problem.ball.tilt > 0.0) @ np.linalg.norm(problem.design, axis=0)
+        size = np.abs(np.minimum(problem.ball.radius, 0.0)) * column[:, None]
+        norm = np.where(norm > 0.0, norm, size)
+    return np.where(norm > 0.0, norm, 1.0)
+
+
+def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.ndarray) -> Any:
+    if isinstance(penalty, PiecewisePenalty):
+        scaled = penalty.scaled(point_scale, value_scale)
+        rows = point_scale.shape[0]
+
+        def per_row(parameter: Any) -> Array:
+            return jax.device_put(np.broadcast_to(parameter, (rows, parameter.shape[1])))
+
+        return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
+    return ScaledPenalty(jax.device_put(point_scale), jax.device_put(value_scale), Opaque(penalty))
+
+
+def _exact_value_scale(
+    problem: RowProblem, factorisation: Factorisation, targets: np.ndarray, point_scale: np.ndarray
+) -> np.ndarray:
+    """q with q h(w₀) = 1 at the least-norm solution w₀ = V S⁻¹ t̃: the objective has no scale of its own here."""
+    least_norm = (targets / np.asarray(factorisation.singular_values)) @ np.asarray(factorisation.basis).T
+    value = np.sum(np.asarray(problem.penalty.value(point_scale * least_norm)), axis=1, keepdims=True)
+    good = np.isfinite(value) & (value > 0.0)
+    return 1.0 / np.where(good, value, 1.0)
+
+
+# --- The certificate in canonical units, for stopping ------------------------------------------------------------
+
+
+def objective(factorisation: Factorisation, rows: CanonicalRows, weights: Array) -> tuple[Array, Array]:
+    """(P', equation residual t̃ − S Vᵀw), (R,) and (R, r)."""
+    residual = rows.targets - factorisation.apply(weights)
+    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    if rows.exact:
+        return value, residual
+    return value + 0.5 * (jnp.sum(residual**2, axis=1) + rows.offset[:, 0]), residual
+
+
+def relative_gap(
+    factorisation: Factorisation,
+    rows: CanonicalRows,
+    weights: Array,
+    dual: Array,
+    slopes: Array | None = None,
+) -> Array:
+    """The relative gap that the dual point y (R, r) proves for feasible weights (R, d); (R,).
+
+    Under exact matching the relative residual of the equations counts too: 1e-9 of it as much as a gap of 1e-6.
+
+    `slopes` is Kᵀy where the caller has it already.
+    """
+    primal, residual = objective(factorisation, rows, weights)
+    slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
+    flat = flat_coordinates(rows, slopes.shape)
+    mask = ~flat if rows.support is None else rows.support & ~flat
+    shift = jnp.zeros_like(slopes)
+    if rows.ball is not None and rows.ball.tilt is not None:
+        shift = settled_tilt(rows.penalty, rows.ball, slopes, mask) - slopes
+    slopes = slopes + shift
+    factor = dual_scaling(rows.penalty, rows.ball, slopes, mask)
+    dual, slopes = factor * dual, factor * slopes
+    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    pairing = jnp.sum(jnp.where(flat, 0.0, slopes * weights), axis=1)
+    gap = jnp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
+    # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the
+    # certificate, which has the last word, projects y instead. Likewise for an unpenalised tilted coordinate.
+    reach = 1.0 + jnp.abs(weights) + jnp.max(jnp.abs(weights), axis=1, keepdims=True)
+    gap = gap + jnp.sum(jnp.where(rows.confine(flat), jnp.abs(slopes) * reach, 0.0), axis=1)
+    gap = gap + jnp.sum(shift * reach, axis=1)
+    if rows.exact:
+        gap = gap + jnp.abs(jnp.sum(dual * residual, axis=1))
+    else:
+        gap = gap + 0.5 * jnp.sum((residual - dual) ** 2, axis=1)
+    # y = 0 is a dual point as well, with D = 0: it proves an exact fit that costs nothing.
+    gap = jnp.minimum(jnp.where(jnp.isnan(gap), jnp.inf, gap), primal)
+    scale = jnp.maximum(primal, 0.0 if rows.exact else 0.5e-12)
+    gap = jnp.where(gap == 0.0, 0.0, gap / jnp.where(scale > 0.0, scale, 1e-300))
+    if rows.exact:
+        gap = jnp.maximum(gap, _FEASIBILITY_FACTOR * jnp.linalg.norm(residual, axis=1))
+    return gap
+
+
+@jax.jit
+def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array) -> tuple[Array, Array]:
+    """The better of the given dual points y (R, r) and the residual, and the relative gap it proves, (R,).
+
+    Every stage asks this one program, which is compiled once for each number of rows.
+    """
+    if rows.exact:
+        return dual, relative_gap(factorisation, rows, weights, dual)
+    duals = jnp.stack([dual, rows.targets - factorisation.apply(weights)])
+    gaps = lax.map(lambda dual: relative_gap(factorisation, rows, weights, dual), duals)
+    better = gaps[1] < gaps[0]
+    return jnp.where(better[:, None], duals[1], duals[0]), jnp.min(gaps, axis=0)
+
+
+def flat_coordinates(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
+    """Coordinates on which neither the penalty nor the ball has a say, (R, d)."""
+    if not isinstance(rows.penalty, PiecewisePenalty):
+        return jnp.zeros(shape, dtype=bool)
+    flat = (rows.penalty.slope == 0.0) & (rows.penalty.curvature == 0.0)
+    if rows.ball is not None:
+        flat = flat & ~rows.ball.sees
+    return jnp.broadcast_to(flat, shape)

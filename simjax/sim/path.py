@@ -1,0 +1,168 @@
+"""`path`: many fits that differ in one number, each begun where the one before ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from simjax._checks import float_array, positive_scalar
+from simjax.rows.solve import Start, Workspace, check_solver, dense_rows
+from simjax.rows.status import Status
+from simjax.sim.fit import FitResult, Plan, fit_plan
+from simjax.states.states import States
+from simjax.states.streamed import StreamedStates
+
+_PLAN_DEFAULTS: dict[str, Any] = {
+    "mu": None,
+    "kappa": 0.99,
+    "lambda_state": 0.1,
+    "lambda_output": 0.1,
+    "reduction": "sum",
+    "matching": "penalty",
+    "constraint": "ball",
+    "eta": None,
+    "support": "auto",
+    "rescale": "auto",
+    "units": "natural",
+    "fit_intercept": False,
+    "refit": None,
+}
+_SOLVE_DEFAULTS: dict[str, Any] = {
+    "solver": "auto",
+    "tol": 1e-6,
+    "max_iters": 20_000,
+    "workers": 1,
+    "mesh": None,
+    "max_memory": None,
+    "progress": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """The fits of a path, in the order of the values that were asked for.
+
+    Attributes:
+      parameter: what differs, "alpha" or "kappa".
+      values: (k,).
+      fits: k `FitResult`s, every row of each certified by itself.
+      misfit: (k,), ‖T − ΦWᵀ‖² / ‖T‖² over all rows, in the units of the fit: what the models leave unexplained.
+    """
+
+    parameter: str
+    values: np.ndarray
+    fits: tuple[FitResult, ...]
+    misfit: np.ndarray
+
+    @property
+    def converged(self) -> bool:
+        """Whether every row of every fit is certified to the tolerance."""
+        return all(fit.converged for fit in self.fits)
+
+    @property
+    def nonzeros(self) -> np.ndarray:
+        """Nonzero weights of each model, (k,)."""
+        return np.array([fit.model.nonzeros for fit in self.fits])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all solves, compilation included."""
+        return sum(fit.seconds for fit in self.fits)
+
+    def table(self) -> str:
+        """A line for each fit: the value, nonzeros, misfit, worst gap, rows certified, passes, seconds."""
+        lines = [
+            f"{self.parameter:>10} {'nonzeros':>9} {'misfit':>10} {'worst gap':>10} {'certified':>11} "
+            f"{'passes':>6} {'seconds':>8}"
+        ]
+        for value, fit, misfit in zip(self.values, self.fits, self.misfit):
+            certified = f"{np.count_nonzero(fit.status == Status.SOLVED)}/{fit.status.size}"
+            passes = max(int(solution.passes.max(initial=0)) for solution in fit.solutions)
+            lines.append(
+                f"{value:>10.4g} {fit.model.nonzeros:>9} {misfit:>10.3e} "
+                f"{fit.certificate.relative_gap.max():>10.1e} {certified:>11} {passes:>6} {fit.seconds:>8.2f}"
+            )
+        return "\n".join(lines)
+
+
+def path(
+    states: States | StreamedStates,
+    objective: str = "perspective",
+    *,
+    alphas: Sequence[float] | None = None,
+    kappas: Sequence[float] | None = None,
+    alpha: Any = 1e-3,
+    alpha_weights: Any = None,
+    mu_ratio: float | None = None,
+    **options: Any,
+) -> Path:
+    """Fit at many penalty weights, or at many bounds κ, sharing the factorisation and starting each from the last.
+
+    From the sparsest to the densest: the fits are made in falling order of alpha, or rising order of kappa.
+
+    Args:
+      states, objective: as in `fit`; a penalty object is not possible, as it brings its own weights.
+      alphas: the penalty weights α > 0; or
+      kappas: the bounds κ in (0, 1), for one `alpha`.
+      alpha: the penalty weight of a path over kappas, as in `fit`; not used with alphas.
+      alpha_weights: multiplies each of alphas, e.g. by `adaptive_weights(…)`: (d,) or (n + q, d).
+      mu_ratio: μ/α for "perspective" and "elastic_net"; None means mu = alpha.
+      options: the other arguments of `fit`, but for `mu`.
+
+    Returns:
+      A `Path`, in the order of the values given.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Source: warm starts over α as in Friedman, Hastie, Tibshirani, Regularization paths for generalized linear models
+    via coordinate descent (2010).
+    """
+    if (alphas is None) == (kappas is None):
+        raise ValueError("path needs either alphas or kappas, got " + ("neither." if alphas is None else "both."))
+    name = "alphas" if alphas is not None else "kappas"
+    values = float_array(name, alphas if alphas is not None else kappas)
+    below = np.inf if name == "alphas" else 1.0
+    if values.ndim != 1 or values.size == 0 or np.any(values <= 0.0) or np.any(values >= below):
+        raise ValueError(f"{name} must be a sequence of numbers in (0, {below:g}), got {values!r}.")
+    if not isinstance(objective, str):
+        raise TypeError(f"objective must be a name, got {type(objective).__name__}, which brings its own weights.")
+    unknown = sorted(set(options) - ({*_PLAN_DEFAULTS, *_SOLVE_DEFAULTS} - {"mu"}))
+    if unknown:
+        raise TypeError(f"path got unknown arguments: {', '.join(unknown)}.")
+    ratio = None if mu_ratio is None else positive_scalar("mu_ratio", mu_ratio)
+    weights = 1.0 if alpha_weights is None else float_array("alpha_weights", alpha_weights)
+    if name == "kappas" and "kappa" in options:
+        raise ValueError("kappa must be left alone on a path over kappas.")
+    if name == "kappas" and alpha_weights is not None:
+        raise ValueError("alpha_weights is for a path over alphas; over kappas, give alpha the array itself.")
+    solve = {key: options.get(key, value) for key, value in _SOLVE_DEFAULTS.items()}
+    stated = {key: options.get(key, value) for key, value in _PLAN_DEFAULTS.items()}
+
+    def plan_of(value: float) -> Plan:
+        own = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
+        mu = None if ratio is None else ratio * np.asarray(own["alpha"])
+        return Plan.make(states, objective, **{**stated, **own, "mu": mu})
+
+    # All arguments are checked before the first solve.
+    plans = {position: plan_of(float(value)) for position, value in enumerate(values)}
+    check_solver(solve["solver"], stated["matching"], solve["workers"])
+    order = np.argsort(values)[:: -1 if name == "alphas" else 1]
+    fits: dict[int, FitResult] = {}
+    misfit = np.zeros(values.size)
+    workspace, start = None, None
+    for position in order:
+        plan = plans.pop(int(position))
+        design, targets = plan.samples
+        if workspace is None or not np.array_equal(workspace.design, design):  # κ can change the units of the fit
+            workspace = Workspace(design)
+        result = fit_plan(plan, workspace=workspace, start=start, **solve)
+        fits[int(position)] = result
+        residual = targets - (result.weights @ design.T).T
+        misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)
+        first = result.solutions[0]
+        start = Start(dense_rows(first.weights), first.certificate.dual)
+    return Path(name[:-1], values, tuple(fits[k] for k in range(values.size)), misfit)

@@ -1,0 +1,451 @@
+"""States: what a baseline network did on m inputs; checks, subsets, rescaling and files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from simjax._checks import choice, matrix, positive_integer, positive_scalar
+from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.model import (
+    ImplicitModel,
+    atomic_file,
+    check_version,
+    checked_layers,
+    checked_scale,
+    model_from_tensors,
+    model_to_tensors,
+    package_version,
+)
+
+Rescale = Literal["auto", "inner", "none"]
+
+FORMAT = "simjax-states"
+FORMAT_VERSION = 1
+
+# Relative to max(1, largest entry): states collected in float32 pass, another activation does not.
+_ACTIVATION_TOLERANCE = 1e-5
+_BASELINE_TOLERANCE = 1e-4  # float32 sums of many terms round more than φ does
+
+_ARRAYS = ("inputs", "preactivations", "activations", "outputs")
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BASELINE_PREFIX = "baseline."
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class States:
+    """States Z, X = φ(Z) and outputs Y of a baseline network on m inputs U (SIM paper, §2), a row per sample.
+
+    Args:
+        inputs: U (m, p).
+        preactivations: Z (m, n), stacked last hidden layer first.
+        activations: X (m, n) = φ(Z).
+        outputs: Y (m, q), the baseline's own outputs.
+        activation: name of φ (see `simjax.implicit.activations`).
+        layer_sizes: widths of the hidden layers, FIRST hidden layer first, summing to n; None if not layered.
+        baseline: the exact implicit form of the network that produced the states, or None if unknown.
+
+    All array-likes of real numbers are accepted and kept in float64, read-only.
+
+    Raises:
+        ValueError: shapes that do not fit, empty arrays, NaN or inf, X ≠ φ(Z), an unknown activation, layer
+            sizes that do not sum to n, or a baseline that does not produce these states.
+        TypeError: arrays that are not real numbers, a baseline that is not an ImplicitModel.
+    """
+
+    inputs: Any
+    preactivations: Any
+    activations: Any
+    outputs: Any
+    activation: str = "relu"
+    layer_sizes: tuple[int, ...] | None = None
+    baseline: ImplicitModel | None = None
+
+    def __post_init__(self) -> None:
+        for name in _ARRAYS:
+            array = matrix(name, getattr(self, name))
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "activation", find_activation(self.activation).name)
+        self._check_shapes()
+        self._check_activations()
+        if self.layer_sizes is not None:
+            object.__setattr__(self, "layer_sizes", _checked_layer_sizes(self.layer_sizes, self.n))
+        if self.baseline is not None:
+            self._check_baseline(self.baseline)
+
+    @classmethod
+    def from_layers(
+        cls,
+        weights: Sequence[Any],
+        biases: Sequence[Any] | None,
+        activation: str,
+        inputs: Any,
+        layers: int | None = None,
+    ) -> States:
+        """The float64 states of a layered network x_ℓ = φ(W_ℓ x_{ℓ−1} + b_ℓ), ŷ = W_{L+1} x_L + b_{L+1}.
+
+        Args:
+            weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer; L ≥ 1.
+            biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
+            activation: name of φ.
+            inputs: U (m, p).
+            layers: how many of the last hidden layers are states, 1 … L; what feeds the first of them is then the
+                input u. None means all.
+
+        Raises:
+            ValueError, TypeError: as `ImplicitModel.from_layers`, inputs that do not fit the first layer, and layers
+                that are not a number of hidden layers.
+        """
+        weights, biases = checked_layers(weights, biases)
+        phi = find_activation(activation)
+        U = matrix("inputs", inputs)
+        if U.shape[1] != weights[0].shape[1]:
+            raise ValueError(f"inputs has {U.shape[1]} columns, the network expects {weights[0].shape[1]}.")
+        hidden = len(weights) - 1
+        count = hidden if layers is None else positive_integer("layers", layers)
+        if count > hidden:
+            raise ValueError(f"layers must be in 1 … {hidden}, the number of hidden layers, got {layers}.")
+        Zs: list[np.ndarray] = []
+        Xs: list[np.ndarray] = [U]
+        for W, b in zip(weights, biases):
+            Z = Xs[0] @ W.T if b is None else Xs[0] @ W.T + b
+            Zs.insert(0, Z)
+            Xs.insert(0, phi.host(Z))
+        # The outputs come first, then the hidden layers from the last on, then what feeds the first of them.
+        weights, biases = weights[hidden - count :], biases[hidden - count :]
+        return cls(
+            inputs=Xs[count + 1],
+            preactivations=np.hstack(Zs[1 : count + 1]),
+            activations=np.hstack(Xs[1 : count + 1]),
+            outputs=Zs[0],
+            activation=phi.name,
+            layer_sizes=tuple(W.shape[0] for W in weights[:-1]),
+            baseline=ImplicitModel.from_layers(weights, biases, phi.name),
+        )
+
+    # ---- what they are -------------------------------------------------------------------------------------
+
+    @property
+    def m(self) -> int:
+        """Number of samples."""
+        return self.inputs.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of states."""
+        return self.activations.shape[1]
+
+    @property
+    def p(self) -> int:
+        """Number of inputs."""
+        return self.inputs.shape[1]
+
+    @property
+    def q(self) -> int:
+        """Number of outputs."""
+        return self.outputs.shape[1]
+
+    def __repr__(self) -> str:
+        known = "known" if self.baseline is not None else "unknown"
+        return (
+            f"States(m={self.m}, n={self.n}, p={self.p}, q={self.q}, activation={self.activation!r}, "
+            f"layer_sizes={self.layer_sizes}, baseline {known})"
+        )
+
+    def layer_slices(self) -> tuple[slice, ...]:
+        """Where each hidden layer lies in the stacked state, last hidden layer first.
+
+        Raises:
+            ValueError: the layer sizes are unknown.
+        """
+        if self.layer_sizes is None:
+            raise ValueError("layer_sizes is unknown: pass States(..., layer_sizes=...) to say where layers lie.")
+        ends = np.cumsum(self.layer_sizes[::-1])
+        return tuple(slice(int(end - size), int(end)) for end, size in zip(ends, self.layer_sizes[::-1], strict=True))
+
+    # ---- parts and scales ----------------------------------------------------------------------------------
+
+    def subset(self, indices_or_count: Any, seed: int | None = None) -> States:
+        """Some of the samples.
+
+        Args:
+            indices_or_count: sample indices (k,), a mask (m,) of booleans, or a number of samples.
+            seed: with a number, draw that many without replacement; None takes the first ones.
+
+        Raises:
+            ValueError: no or too many samples asked for, indices out of range, a seed where nothing is drawn.
+            TypeError: neither whole numbers nor booleans.
+        """
+        rows = _chosen_rows(indices_or_count, self.m, seed)
+        return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
+
+    def scaling(self, rescale: Rescale = "auto", kappa: float | None = 0.99) -> np.ndarray:
+        """The factors s > 0, (n,), by which `rescale` multiplies the states: x′ = s·x, z′ = s·z.
+
+        "none" gives ones. "inner" scales only hidden-to-hidden weights: with c_ℓ = min(1, kappa / ‖W_ℓ‖∞) for
+        ℓ = 2 … L, layer ℓ gets s = c_2 ⋯ c_ℓ, and the first hidden layer 1 since B has no norm limit. Then
+        A′ = SAS⁻¹ has ‖A′‖∞ ≤ kappa, and with B′ = SB and C′ = CS⁻¹ the outputs stay as they are. "auto" is
+        "inner" where that is possible and "none" elsewhere. kappa=None sets no limit: nothing is rescaled.
+
+        Raises:
+            ValueError: "inner" with unknown layers or baseline, with a baseline not from layer to layer, or
+                with an activation that is not positively homogeneous; kappa outside (0, 1); an unknown name.
+        """
+        choice("rescale", rescale, ("auto", "inner", "none"))
+        if kappa is not None:
+            kappa = positive_scalar("kappa", kappa, below=1.0)
+        obstacle = self._inner_obstacle()
+        if rescale == "inner" and obstacle is not None:
+            raise ValueError(f"rescale='inner' is not possible: {obstacle}.")
+        if rescale == "none" or obstacle is not None or kappa is None:
+            return np.ones(self.n)
+        assert self.baseline is not None
+        norms = [np.abs(W).sum(axis=1).max() for W in self._inner_weights(self.baseline)]
+        factors = [1.0 if norm <= kappa else kappa / norm for norm in norms[::-1]]  # c_2, …, c_L
+        s = np.empty(self.n)
+        for rows, product in zip(self.layer_slices()[::-1], np.cumprod([1.0, *factors])):
+            s[rows] = product
+        return s
+
+    def rescaled(self, scale: Any) -> States:
+        """These states with z′ = s·z and x′ = s·x, and a baseline with unchanged outputs that produces them.
+
+        Raises:
+            ValueError: scale not (n,) or not positive, or φ not positively homogeneous.
+        """
+        s = checked_scale(scale, self.n, self.activation)
+        return replace(
+            self,
+            preactivations=self.preactivations * s,
+            activations=self.activations * s,
+            baseline=None if self.baseline is None else self.baseline.scaled(s),
+        )
+
+    def _inner_obstacle(self) -> str | None:
+        """Why "inner" cannot be applied, or None if it can."""
+        if not find_activation(self.activation).positively_homogeneous:
+            return f"activation {self.activation!r} is not positively homogeneous (φ(s·z) = s·φ(z) for s > 0)"
+        if self.layer_sizes is None or self.baseline is None:
+            missing = "layer_sizes" if self.layer_sizes is None else "baseline"
+            return f"{missing} is unknown; states from collect_states know both"
+        weights = self._inner_weights(self.baseline)
+        if np.count_nonzero(self.baseline.to_dense().A) != sum(np.count_nonzero(W) for W in weights):
+            return "the baseline has weights in A other than from one hidden layer to the next"
+        return None
+
+    def _inner_weights(self, baseline: ImplicitModel) -> list[np.ndarray]:
+        """W_L, …, W_2: the hidden-to-hidden blocks of A, last first."""
+        A = baseline.to_dense().A
+        return [A[rows, columns] for rows, columns in pairwise(self.layer_slices())]
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str], overwrite: bool = False) -> None:
+        """Writes the states to `path` as .npz (no pickle), including what is known of the baseline.
+
+        The file appears complete or not at all.
+
+        Raises:
+            FileExistsError: `path` exists and `overwrite` is False.
+            FileNotFoundError: its folder does not exist.
+        """
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        about: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "simjax_version": package_version(),
+            "activation": self.activation,
+            "layer_sizes": self.layer_sizes,
+            "baseline": None,
+        }
+        if self.baseline is not None:
+            tensors, about["baseline"] = model_to_tensors(self.baseline)
+            arrays |= {_BASELINE_PREFIX + name: tensor for name, tensor in tensors.items()}
+        with atomic_file(path, overwrite) as file:
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> States:
+        """Reads states that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, pickled, foreign, of a newer format version or inconsistent.
+        """
+        arrays = _read_npz(path)
+        try:
+            about = json.loads(str(arrays.pop("about")[()]))
+            recognised = isinstance(about, dict) and about.get("format") == FORMAT
+        except (KeyError, ValueError):
+            recognised = False
+        if not recognised:
+            raise ValueError(f"{path} is an .npz file, but not of simjax states: its format marker is missing.")
+        check_version(path, about.get("format_version"), FORMAT_VERSION)
+        try:
+            return _states_from(arrays, about)
+        except KeyError as error:
+            raise ValueError(f"{path} does not hold usable simjax states: {error} is missing.") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold usable simjax states: {error}") from error
+
+    # ---- checks --------------------------------------------------------------------------------------------
+
+    def _check_shapes(self) -> None:
+        for name in _ARRAYS[1:]:
+            if getattr(self, name).shape[0] != self.m:
+                raise ValueError(
+                    f"{name} has {getattr(self, name).shape[0]} rows, but inputs has m = {self.m}: "
+                    f"expected one row per sample."
+                )
+        if self.preactivations.shape != self.activations.shape:
+            raise ValueError(
+                f"preactivations has shape {self.preactivations.shape} and activations "
+                f"{self.activations.shape}: expected the same (m, n)."
+            )
+
+    def _check_activations(self) -> None:
+        expected = find_activation(self.activation).host(self.preactivations)
+        deviation, allowed = _deviation(self.activations, expected, _ACTIVATION_TOLERANCE)
+        if deviation > allowed:
+            raise ValueError(
+                f"activations must be φ(preactivations) with φ = {self.activation!r}, but they differ by up "
+                f"to {deviation:.3g} (allowed {allowed:.3g})."
+            )
+
+    def _check_baseline(self, baseline: Any) -> None:
+        if not isinstance(baseline, ImplicitModel):
+            raise TypeError(f"baseline must be an ImplicitModel or None, got {type(baseline).__name__}.")
+        if (baseline.n, baseline.p, baseline.q) != (self.n, self.p, self.q):
+            raise ValueError(
+                f"baseline has n, p, q = {baseline.n}, {baseline.p}, {baseline.q}, the states have "
+                f"{self.n}, {self.p}, {self.q}."
+            )
+        if baseline.activation != self.activation:
+            raise ValueError(f"baseline has activation {baseline.activation!r}, the states {self.activation!r}.")
+        X, U = self.activations, self.inputs
+        Z = X @ baseline.A.T + U @ baseline.B.T + (0 if baseline.b is None else baseline.b)
+        Y = X @ baseline.C.T + U @ baseline.D.T + (0 if baseline.c is None else baseline.c)
+        for name, found, expected in (
+            ("preactivations", self.preactivations, Z),
+            ("outputs", self.outputs, Y),
+        ):
+            deviation, allowed = _deviation(found, expected, _BASELINE_TOLERANCE)
+            if deviation > allowed:
+                raise ValueError(
+                    f"baseline does not produce these states: {name} differ by up to {deviation:.3g} "
+                    f"(allowed {allowed:.3g})."
+                )
+
+
+def collect_states(network: Any, inputs: Any, *, variables: Any = None, layers: int | None = None) -> States:
+    """The states of a trained network on `inputs` (m, p), in float64 whatever the network's own precision.
+
+    Args:
+        network: one of
+
+            * an object with a method `states(inputs)` that returns `States`, such as `simjax.nn.MLP`, with an
+              argument `layers` if it lets one choose;
+            * a Flax NNX module, run in evaluation mode on a copy;
+            * a Flax Linen module, with `variables`.
+
+            A Flax module must be a chain of `Linear` (Linen: `Dense`) layers with one known activation
+            between all of them; dropout, inactive in evaluation, may stand anywhere, and how the module is
+            written does not matter. This is not taken on trust: the module is run on some samples, and what
+            enters each layer must be what the chain gives.
+        inputs: U (m, p), or (m, …) for a network that flattens its inputs itself.
+        variables: Linen only, {"params": …}.
+        layers: how many of the last hidden layers are states; what feeds the first of them is then the input u.
+            None means all. For a convolutional network, whose states are many, see `simjax.nn.ResNet.states`.
+
+    Raises:
+        TypeError: the network is not such a chain, or not understood; the message says what to do instead.
+        ValueError: hidden layers with different activations, no hidden layer, inputs or layers that do not fit.
+    """
+    own = getattr(network, "states", None)
+    if callable(own):
+        if variables is not None:
+            raise ValueError("variables is for Flax Linen modules; this network has its own method states(inputs).")
+        if layers is not None and "layers" not in inspect.signature(own).parameters:
+            raise TypeError(f"layers must be None: {type(network).__name__}.states has no argument of that name.")
+        states = own(inputs) if layers is None else own(inputs, layers=layers)
+        if not isinstance(states, States):
+            raise TypeError(f"network.states(inputs) must return simjax.States, got {type(states).__name__}.")
+        return states
+    from simjax.nn.mlp import read_layers  # here, so that plain arrays need no Flax
+
+    flat, weights, biases, name = read_layers(network, inputs, variables)
+    return States.from_layers(weights, biases, name, flat, layers)
+
+
+def _deviation(found: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[float, float]:
+    """Largest difference, and the largest allowed at this scale."""
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(found - expected).max()), tolerance * scale
+
+
+def _checked_layer_sizes(layer_sizes: Any, n: int) -> tuple[int, ...]:
+    sizes = np.asarray(layer_sizes)
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or sizes.size == 0 or sizes.min() < 1:
+        raise ValueError(f"layer_sizes must be positive whole numbers, got {layer_sizes!r}.")
+    if sizes.sum() != n:
+        raise ValueError(f"layer_sizes {tuple(sizes.tolist())} sum to {sizes.sum()}, expected n = {n}.")
+    return tuple(sizes.tolist())
+
+
+def _chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
+    chosen = np.asarray(indices_or_count)
+    if chosen.dtype.kind not in "iub" or (chosen.ndim == 0 and chosen.dtype.kind == "b"):
+        raise TypeError(f"indices_or_count must be a number, indices or a mask, got dtype {chosen.dtype}.")
+    if chosen.ndim == 0:
+        if not 1 <= chosen <= m:
+            raise ValueError(f"indices_or_count must lie in 1 … m = {m} as a number, got {chosen}.")
+        return np.arange(int(chosen)) if seed is None else np.random.default_rng(seed).permutation(m)[:chosen]
+    if seed is not None:
+        raise ValueError("seed draws a number of samples; with indices or a mask it must be None.")
+    if chosen.ndim != 1 or (chosen.dtype.kind == "b" and chosen.size != m):
+        raise ValueError(f"indices_or_count has shape {chosen.shape}, expected indices (k,) or a mask ({m},).")
+    rows = np.flatnonzero(chosen) if chosen.dtype.kind == "b" else chosen
+    if rows.size == 0 or rows.min() < 0 or rows.max() >= m:
+        raise ValueError(f"indices_or_count must name at least one sample, all within 0 … {m - 1}.")
+    return rows
+
+
+def _read_npz(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    try:
+        with Path(path).open("rb") as file:  # np.load leaves its own handle open when it fails
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise ValueError("it is a single array")
+            return {name: loaded[name] for name in loaded.files}
+    except (*_ZIP_ERRORS, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not an .npz file (truncated, pickled or foreign): {error}") from error
+
+
+def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States:
+    baseline = None
+    if about["baseline"] is not None:
+        tensors = {
+            name.removeprefix(_BASELINE_PREFIX): array
+            for name, array in arrays.items()
+            if name.startswith(_BASELINE_PREFIX)
+        }
+        baseline = model_from_tensors(tensors, about["baseline"])
+    return States(
+        **{name: arrays[name] for name in _ARRAYS},
+        activation=about["activation"],
+        layer_sizes=about["layer_sizes"],
+        baseline=baseline,
+    )
