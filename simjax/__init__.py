@@ -5,8 +5,9 @@ from simjax.rows.certificate import Certificate, certify
 from simjax.rows.constraints import Free, L1Ball, MetzlerRow
 from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
 from simjax.rows.problem import RowProblem, row_problem
-from simjax.rows.solve import Solution, solve_rows
-from simjax.rows.solvers.iterate import Progress
+from simjax.rows.solution import Solution
+from simjax.rows.solve import solve_rows
+from simjax.rows.progress import Progress
 from simjax.rows.status import ConvergenceWarning, Status
 from simjax.rows.verify import Verification
 from simjax.sim.fit import FitResult, adaptive_weights, fit, verify_model

@@ -27,7 +27,7 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.implicit.model import ImplicitModel, atomic_file, package_version
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.plotting import plot_gaps, plot_sparsity_pattern, plot_trade_off
-from simjax.rows.solvers.iterate import Progress
+from simjax.rows.progress import Progress
 from simjax.rows.status import Status
 from simjax.sim.fit import FitResult, adaptive_weights, fit
 from simjax.states.states import States, collect_states

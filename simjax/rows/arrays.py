@@ -17,6 +17,7 @@ import numpy as np
 T = TypeVar("T")
 
 _waiting: list[tuple[type, tuple[str, ...]]] = []
+_static: dict[type, tuple[str, ...]] = {}
 
 
 def namespace(*arrays: Any) -> ModuleType:
@@ -27,10 +28,66 @@ def namespace(*arrays: Any) -> ModuleType:
     return np
 
 
+def matmul(left: Any, right: Any) -> Any:
+    """`left @ right`; on accelerators in the full precision of its operands, which is not JAX's default."""
+    xp = namespace(left, right)
+    return left @ right if xp is np else xp.matmul(left, right, precision="highest")
+
+
+def norms(vectors: Any) -> Any:
+    """‖x‖ of each row, with the axis kept, (R, 1)."""
+    xp = namespace(vectors)
+    if xp is np:
+        return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    return xp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def while_loop(condition: Callable, body: Callable, carry: Any, xp: ModuleType) -> Any:
+    """`carry` after as many calls of `body` as `condition` asks for: a Python loop for NumPy, one of JAX's for JAX."""
+    if xp is not np:
+        from jax import lax
+
+        return lax.while_loop(condition, body, carry)
+    while condition(carry):
+        carry = body(carry)
+    return carry
+
+
+def fori_loop(count: int, body: Callable, carry: Any, xp: ModuleType) -> Any:
+    """`carry` after `body(i, carry)` for i = 0 … count − 1."""
+    if xp is not np:
+        from jax import lax
+
+        return lax.fori_loop(0, count, body, carry)
+    for i in range(count):
+        carry = body(i, carry)
+    return carry
+
+
+def cond(choice: Any, yes: Callable, no: Callable, xp: ModuleType, *operands: Any) -> Any:
+    """`yes(*operands)` or `no(*operands)`, whichever is chosen, and only that."""
+    if xp is not np:
+        from jax import lax
+
+        return lax.cond(choice, yes, no, *operands)
+    return yes(*operands) if choice else no(*operands)
+
+
+def with_slot(array: Any, value: Any, slot: Any, xp: ModuleType) -> Any:
+    """`array` (R, k, d) with array[:, slot] = value; NumPy's is changed in place."""
+    if xp is not np:
+        from jax import lax
+
+        return lax.dynamic_update_slice_in_dim(array, value[:, None], slot, axis=1)
+    array[:, slot] = value
+    return array
+
+
 def pytree(*static: str) -> Callable[[type[T]], type[T]]:
     """A decorator that makes a dataclass a pytree of JAX, as soon as JAX is there; `static` fields are no leaves."""
 
     def register(cls: type[T]) -> type[T]:
+        _static[cls] = static
         _waiting.append((cls, static))
         if "jax" in sys.modules:
             register_pytrees()
@@ -48,3 +105,27 @@ def register_pytrees() -> None:
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         leaves = [name for name in names if name not in static]
         jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=list(static))
+
+
+def data_fields(value: Any) -> tuple[str, ...] | None:
+    """The fields of a dataclass made by `pytree` that are leaves or trees; None for anything else."""
+    static = _static.get(type(value))
+    if static is None:
+        return None
+    return tuple(field.name for field in dataclasses.fields(value) if field.name not in static)
+
+
+def tree_map(function: Callable, *trees: Any) -> Any:
+    """`jax.tree.map` for tuples and the classes made by `pytree`, without JAX; None is a tree without leaves."""
+    first = trees[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        parts = [tree_map(function, *each) for each in zip(*trees)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    names = data_fields(first)
+    if names is None:
+        return function(*trees)
+    return dataclasses.replace(
+        first, **{name: tree_map(function, *(getattr(tree, name) for tree in trees)) for name in names}
+    )

@@ -57,15 +57,22 @@ class Certificate:
         """The certificate of the rows in `index`."""
         return Certificate(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
-    def with_rays(self, rows: np.ndarray, rays: np.ndarray) -> Certificate:
-        """The certificate with `rows` proved infeasible: their optimum is +inf, their dual the ray that proves it."""
-        changed = dataclasses.replace(
-            self, **{field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)}
-        )
-        for values in (changed.objective, changed.dual_objective, changed.gap, changed.relative_gap):
+    @classmethod
+    def unknown(cls, dual: np.ndarray) -> Certificate:
+        """That of rows of which nothing is known, with room for their dual points, (R, m)."""
+        infinite = np.full((4, len(dual)), np.inf)
+        return cls(infinite[0], -infinite[1], infinite[2], infinite[3], np.full(len(dual), np.inf), dual)
+
+    def put(self, rows: np.ndarray, other: Certificate) -> None:
+        """Replace the entries of `rows` by those of another certificate."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name)[rows] = getattr(other, field.name)
+
+    def put_rays(self, rows: np.ndarray, rays: np.ndarray) -> None:
+        """Set `rows` down as proved infeasible: their optimum is +inf, their dual the ray that proves it."""
+        for values in (self.objective, self.dual_objective, self.gap, self.relative_gap):
             values[rows] = np.inf
-        changed.dual[rows] = rays
-        return changed
+        self.dual[rows] = rays
 
 
 def joined_certificates(parts: list[Certificate]) -> Certificate:

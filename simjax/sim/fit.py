@@ -19,7 +19,7 @@ from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow, feedforward_
 from simjax.rows.penalties import OBJECTIVES, NoPenalty, Penalty
 from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
 from simjax.rows.solve import Solution, Start, Weights, Workspace, check_solver, dense_rows, solve_problem
-from simjax.rows.solvers.iterate import ProgressCallback
+from simjax.rows.progress import ProgressCallback
 from simjax.rows.status import Status, row_status
 from simjax.rows.verify import Verification, joined, sample_rows, verify_rows
 from simjax.sim.low_rank import LowRank, reduced_rank_basis

@@ -20,18 +20,13 @@ Ni, Anderson acceleration for fixed-point iterations (2011).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-
+from simjax._typing import Array
+from simjax.rows.arrays import cond, fori_loop, matmul, namespace, norms, pytree, with_slot
 from simjax.rows.constraints import JointProx, joint_prox
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
-from simjax.rows.solvers.linear import cholesky, cholesky_solve
-
-Array = Any
+from simjax.rows.solvers.linear import solve_small
 
 _RELAXATION = 1.6
 _WINDOW = 9  # passes between two extrapolations
@@ -42,7 +37,7 @@ _RHO_RANGE = (1e-12, 1e6)
 ROUND = _WINDOWS * (_WINDOW + 1) + 1  # passes of a full round: each extrapolation costs one, and so does changing ρ
 
 
-@jax.tree_util.register_dataclass
+@pytree()
 @dataclasses.dataclass(frozen=True)
 class AdmmState:
     v: Array  # (R, d), the next point of the prox
@@ -59,83 +54,86 @@ def initial_rho(rows: CanonicalRows, ridge: Array) -> Array:
 
     Where ρ settles lies between a tenth and a hundredth of that ratio for near-interpolating rows, above it for others.
     """
-    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(ridge), ridge.shape), axis=1, keepdims=True)
-    return jnp.clip(0.3 * value / jnp.maximum(jnp.sum(ridge**2, axis=1, keepdims=True), 1e-30), 1e-6, 1e2)
+    xp = namespace(ridge)
+    value = xp.sum(xp.broadcast_to(rows.penalty.value(ridge), ridge.shape), axis=1, keepdims=True)
+    return xp.clip(0.3 * value / xp.maximum(xp.sum(ridge**2, axis=1, keepdims=True), 1e-30), 1e-6, 1e2)
 
 
-@jax.jit
 def start(factorisation: Factorisation, rows: CanonicalRows) -> AdmmState:
     """The state at w = 0."""
+    xp = namespace(rows.targets)
     singular = factorisation.singular_values
-    ridge = rows.confine(
-        jnp.matmul(rows.targets * singular / (singular**2 + 1e-3), factorisation.basis.T, precision="highest")
-    )
-    rho, zero = initial_rho(rows, ridge), jnp.zeros_like(ridge)
-    return AdmmState(zero, zero, zero, rows.targets, rho, jnp.zeros_like(rho), jnp.zeros_like(rho))
+    ridge = rows.confine(matmul(rows.targets * singular / (singular**2 + 1e-3), factorisation.basis.T))
+    rho, zero = initial_rho(rows, ridge), xp.zeros_like(ridge)
+    return AdmmState(zero, zero, zero, rows.targets, rho, xp.zeros_like(rho), xp.zeros_like(rho))
 
 
-@jax.jit
 def restart(factorisation: Factorisation, state: AdmmState, chosen: Array, weights: Array, dual: Array) -> AdmmState:
     """The state with the `chosen` (R,) rows moved to given weights (R, d) and dual points (R, r).
 
     At a solution ρu = Kᵀy, so v = z + Kᵀy/ρ is the fixed point if weights and dual solve the row.
     """
+    xp = namespace(state.v)
     chosen = chosen[:, None]
     v = weights + factorisation.apply_transpose(dual) / state.rho
     return dataclasses.replace(
         state,
-        v=jnp.where(chosen, v, state.v),
-        z=jnp.where(chosen, weights, state.z),
-        w=jnp.where(chosen, weights, state.w),
-        y=jnp.where(chosen, dual, state.y),
+        v=xp.where(chosen, v, state.v),
+        z=xp.where(chosen, weights, state.z),
+        w=xp.where(chosen, weights, state.w),
+        y=xp.where(chosen, dual, state.y),
     )
 
 
-@jax.jit(static_argnames="passes")
 def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState, *, passes: int) -> AdmmState:
     """`passes` iterations, in rounds of two extrapolated windows and one pass more, each of which begins with a new ρ.
 
     One loop for everything, so that the prox is compiled once: what is special about a pass hangs on its number.
     """
+    xp = namespace(state.v)
     rows_count, width = state.v.shape
     window = _WINDOW + 1
 
     def one_pass(number: Array, carry: tuple) -> tuple:
         state, path, fallback, last_move = carry
         in_round = number % ROUND
-        in_window = jnp.where(in_round < _WINDOWS * window, in_round % window, -1)
+        in_window = xp.where(in_round < _WINDOWS * window, in_round % window, -1)
         judged = in_window == _WINDOW  # the pass from the extrapolated point, after the nine of the window
         prox = joint_prox(rows.penalty, rows.ball, rows.confine(state.v), 1.0 / state.rho, state.theta)
-        state = lax.cond(in_round == 0, _rebalanced, _unchanged, rows, state, prox)
+        state = cond(in_round == 0, _rebalanced, _unchanged, xp, rows, state, prox)
         w, y = _w_step(factorisation, rows, state)
         following = state.v + _RELAXATION * (w - state.z)
 
+        def accepted(following: Array, fallback: Array) -> Array:
+            return xp.where(norms(following - state.v) <= last_move, following, fallback)  # False for NaN
+
+        def extrapolated(path: Array) -> tuple[Array, Array, Array]:
+            return _extrapolate(path[:, :window]), following, norms(following - state.v)
+
         # v₀ goes to slot 0, what follows to the next ones, and what no window wants to one slot more.
-        first, then = jnp.where(in_window == 0, 0, window), jnp.where((in_window < 0) | judged, window, in_window + 1)
-        path = lax.dynamic_update_slice_in_dim(path, state.v[:, None], first, axis=1)
-        path = lax.dynamic_update_slice_in_dim(path, following[:, None], then, axis=1)
-        kept = ~judged | (_norm(following - state.v) <= last_move)  # False for NaN
-        v = jnp.where(kept, following, fallback)
-        v = lax.cond(in_window == _WINDOW - 1, lambda path: _extrapolate(path[:, :window]), lambda _: v, path)
-        fallback = jnp.where(in_window == _WINDOW - 1, following, fallback)
-        last_move = jnp.where(in_window == _WINDOW - 1, _norm(following - state.v), last_move)
+        first, then = xp.where(in_window == 0, 0, window), xp.where((in_window < 0) | judged, window, in_window + 1)
+        path = with_slot(path, state.v, first, xp)
+        path = with_slot(path, following, then, xp)
+        v = cond(judged, accepted, lambda following, _: following, xp, following, fallback)
+        last = in_window == _WINDOW - 1
+        v, fallback, last_move = cond(last, extrapolated, lambda *_: (v, fallback, last_move), xp, path)
         return dataclasses.replace(state, v=v, w=w, y=y), path, fallback, last_move
 
-    path = jnp.zeros((rows_count, window + 1, width), state.v.dtype)
-    carry = (state, path, state.v, jnp.zeros_like(state.rho))
-    return lax.fori_loop(0, passes, one_pass, carry)[0]
+    path = xp.zeros((rows_count, window + 1, width), state.v.dtype)
+    carry = (state, path, state.v, xp.zeros_like(state.rho))
+    return fori_loop(passes, one_pass, carry, xp)[0]
 
 
 def _w_step(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState) -> tuple[Array, Array]:
     """w and y = t̃ − Kw (for exact matching: the y with Kᵀy = ρ(w − z + u))."""
     singular = factorisation.singular_values
     centre = 2.0 * state.z - state.v  # z − u
-    x = jnp.matmul(centre, factorisation.basis, precision="highest")
+    x = matmul(centre, factorisation.basis)
     if rows.exact:
         move = rows.targets / singular - x
     else:
         move = singular * (rows.targets - singular * x) / (singular**2 + state.rho)
-    w = centre + jnp.matmul(move, factorisation.basis.T, precision="highest")
+    w = centre + matmul(move, factorisation.basis.T)
     return w, state.rho * move / singular
 
 
@@ -145,13 +143,14 @@ def _extrapolate(path: Array) -> Array:
     Args:
       path: v_0, …, v_k, (R, k + 1, d).
     """
+    xp = namespace(path)
     points, moves = path[:, 1:], path[:, 1:] - path[:, :-1]
-    gram = jnp.matmul(moves, moves.transpose(0, 2, 1), precision="highest")
-    ridge = _EXTRAPOLATION_RIDGE * jnp.trace(gram, axis1=1, axis2=2) + 1e-300
-    gram = gram + ridge[:, None, None] * jnp.eye(gram.shape[1], dtype=gram.dtype)
-    weights = cholesky_solve(cholesky(gram), jnp.ones(gram.shape[:2], gram.dtype))
-    weights = weights / jnp.sum(weights, axis=1, keepdims=True)
-    return jnp.matmul(weights[:, None, :], points, precision="highest")[:, 0]
+    gram = matmul(moves, moves.transpose(0, 2, 1))
+    ridge = _EXTRAPOLATION_RIDGE * xp.trace(gram, axis1=1, axis2=2) + float(xp.finfo(gram.dtype).tiny)
+    gram = gram + ridge[:, None, None] * xp.eye(gram.shape[1], dtype=gram.dtype)
+    weights = solve_small(gram, xp.ones(gram.shape[:2], gram.dtype))
+    weights = weights / xp.sum(weights, axis=1, keepdims=True)
+    return matmul(weights[:, None, :], points)[:, 0]
 
 
 def _unchanged(rows: CanonicalRows, state: AdmmState, prox: JointProx) -> AdmmState:
@@ -166,21 +165,18 @@ def _rebalanced(rows: CanonicalRows, state: AdmmState, prox: JointProx) -> AdmmS
 
     z stays the prox of its new point: ρu, which does not change, is a subgradient of g at z.
     """
+    xp = namespace(state.v)
     w, z, u = rows.confine(state.w), prox.point, state.v - prox.point
-    primal = _norm(w - state.z) / jnp.maximum(jnp.maximum(_norm(w), _norm(state.z)), 1e-30)
-    dual = _norm(z - state.z) / jnp.maximum(_norm(u), 1e-30)
-    most = 1.0 + 4.0 / jnp.maximum(state.age / 10.0, 1.0) ** 2
+    primal = norms(w - state.z) / xp.maximum(xp.maximum(norms(w), norms(state.z)), 1e-30)
+    dual = norms(z - state.z) / xp.maximum(norms(u), 1e-30)
+    most = 1.0 + 4.0 / xp.maximum(state.age / 10.0, 1.0) ** 2
     meaningful = primal > 1e-15  # not at the start, nor after a restart: w = z there
-    ratio = jnp.where(meaningful, jnp.clip(jnp.sqrt(primal / jnp.maximum(dual, 1e-30)), 1.0 / most, most), 1.0)
-    rho = jnp.clip(state.rho * ratio, *_RHO_RANGE)
+    ratio = xp.where(meaningful, xp.clip(xp.sqrt(primal / xp.maximum(dual, 1e-30)), 1.0 / most, most), 1.0)
+    rho = xp.clip(state.rho * ratio, *_RHO_RANGE)
     change = state.rho / rho
     return AdmmState(
-        z + u * change, z, state.w, state.y, rho, prox.theta * change, state.age + jnp.where(meaningful, 1.0, 0.0)
+        z + u * change, z, state.w, state.y, rho, prox.theta * change, state.age + xp.where(meaningful, 1.0, 0.0)
     )
-
-
-def _norm(x: Array) -> Array:
-    return jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def point(state: AdmmState) -> tuple[Array, Array]:

@@ -12,22 +12,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from simjax._typing import Array
+from simjax.rows.arrays import namespace, pytree, tree_map
 from simjax.rows.constraints import Ball, dual_scaling, settled_tilt, support_function
 from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
 from simjax.rows.problem import RowProblem, take_rows
 from simjax.rows.solvers.factor import Factorisation
 
-Array = Any
-
 _FEASIBILITY_FACTOR = 1e3
 
 
-@jax.tree_util.register_dataclass
+@pytree("exact")
 @dataclasses.dataclass(frozen=True)
 class CanonicalRows:
     """Rows in canonical units; every array has one entry or row per row (or a leading 1 where all rows agree).
@@ -50,17 +47,31 @@ class CanonicalRows:
     support: Array | None
     point_scale: Array
     dual_scale: Array
-    exact: bool = dataclasses.field(metadata={"static": True})
+    exact: bool
 
-    def take(self, index: Array) -> CanonicalRows:
+    def take_rows(self, index: Array) -> CanonicalRows:
         """The rows in `index`, (k,)."""
-        if isinstance(self.penalty, ScaledPenalty):  # the user's penalty sees the index itself
-            return _taken(self, index)
-        return _compiled_taken(self, index)
+        return dataclasses.replace(
+            self,
+            targets=self.targets[index],
+            offset=self.offset[index],
+            penalty=_take_penalty(self.penalty, index),
+            ball=None if self.ball is None else self.ball.rows(index),
+            support=None if self.support is None else self.support[index],
+            point_scale=self.point_scale[index],
+            dual_scale=self.dual_scale[index],
+        )
+
+    def astype(self, dtype: Any) -> CanonicalRows:
+        """The same in numbers of another type."""
+        return tree_map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, self)
 
     def confine(self, weights: Array) -> Array:
         """The weights with everything outside the support set to zero."""
-        return weights if self.support is None else jnp.where(self.support, weights, jnp.zeros_like(weights))
+        if self.support is None:
+            return weights
+        xp = namespace(weights)
+        return xp.where(self.support, weights, xp.zeros_like(weights))
 
     def feasible(self, weights: Array) -> Array:
         """The weights confined to the support and moved into the ball."""
@@ -68,28 +79,6 @@ class CanonicalRows:
         if self.ball is None:
             return weights
         return self.ball.inside(weights)
-
-
-@jax.jit
-def feasible(rows: CanonicalRows, weights: Array) -> Array:
-    """`rows.feasible(weights)`."""
-    return rows.feasible(weights)
-
-
-def _taken(rows: CanonicalRows, index: Array) -> CanonicalRows:
-    return dataclasses.replace(
-        rows,
-        targets=rows.targets[index],
-        offset=rows.offset[index],
-        penalty=_take_penalty(rows.penalty, index),
-        ball=None if rows.ball is None else rows.ball.rows(index),
-        support=None if rows.support is None else rows.support[index],
-        point_scale=rows.point_scale[index],
-        dual_scale=rows.dual_scale[index],
-    )
-
-
-_compiled_taken = jax.jit(_taken)
 
 
 def _take_penalty(penalty: Any, index: Array) -> Any:
@@ -123,16 +112,16 @@ def canonical_rows(
     if ball is not None:
         # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
         common = norm / float(factorisation.scale)
-        tilt = None if ball.tilt is None else jax.device_put(ball.tilt / column_scale)
-        ball = Ball(jax.device_put(ball.weights / column_scale), jax.device_put(ball.radius / common), ball.size, tilt)
+        tilt = None if ball.tilt is None else ball.tilt / column_scale
+        ball = Ball(ball.weights / column_scale, ball.radius / common, ball.size, tilt)
     return CanonicalRows(
-        targets=jax.device_put(targets),
-        offset=jax.device_put(np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0)),
+        targets=targets,
+        offset=np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0),
         penalty=penalty,
         ball=ball,
-        support=None if problem.support is None else jax.device_put(problem.support),
-        point_scale=jax.device_put(point_scale),
-        dual_scale=jax.device_put(1.0 / (value_scale * norm)),
+        support=problem.support,
+        point_scale=point_scale,
+        dual_scale=1.0 / (value_scale * norm),
         exact=problem.exact,
     )
 
@@ -156,17 +145,17 @@ def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.n
         rows = point_scale.shape[0]
 
         def per_row(parameter: Any) -> Array:
-            return jax.device_put(np.broadcast_to(parameter, (rows, parameter.shape[1])))
+            return np.array(np.broadcast_to(parameter, (rows, np.shape(parameter)[1])))
 
         return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
-    return ScaledPenalty(jax.device_put(point_scale), jax.device_put(value_scale), Opaque(penalty))
+    return ScaledPenalty(point_scale, value_scale, Opaque(penalty))
 
 
 def _exact_value_scale(
     problem: RowProblem, factorisation: Factorisation, targets: np.ndarray, point_scale: np.ndarray
 ) -> np.ndarray:
     """q with q h(w₀) = 1 at the least-norm solution w₀ = V S⁻¹ t̃: the objective has no scale of its own here."""
-    least_norm = (targets / np.asarray(factorisation.singular_values)) @ np.asarray(factorisation.basis).T
+    least_norm = (targets / factorisation.singular_values) @ factorisation.basis.T
     value = np.sum(np.asarray(problem.penalty.value(point_scale * least_norm)), axis=1, keepdims=True)
     good = np.isfinite(value) & (value > 0.0)
     return 1.0 / np.where(good, value, 1.0)
@@ -177,11 +166,12 @@ def _exact_value_scale(
 
 def objective(factorisation: Factorisation, rows: CanonicalRows, weights: Array) -> tuple[Array, Array]:
     """(P', equation residual t̃ − S Vᵀw), (R,) and (R, r)."""
+    xp = namespace(weights)
     residual = rows.targets - factorisation.apply(weights)
-    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    value = xp.sum(xp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
     if rows.exact:
         return value, residual
-    return value + 0.5 * (jnp.sum(residual**2, axis=1) + rows.offset[:, 0]), residual
+    return value + 0.5 * (xp.sum(residual**2, axis=1) + rows.offset[:, 0]), residual
 
 
 def relative_gap(
@@ -197,56 +187,70 @@ def relative_gap(
 
     `slopes` is Kᵀy where the caller has it already.
     """
+    xp = namespace(weights)
     primal, residual = objective(factorisation, rows, weights)
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
     flat = flat_coordinates(rows, slopes.shape)
     mask = ~flat if rows.support is None else rows.support & ~flat
-    shift = jnp.zeros_like(slopes)
+    shift = xp.zeros_like(slopes)
     if rows.ball is not None and rows.ball.tilt is not None:
         shift = settled_tilt(rows.penalty, rows.ball, slopes, mask) - slopes
     slopes = slopes + shift
     factor = dual_scaling(rows.penalty, rows.ball, slopes, mask)
     dual, slopes = factor * dual, factor * slopes
-    value = jnp.sum(jnp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
-    pairing = jnp.sum(jnp.where(flat, 0.0, slopes * weights), axis=1)
-    gap = jnp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
+    value = xp.sum(xp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    pairing = xp.sum(xp.where(flat, 0.0, slopes * weights), axis=1)
+    gap = xp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
     # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the
     # certificate, which has the last word, projects y instead. Likewise for an unpenalised tilted coordinate.
-    reach = 1.0 + jnp.abs(weights) + jnp.max(jnp.abs(weights), axis=1, keepdims=True)
-    gap = gap + jnp.sum(jnp.where(rows.confine(flat), jnp.abs(slopes) * reach, 0.0), axis=1)
-    gap = gap + jnp.sum(shift * reach, axis=1)
+    reach = 1.0 + xp.abs(weights) + xp.max(xp.abs(weights), axis=1, keepdims=True)
+    gap = gap + xp.sum(xp.where(rows.confine(flat), xp.abs(slopes) * reach, 0.0), axis=1)
+    gap = gap + xp.sum(shift * reach, axis=1)
     if rows.exact:
-        gap = gap + jnp.abs(jnp.sum(dual * residual, axis=1))
+        gap = gap + xp.abs(xp.sum(dual * residual, axis=1))
     else:
-        gap = gap + 0.5 * jnp.sum((residual - dual) ** 2, axis=1)
+        gap = gap + 0.5 * xp.sum((residual - dual) ** 2, axis=1)
     # y = 0 is a dual point as well, with D = 0: it proves an exact fit that costs nothing.
-    gap = jnp.minimum(jnp.where(jnp.isnan(gap), jnp.inf, gap), primal)
-    scale = jnp.maximum(primal, 0.0 if rows.exact else 0.5e-12)
-    gap = jnp.where(gap == 0.0, 0.0, gap / jnp.where(scale > 0.0, scale, 1e-300))
+    gap = xp.minimum(xp.where(xp.isnan(gap), xp.inf, gap), primal)
+    scale = xp.maximum(primal, 0.0 if rows.exact else 0.5e-12)
+    gap = xp.where(gap == 0.0, 0.0, gap / xp.where(scale > 0.0, scale, 1e-300))
     if rows.exact:
-        gap = jnp.maximum(gap, _FEASIBILITY_FACTOR * jnp.linalg.norm(residual, axis=1))
+        gap = xp.maximum(gap, _FEASIBILITY_FACTOR * xp.linalg.norm(residual, axis=1))
     return gap
 
 
-@jax.jit
-def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array) -> tuple[Array, Array]:
+def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array | None) -> tuple[Array, Array]:
     """The better of the given dual points y (R, r) and the residual, and the relative gap it proves, (R,).
 
-    Every stage asks this one program, which is compiled once for each number of rows.
+    Every stage asks this one function; None for a dual point asks for what the residual proves.
     """
     if rows.exact:
+        assert dual is not None  # there is no residual to prove anything
         return dual, relative_gap(factorisation, rows, weights, dual)
-    duals = jnp.stack([dual, rows.targets - factorisation.apply(weights)])
-    gaps = lax.map(lambda dual: relative_gap(factorisation, rows, weights, dual), duals)
-    better = gaps[1] < gaps[0]
-    return jnp.where(better[:, None], duals[1], duals[0]), jnp.min(gaps, axis=0)
+    xp = namespace(weights)
+    residual = rows.targets - factorisation.apply(weights)
+    gap = relative_gap(factorisation, rows, weights, residual)
+    if dual is None:
+        return residual, gap
+    other = relative_gap(factorisation, rows, weights, dual)
+    better = other < gap
+    return xp.where(better[:, None], dual, residual), xp.where(better, other, gap)
+
+
+def feasible_and_judged(
+    factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array
+) -> tuple[Array, Array, Array]:
+    """`judge` of the weights made feasible first: weights, dual points, gaps."""
+    weights = rows.feasible(weights)
+    return (weights, *judge(factorisation, rows, weights, dual))
 
 
 def flat_coordinates(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
     """Coordinates on which neither the penalty nor the ball has a say, (R, d)."""
+    xp = namespace(rows.targets)
     if not isinstance(rows.penalty, PiecewisePenalty):
-        return jnp.zeros(shape, dtype=bool)
+        return xp.zeros(shape, dtype=bool)
     flat = (rows.penalty.slope == 0.0) & (rows.penalty.curvature == 0.0)
     if rows.ball is not None:
         flat = flat & ~rows.ball.sees
-    return jnp.broadcast_to(flat, shape)
+    return xp.broadcast_to(flat, shape)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
-Array = Any
+from simjax._typing import Array
+from simjax.rows.arrays import matmul, pytree
 
 # From this many samples per coordinate on, ΦᵀΦ alone is used, and Φ not looked at again.
 _MOMENTS_FROM = 4
@@ -24,7 +24,7 @@ _RANK_TOL_GRAM = 1e-14
 _GREY_GRAM = 1e-10  # eigenvalues between the two may be zero or not: ask Φ itself
 
 
-@jax.tree_util.register_dataclass
+@pytree("precise")
 @dataclasses.dataclass(frozen=True)
 class Factorisation:
     """Φ = U S Vᵀ with the singular values divided by the largest one, `scale`.
@@ -39,15 +39,20 @@ class Factorisation:
     basis: Array
     singular_values: Array
     scale: Array
-    precise: bool = dataclasses.field(metadata={"static": True})
+    precise: bool
+
+    def astype(self, dtype: Any) -> Factorisation:
+        """The same in numbers of another type."""
+        basis, singular = self.basis.astype(dtype), self.singular_values.astype(dtype)
+        return dataclasses.replace(self, basis=basis, singular_values=singular)
 
     def apply(self, weights: Array) -> Array:
         """S Vᵀw for each row, (R, r)."""
-        return jnp.matmul(weights, self.basis, precision="highest") * self.singular_values
+        return matmul(weights, self.basis) * self.singular_values
 
     def apply_transpose(self, vectors: Array) -> Array:
         """V S y for each row, (R, d)."""
-        return jnp.matmul(vectors * self.singular_values, self.basis.T, precision="highest")
+        return matmul(vectors * self.singular_values, self.basis.T)
 
 
 class Design:
@@ -85,7 +90,7 @@ class Design:
         the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
         """
         scale = self.factorisation(precise=False).scale
-        return Factorisation(jax.device_put(self.array.T / float(scale)), jnp.ones(self.array.shape[0]), scale, True)
+        return Factorisation(self.array.T / float(scale), np.ones(self.array.shape[0]), scale, True)
 
     def coordinates(self, targets: np.ndarray, *, precise: bool) -> np.ndarray:
         """t̃ = Uᵀt of targets (m, R), as (R, r)."""
@@ -94,17 +99,17 @@ class Design:
         if left is not None:
             return targets.T @ left
         # U = Φ V S⁻¹
-        singular = np.asarray(factorisation.singular_values) * float(factorisation.scale)
-        return ((targets.T @ self.array) @ np.asarray(factorisation.basis)) / np.where(singular > 0.0, singular, 1.0)
+        singular = factorisation.singular_values * float(factorisation.scale)
+        return ((targets.T @ self.array) @ factorisation.basis) / np.where(singular > 0.0, singular, 1.0)
 
 
 def _factorisation(singular: np.ndarray, basis: np.ndarray, *, precise: bool) -> Factorisation:
     scale = singular[0] if singular[0] > 0.0 else 1.0
-    return Factorisation(jax.device_put(basis), jax.device_put(singular / scale), jax.device_put(scale), precise)
+    return Factorisation(np.ascontiguousarray(basis), singular / scale, np.asarray(scale), precise)
 
 
 def _by_qr_svd(design: np.ndarray) -> tuple[Factorisation, np.ndarray]:
-    left, singular, right = (np.asarray(x) for x in _qr_svd(design))
+    left, singular, right = _qr_svd(design)
     keep = max(np.count_nonzero(singular > _RANK_TOL_QR * singular[0]) if singular[0] > 0.0 else 0, 1)
     return _factorisation(singular[:keep], right[:, :keep], precise=True), left[:, :keep]
 
@@ -116,8 +121,8 @@ def _by_gram(design: np.ndarray) -> tuple[Factorisation, np.ndarray] | None:
     that K = S Vᵀ is Φ in other coordinates to rounding, and not to the square root of it.
     """
     m, d = design.shape
-    gram = gram_matrix(design if m >= d else design.T)
-    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(gram))
+    short = design if m >= d else design.T
+    values, vectors = (x[..., ::-1] for x in scipy.linalg.eigh(short.T @ short, driver="evd", check_finite=False))
     most = max(values[0], 0.0)
     grey = (values > _RANK_TOL_GRAM * most) & (values < _GREY_GRAM * most)
     if most == 0.0 or grey.any():
@@ -132,30 +137,16 @@ def _by_gram(design: np.ndarray) -> tuple[Factorisation, np.ndarray] | None:
 
 def _by_moments(design: np.ndarray) -> tuple[Factorisation, None]:
     """From ΦᵀΦ alone."""
-    values, vectors = (np.asarray(x)[..., ::-1] for x in _eigh(gram_matrix(design)))
+    values, vectors = (x[..., ::-1] for x in scipy.linalg.eigh(design.T @ design, driver="evd", check_finite=False))
     keep = max(int(np.count_nonzero(values > _RANK_TOL_GRAM * max(values[0], 0.0))), 1)
     singular = np.sqrt(np.maximum(values[:keep], 0.0))
     return _factorisation(singular, np.ascontiguousarray(vectors[:, :keep]), precise=False), None
 
 
-def gram_matrix(matrix: np.ndarray) -> np.ndarray:
-    """XᵀX: on a CPU by NumPy, which knows that the product is symmetric and does half of it."""
-    if jax.default_backend() == "cpu":
-        return matrix.T @ matrix
-    array = jnp.asarray(matrix)
-    return np.asarray(jnp.matmul(array.T, array, precision="highest"))
-
-
-@jax.jit
-def _eigh(gram: Array) -> tuple[Array, Array]:
-    return jnp.linalg.eigh(gram)
-
-
-@jax.jit
-def _qr_svd(design: Array) -> tuple[Array, Array, Array]:
+def _qr_svd(design: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U (m, k), S (k,), V (d, k) with k = min(m, d): QR of the tall side, then the SVD of the small triangle."""
     m, d = design.shape
-    orthogonal, triangle = jnp.linalg.qr(design if m >= d else design.T)
-    left, singular, right = jnp.linalg.svd(triangle, full_matrices=False)
-    tall, short = jnp.matmul(orthogonal, left, precision="highest"), right.T
+    orthogonal, triangle = np.linalg.qr(design if m >= d else design.T)
+    left, singular, right = np.linalg.svd(triangle, full_matrices=False)
+    tall, short = orthogonal @ left, right.T
     return (tall, singular, short) if m >= d else (short, singular, tall)

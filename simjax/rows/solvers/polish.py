@@ -11,44 +11,40 @@ If the guess is right the answer is exact to rounding and its residual certifies
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from jax import lax
-
+from simjax._typing import Array
+from simjax.rows.arrays import fori_loop, namespace
 from simjax.rows.penalties import PiecewisePenalty
-from simjax.rows.solvers.canonical import CanonicalRows
+from simjax.rows.solvers.canonical import CanonicalRows, judge
 from simjax.rows.solvers.factor import Factorisation
-from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_system, scatter
-
-Array = Any
+from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_system
 
 _RIDGE = 1e-11  # ‖K‖ = 1
 _REFINEMENTS = 3
 _BALL_ACTIVE = 1e-6  # relative slack of the ball below which the guess takes it for active
 
 
-@jax.jit(static_argnames="size")
-def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weights: Array, *, size: int) -> Array:
-    """Polished weights, (R, d). Whether they are any good, `judge` says.
+def polish(
+    factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weights: Array, *, size: int
+) -> tuple[Array, Array, Array]:
+    """Polished weights (R, d), and what `judge` says of them: dual points (R, r) and gaps (R,).
 
     Args:
       weights: the guess; its support must have at most `size` entries.
     """
+    xp = namespace(weights)
     penalty: PiecewisePenalty = rows.penalty
-    sign = jnp.sign(weights)
+    sign = xp.sign(weights)
     member = weights != 0.0
-    curved = member & (jnp.abs(weights) > penalty.knot)
-    curvature = jnp.where(curved, 2.0 * penalty.curvature, 0.0)
+    curved = member & (xp.abs(weights) > penalty.knot)
+    curvature = xp.where(curved, 2.0 * penalty.curvature, 0.0)
     offset = sign * (penalty.slope - curvature * penalty.knot)
-    normal, radius = jnp.zeros_like(weights), jnp.zeros((weights.shape[0], 1), weights.dtype)
+    normal, radius = xp.zeros_like(weights), xp.zeros((weights.shape[0], 1), weights.dtype)
     if rows.ball is not None:
-        normal = jnp.where(member, rows.ball.normal(sign), 0.0)
-        slack = _BALL_ACTIVE * jnp.sum(jnp.abs(normal * weights), axis=1, keepdims=True)
+        normal = xp.where(member, rows.ball.normal(sign), 0.0)
+        slack = _BALL_ACTIVE * xp.sum(xp.abs(normal * weights), axis=1, keepdims=True)
         active = rows.ball.norm(weights) >= rows.ball.radius - slack
-        normal = jnp.where(active, normal, 0.0)
-        radius = jnp.where(active, rows.ball.radius, 0.0)
+        normal = xp.where(active, normal, 0.0)
+        radius = xp.where(active, rows.ball.radius, 0.0)
 
     # The ridge keeps the factorisation finite on a singular support, where it picks the solution of least norm; the
     # refinement takes its bias out again. The gap is the judge.
@@ -56,19 +52,20 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
     picked = system.pick(normal)
     factor = cholesky(system.matrix)
     bent = cholesky_solve(factor, picked)
-    bend = jnp.sum(picked * bent, axis=1, keepdims=True)
+    bend = xp.sum(picked * bent, axis=1, keepdims=True)
     bound = bend > 0.0
 
     def refine(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         point, theta = carry
         slopes = factorisation.apply_transpose(rows.targets - factorisation.apply(point))
         plain = cholesky_solve(factor, system.pick(slopes - offset - curvature * point - theta * normal))
-        missing = radius - jnp.sum(normal * point, axis=1, keepdims=True)
-        change = (jnp.sum(picked * plain, axis=1, keepdims=True) - missing) / jnp.where(bound, bend, 1.0)
-        change = jnp.where(bound, change, 0.0)
-        return point + scatter(system, plain - change * bent, weights.shape[1]), theta + change
+        missing = radius - xp.sum(normal * point, axis=1, keepdims=True)
+        change = (xp.sum(picked * plain, axis=1, keepdims=True) - missing) / xp.where(bound, bend, 1.0)
+        change = xp.where(bound, change, 0.0)
+        return point + system.scatter(plain - change * bent, weights.shape[1]), theta + change
 
-    start = (jnp.zeros_like(weights), jnp.zeros_like(radius))
-    point, _ = lax.fori_loop(0, _REFINEMENTS, refine, start)
+    start = (xp.zeros_like(weights), xp.zeros_like(radius))
+    point, _ = fori_loop(_REFINEMENTS, refine, start, xp)
 
-    return rows.feasible(jnp.where(jnp.isfinite(point).all(axis=1, keepdims=True), point, weights))
+    point = rows.feasible(xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights))
+    return (point, *judge(factorisation, rows, point, None))

@@ -1,0 +1,264 @@
+"""The ways in which a block of rows is solved, one after the other, each judged by the certificate.
+
+Two evaluations of a gap differ a little, so the solvers stop below the tolerance that is then certified. The factorised
+problem is the stated one up to rounding. Where that shows in the certificate, and only there, a row is polished in the
+samples themselves; then it is solved with a factorisation of Φ itself, which does not square its condition number, and
+polished again. What is left of the rows without penalty goes to LAPACK.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from simjax.rows import infeasible
+from simjax.rows.answers import RowAnswers
+from simjax.rows.certificate import Certificate, ball_violation, certify, flat_coordinates
+from simjax.rows.engines import Engine
+from simjax.rows.options import ORACLES, SolveOptions
+from simjax.rows.penalties import PiecewisePenalty
+from simjax.rows.problem import TINY, RowProblem
+from simjax.rows.progress import Progress, ProgressCallback, Reporter
+from simjax.rows.solvers import portfolio
+from simjax.rows.solvers.canonical import CanonicalRows, canonical_rows
+from simjax.rows.solvers.direct import least_squares
+from simjax.rows.solvers.factor import Factorisation
+from simjax.rows.status import Status, row_status
+from simjax.rows.workspace import Workspace
+
+# How, and to which share of the tolerance asked for.
+_ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 0.3))
+_ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
+# Tolerances for which first-order passes in float32 come near enough.
+_SINGLE_FROM = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a solve begins: weights (R, d) and dual points (R, m) of another, as in `Solution` and its certificate."""
+
+    weights: np.ndarray
+    duals: np.ndarray
+
+    def take(self, index: np.ndarray) -> Start:
+        return Start(self.weights[index], self.duals[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The rows of one block while they are solved.
+
+    Attributes:
+      answers: in the problem's units, (R, d) and (R, m); its gaps are those of the certificate.
+    """
+
+    problem: RowProblem
+    workspace: Workspace
+    options: SolveOptions
+    engine: Engine
+    reporter: Reporter
+    answers: RowAnswers
+    certificate: Certificate
+
+    @classmethod
+    def make(
+        cls, problem: RowProblem, workspace: Workspace, options: SolveOptions, engine: Engine, reporter: Reporter
+    ) -> Block:
+        rows, m = problem.rows_count, problem.design.shape[0]
+        answers = RowAnswers.empty(rows, problem.width, m, options.tol)
+        return cls(problem, workspace, options, engine, reporter, answers, Certificate.unknown(answers.dual))
+
+    def solve(self, start: Start | None) -> np.ndarray:
+        """Solve and certify all rows; the status of each, (R,)."""
+        if self.options.solver in ORACLES:
+            found = _oracle_solve(self.problem, self.options)
+            self._keep(np.arange(self.problem.rows_count), self.problem, found.weights, found.duals)
+        else:
+            self._attempts(start)
+        status = row_status(self.certificate, self.options.tol, exact=self.problem.exact)
+        return self._mark_infeasible(status) if self.problem.exact else status
+
+    def _attempts(self, start: Start | None) -> None:
+        problem, answers, options = self.problem, self.answers, self.options
+        rows = problem.rows_count
+        # Below this size squares underflow: such a target is zero as far as float64 can tell, and so is such a design,
+        # from which there is nothing to gain. w = 0 is the answer then, and its residual proves it; unless a Metzler
+        # row with κ < 0 rules it out.
+        zero = np.abs(problem.targets).max(axis=0) <= TINY
+        if problem.ball is not None:
+            zero &= problem.ball.radius[:, 0] > 0.0
+        if np.abs(problem.design).max() <= TINY:
+            zero[:] = True
+        trivial, live = np.flatnonzero(zero), np.flatnonzero(~zero)
+        if trivial.size:
+            part = problem.take(trivial)
+            self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial])
+        max_iters = options.max_iters
+        for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
+            if live.size == 0 or max_iters <= 0:
+                break
+            part, tol = (problem if live.size == rows else problem.take(live)), share * options.tol
+            self.reporter.settled += rows - live.size
+            if way == "samples":
+                board, weights, duals = self._refine(part, tol, answers.weights[live])
+            else:
+                begin = None if start is None else start.take(live)
+                board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", begin)
+            self.reporter.settled -= rows - live.size
+            answers.add_costs(live, board)
+            max_iters -= int(board.passes.max(initial=0))
+            solved = self._keep(live, part, weights, duals)
+            # Only rows that the solver takes for solved and the certificate does not have anything to gain.
+            live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
+        if options.solver == "auto" and not problem.exact:
+            self._least_squares()
+        untouched = np.flatnonzero(np.isinf(answers.gap))
+        if untouched.size:  # not even w = 0 has been certified
+            self._keep(untouched, problem.take(untouched), answers.weights[untouched], answers.dual[untouched])
+
+    def _least_squares(self) -> None:
+        """What is left of the rows without penalty whose ball allows their least-squares solution."""
+        stuck = (self.answers.gap > self.options.tol) & np.isfinite(self.answers.gap)
+        linear = np.flatnonzero(stuck & _linear_rows(self.problem)) if stuck.any() else np.zeros(0, dtype=int)
+        if linear.size == 0:
+            return
+        part = self.problem.take(linear)
+        weights, residuals = least_squares(part)
+        inside = np.flatnonzero(ball_violation(part, weights) == 0.0)
+        part = part.take(inside)
+        self._keep(linear[inside], part, weights[inside], 2.0 * part.loss_weight[:, None] * residuals[inside])
+
+    def _keep(self, index: np.ndarray, part: RowProblem, weights: np.ndarray, duals: np.ndarray) -> np.ndarray:
+        """Take over the answers to `part`, the rows `index`, that are better than before; which are solved."""
+        if index.size == 0:
+            return np.zeros(0, dtype=bool)
+        answers, certificate = self.answers, certify(part, weights, [duals])
+        solved = row_status(certificate, self.options.tol, exact=part.exact) == Status.SOLVED
+        # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
+        better = solved | (certificate.relative_gap < answers.gap[index]) | np.isinf(answers.gap[index])
+        chosen = index[better]
+        answers.weights[chosen], answers.gap[chosen] = weights[better], certificate.relative_gap[better]
+        self.certificate.put(chosen, certificate.take(better))
+        return solved
+
+    def _attempt(
+        self, problem: RowProblem, tol: float, max_iters: int, precise: bool, start: Start | None
+    ) -> tuple[RowAnswers, np.ndarray, np.ndarray]:
+        """One run in canonical units; weights (R, d) and duals (R, m) in those of the problem."""
+        design, column_scale = self.workspace.scaled, self.workspace.column_scale
+        factorisation = design.factorisation(precise=precise)
+        coordinates = design.coordinates(problem.targets, precise=precise)
+        rows = canonical_rows(problem, factorisation, coordinates, column_scale)
+        board = _board(factorisation, rows, tol)
+        begin = None
+        if start is not None:  # ỹ = q‖t‖ Uᵀy, the inverse of `_full_duals`
+            dual = design.coordinates(start.duals.T, precise=precise) / rows.dual_scale
+            begin = start.weights / rows.point_scale, dual
+        single = self.options.precision == "auto" and not (precise or problem.exact or tol < _SINGLE_FROM)
+        single = single and isinstance(problem.penalty, PiecewisePenalty)
+        with self.engine.session():
+            portfolio.run(
+                self.options.solver,
+                self.engine,
+                factorisation,
+                rows,
+                board,
+                max_iters,
+                self.reporter,
+                single=single,
+                start=begin,
+            )
+        duals = _full_duals(problem, factorisation, rows, board.dual, column_scale)
+        return board, board.weights * rows.point_scale, duals
+
+    def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, np.ndarray]:
+        """A polish of weights (R, d) whose residuals are computed in the samples; else as `_attempt`."""
+        design, column_scale = self.workspace.scaled, self.workspace.column_scale
+        samples = design.itself()
+        rows = canonical_rows(problem, samples, problem.targets.T, column_scale)
+        board = _board(samples, rows, tol)
+        with self.engine.session():
+            factorisation = design.factorisation(precise=False)
+            portfolio.refine(self.engine, factorisation, samples, rows, board, guess / rows.point_scale, self.reporter)
+        return board, board.weights * rows.point_scale, board.dual * rows.dual_scale
+
+    def _mark_infeasible(self, status: np.ndarray) -> np.ndarray:
+        """The status with rows that can be proved infeasible so called; their certificate gets the ray as its dual."""
+        missed = np.flatnonzero(status != Status.SOLVED)
+        if missed.size == 0:
+            return status
+        part = self.problem.take(missed)
+        rays = infeasible.inconsistency_rays(part)
+        proved = infeasible.proved(part, rays)
+        if part.ball is not None and part.ball.tilt is None and not proved.all():
+            rest = np.flatnonzero(~proved)
+            phase_one = infeasible.smallest_ball(part.take(rest))
+            block = Block.make(phase_one, self.workspace, self.options, self.engine, Reporter(None, rest.size))
+            block.solve_phase_one()
+            rays[rest] = block.certificate.dual
+            proved[rest] = infeasible.proved(part.take(rest), rays[rest])
+        self.certificate.put_rays(missed[proved], rays[proved])
+        status = status.copy()
+        status[missed[proved]] = Status.INFEASIBLE
+        return status
+
+    def solve_phase_one(self) -> None:
+        """Solve without looking for infeasible rows, by the solver that was asked for."""
+        if self.options.solver in ORACLES:
+            found = _oracle_solve(self.problem, self.options)
+            self._keep(np.arange(self.problem.rows_count), self.problem, found.weights, found.duals)
+        else:
+            self._attempts(None)
+
+
+def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> RowAnswers:
+    """Canonical answers at w = 0 with the targets as dual points."""
+    count, equations = rows.targets.shape
+    board = RowAnswers.empty(count, factorisation.basis.shape[0], equations, tol)
+    board.dual[:] = rows.targets
+    return board
+
+
+def _linear_rows(problem: RowProblem) -> np.ndarray:
+    """Rows without penalty, (R,): plain least squares, if the ball allows its solution."""
+    support = True if problem.support is None else problem.support
+    return np.all(flat_coordinates(dataclasses.replace(problem, ball=None)) == support, axis=1)
+
+
+def _oracle_solve(problem: RowProblem, options: SolveOptions) -> Any:
+    from simjax.rows import oracles  # interior-point packages are an extra
+
+    begin, progress = time.perf_counter(), options.progress
+
+    def report(done: int, count: int) -> None:
+        if progress is not None:
+            seconds = time.perf_counter() - begin
+            progress(Progress(count, done, worst_gap=np.inf, passes=0, seconds=seconds, stage=options.solver))
+
+    return oracles.solve(problem, oracle=options.solver, workers=options.workers, progress=report)
+
+
+def _full_duals(
+    problem: RowProblem,
+    factorisation: Factorisation,
+    rows: CanonicalRows,
+    dual: np.ndarray,
+    column_scale: np.ndarray,
+) -> np.ndarray:
+    """The dual points in sample space: y = U ỹ / (q‖t‖), plus 2λ times the part of t outside the design's range."""
+    scale = rows.dual_scale
+    inside = dual * scale if problem.exact else (dual - rows.targets) * scale
+    # U = Φ D⁻¹ V S⁻¹: cheaper than to keep U, and exact where the design itself is.
+    combination = ((inside / factorisation.singular_values) @ factorisation.basis.T) / (
+        column_scale * float(factorisation.scale)
+    )
+    duals = combination @ problem.design.T
+    if not problem.exact:
+        duals += 2.0 * problem.loss_weight[:, None] * problem.targets.T
+    return duals
+
+
+__all__ = ["Block", "ProgressCallback", "Start"]

@@ -1,0 +1,57 @@
+"""How many rows fit into memory at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+
+# Working arrays of a row: the window of ADMM's path and its differences, and some more, of length d; targets, residuals
+# and duals of length m.
+_ARRAYS_OF_D = 40
+_ARRAYS_OF_M = 8
+
+
+def bytes_per_row(shape: tuple[int, int]) -> int:
+    """What the working arrays of a row take for a design of shape (m, d)."""
+    m, d = shape
+    return 8 * (_ARRAYS_OF_D * d + _ARRAYS_OF_M * m)
+
+
+def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devices: int = 1) -> list[np.ndarray]:
+    """Row numbers in blocks of equal size whose working arrays fit into `max_memory` bytes on each device.
+
+    Args:
+      shape: (m, d) of the design, which itself does not count.
+      max_memory: None means half of what is free, and eight rows at least.
+
+    Raises:
+      ValueError: if not even eight rows fit.
+    """
+    each = bytes_per_row(shape)
+    if max_memory is None:
+        max_memory = max(free_memory() / 2, 8 * each)
+    fit = int(max_memory * devices // each)
+    if fit < min(rows, 8):
+        raise ValueError(
+            f"max_memory must allow for eight rows, {8 * each / 2**20:.0f} MiB for a design of shape {shape}, "
+            f"got {max_memory / 2**20:.0f} MiB."
+        )
+    count = -(-rows // fit)
+    size = -(-rows // count)
+    return [np.arange(i, min(i + size, rows)) for i in range(0, rows, size)]
+
+
+def free_memory() -> float:
+    """Bytes that JAX's default device has free, where JAX is in use and says; otherwise those of the machine."""
+    jax = sys.modules.get("jax")
+    statistics = jax.devices()[0].memory_stats() if jax is not None else None
+    if statistics and "bytes_limit" in statistics:
+        return float(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
+    try:  # what Linux would find for a new process, caches given up
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable:"))
+        return 1024.0 * float(available.split()[1])
+    except (OSError, StopIteration):
+        return 0.5 * float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,0 +1,103 @@
+"""How rows are solved: one object for all who take these arguments, and the one place of their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from simjax._checks import choice, positive_integer, positive_scalar
+from simjax.rows.progress import ProgressCallback
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+ORACLES = ("clarabel", "mosek")
+SOLVERS = ("auto", "admm", "proximal_gradient")
+ENGINES = ("auto", "numpy", "jax")
+PRECISIONS = ("auto", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveOptions:
+    """The arguments that `solve_rows`, `fit` and `path` share, checked.
+
+    Args:
+      solver: "auto", "admm", "proximal_gradient" (not for exact matching), or an oracle, "mosek" or "clarabel", which
+        solves row by row with an interior-point method, as the SIM paper does (Algorithm 1). Nothing falls back.
+      engine: "numpy" runs tiles of rows over the threads of the CPU, "jax" compiles the same functions for the devices
+        of JAX; "auto" is "jax" where its default backend is an accelerator or a mesh is given, otherwise "numpy".
+      precision: "auto" does first-order passes in float32 where that is enough for most rows, and everything that
+        decides in float64; "float64" does everything in float64.
+      tol: relative duality gap at which a row counts as solved.
+      max_iters: most passes over the design that any row gets.
+      workers: processes over which an oracle spreads the rows; the other solvers solve all rows at once.
+      mesh: devices to spread the rows over, whatever its axes; None means one device. Not for the oracles, the engine
+        "numpy", nor a penalty of your own.
+      max_memory: bytes that the solver's working arrays may take: more rows than fit are solved in blocks, and their
+        weights kept as CSR. None means blocks that fit into half of the memory that is free, and an array.
+      progress: called with a `Progress` now and then.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+    """
+
+    solver: str = "auto"
+    engine: str = "auto"
+    precision: str = "auto"
+    tol: float = 1e-6
+    max_iters: int = 20_000
+    workers: int = 1
+    mesh: Mesh | None = None
+    max_memory: float | None = None
+    progress: ProgressCallback | None = None
+
+    def __post_init__(self) -> None:
+        choice("solver", self.solver, (*SOLVERS, *ORACLES))
+        choice("engine", self.engine, ENGINES)
+        choice("precision", self.precision, PRECISIONS)
+        positive_integer("workers", self.workers)
+        if self.solver not in ORACLES and self.workers != 1:
+            raise ValueError(
+                f"workers must be 1 for solver={self.solver!r}, which solves all rows at once; got {self.workers}."
+            )
+        self._set("tol", positive_scalar("tol", self.tol))
+        self._set("max_iters", positive_integer("max_iters", self.max_iters))
+        if self.max_memory is not None:
+            self._set("max_memory", positive_scalar("max_memory", self.max_memory))
+        if self.progress is not None and not callable(self.progress):
+            raise TypeError(f"progress must be callable or None, got {type(self.progress).__name__}.")
+        self._check_mesh()
+
+    def _check_mesh(self) -> None:
+        if self.mesh is None:
+            return
+        from jax.sharding import Mesh
+
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(f"mesh must be a jax.sharding.Mesh or None, got {type(self.mesh).__name__}.")
+        if self.solver in ORACLES:
+            raise ValueError(
+                f"mesh must be None for solver={self.solver!r}, which runs on the host; use workers instead."
+            )
+        if self.engine == "numpy":
+            raise ValueError("mesh must be None for engine='numpy', which runs on the CPU's threads; use engine='jax'.")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def check(self, matching: str) -> None:
+        """Check that the solver can serve the matching mode and, if an oracle, that it is installed and licensed.
+
+        Raises:
+          ValueError: if it cannot; the message says which can.
+          OracleUnavailable: for an oracle without its package or licence.
+        """
+        if matching == "exact" and self.solver == "proximal_gradient":
+            raise ValueError(
+                "solver='proximal_gradient' cannot serve matching='exact': there is no smooth loss to take a gradient "
+                "of; use 'auto' or 'admm'."
+            )
+        if self.solver in ORACLES:
+            from simjax.rows.oracles.interface import oracle_module  # interior-point packages are an extra
+
+            oracle_module(self.solver).check_available()

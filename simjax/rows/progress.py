@@ -1,0 +1,53 @@
+"""What a progress callback is told while rows are solved."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a progress callback is told.
+
+    Attributes:
+      rows: how many rows there are.
+      solved: how many have reached the tolerance.
+      worst_gap: the largest relative gap.
+      passes: passes over the design so far (Newton steps are not passes).
+      seconds: since the solve began.
+      stage: what is running, e.g. "admm", "polish", "interior_point".
+    """
+
+    rows: int
+    solved: int
+    worst_gap: float
+    passes: int
+    seconds: float
+    stage: str
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Reporter:
+    """Tells a callback how far all rows of a solve are, whichever of them are being worked on.
+
+    Args:
+      callback: or None, for whom nothing is done.
+      rows: how many rows the solve has.
+
+    Attributes:
+      settled: rows that are no longer worked on; whoever works on a part of the rows counts the others here.
+    """
+
+    def __init__(self, callback: ProgressCallback | None, rows: int) -> None:
+        self.callback, self.rows, self.settled = callback, rows, 0
+        self._begin = time.perf_counter()
+
+    def __call__(self, solved: int, worst_gap: float, passes: int, stage: str) -> None:
+        """`solved` of the rows at work have reached the tolerance."""
+        if self.callback is not None:
+            seconds = time.perf_counter() - self._begin
+            self.callback(Progress(self.rows, self.settled + solved, worst_gap, passes, seconds, stage))

@@ -1,0 +1,118 @@
+"""What `solve_rows` returns: the weights of every row and what is proved about them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from simjax._typing import Weights
+from simjax.rows.certificate import Certificate
+from simjax.rows.options import ORACLES
+from simjax.rows.problem import RowProblem, RowSource
+from simjax.rows.status import Status
+from simjax.rows.verify import Verification, sample_rows, verify_rows
+
+
+def dense_rows(weights: Weights) -> np.ndarray:
+    """Rows of weights as an array, whether they are kept as one or as CSR."""
+    return weights if isinstance(weights, np.ndarray) else weights.toarray()
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """Weights of every row and what is proved about them.
+
+    Attributes:
+      problem: the rows that were solved.
+      weights: (R, d), float64; CSR where `max_memory` only allowed for blocks of rows.
+      certificate: one entry per row.
+      status: (R,), strings; see `Status`.
+      solver: the solver that ran.
+      passes: passes over the design that each row took, (R,).
+      newton_steps: Newton steps of the batch each row was in, (R,).
+      polished: whether the active-set polish certified the row, (R,).
+      engine: what it ran on, and why.
+      seconds: wall time of the solve, compilation included.
+      tol: the relative gap that was asked for.
+    """
+
+    problem: RowProblem | RowSource
+    weights: Weights
+    certificate: Certificate
+    status: np.ndarray
+    solver: str
+    passes: np.ndarray
+    newton_steps: np.ndarray
+    polished: np.ndarray
+    engine: str
+    seconds: float
+    tol: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether every row is certified to the tolerance."""
+        return bool(np.all(self.status == Status.SOLVED))
+
+    def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
+        """Have an interior-point oracle solve a random sample of rows again, and compare.
+
+        Args:
+          oracle: "clarabel" or "mosek".
+          rows: how many rows; all of them if there are fewer.
+          seed: of the sample.
+          workers: processes over which the oracle spreads the rows.
+
+        Raises:
+          OracleUnavailable: if the oracle's package or licence is missing.
+        """
+        return self.verify_numbers(sample_rows(self.status.size, rows, seed), oracle=oracle, workers=workers)
+
+    def verify_numbers(self, numbers: np.ndarray, *, oracle: str, workers: int, first: int = 0) -> Verification:
+        """`verify` for given rows, which the table calls `first` + their number."""
+        return verify_rows(
+            self.problem.take(numbers),
+            dense_rows(self.weights[numbers]),
+            self.certificate.take(numbers),
+            self.status[numbers],
+            first + numbers,
+            oracle=oracle,
+            workers=workers,
+            tol=self.tol,
+        )
+
+    def summary(self) -> str:
+        """A few lines for a person: what ran, how many rows are certified, and how well."""
+        rows = self.status.size
+        solved = int(np.count_nonzero(self.status == Status.SOLVED))
+        newton = int(np.count_nonzero(self.newton_steps))
+        polished = int(np.count_nonzero(self.polished))
+        feasible = self.status != Status.INFEASIBLE
+        certificate = self.certificate.take(feasible)
+        lines = [
+            f"solver          {self.solver}: {_explain(self.solver, rows, polished, newton)}",
+            f"engine          {self.engine}",
+            f"rows            {solved} of {rows} certified at relative gap {self.tol:g}",
+            f"worst gap       {certificate.relative_gap.max(initial=0.0):.2e} relative",
+            f"infeasibility   {certificate.infeasibility.max(initial=0.0):.2e} worst",
+            f"passes          {int(self.passes.max(initial=0))} at most, {int(np.median(self.passes))} median",
+            f"time            {self.seconds:.2f} s, compilation included",
+        ]
+        if not feasible.all():
+            lines.insert(2, f"infeasible      {np.count_nonzero(~feasible)} rows, proved by a dual ray each")
+        return "\n".join(lines)
+
+
+def _explain(solver: str, rows: int, polished: int, newton: int) -> str:
+    if solver in ORACLES:
+        return "interior-point method, row by row"
+    if solver != "auto":
+        return "as asked"
+    parts = []
+    if rows - polished - newton:
+        parts.append(f"{rows - polished - newton} rows by ADMM")
+    if polished:
+        parts.append(f"{polished} by active-set polish, their signs having settled")
+    if newton:
+        parts.append(f"{newton} by interior point and crossover, ADMM having stalled")
+    return ", ".join(parts)

@@ -1,0 +1,96 @@
+"""The common loop of the first-order methods: advance the open rows, judge them, offer what was found.
+
+Every method offers the same functions (`start`, `restart`, `advance`, `point`), so this loop is written once.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from simjax._typing import Array
+from simjax.rows.answers import RowAnswers
+from simjax.rows.engines import Engine
+from simjax.rows.progress import Reporter
+from simjax.rows.solvers.canonical import CanonicalRows, judge
+from simjax.rows.solvers.factor import Factorisation
+
+CHECK_EVERY = 63  # passes between two certificates: three rounds of ADMM
+
+
+class FirstOrder:
+    """A first-order method on rows, resumable between stages.
+
+    Args:
+      method: a module with the functions above.
+      factorisation, rows: as the engine has them, in the number type of the passes.
+      exactly: the same in float64, for the judgement.
+
+    Attributes:
+      weights, gap: (R, d) and (R,), what the last check of each row found.
+    """
+
+    def __init__(
+        self,
+        method: ModuleType,
+        engine: Engine,
+        factorisation: Factorisation,
+        rows: CanonicalRows,
+        exactly: tuple[Factorisation, CanonicalRows],
+        board: RowAnswers,
+    ) -> None:
+        self.method, self.engine, self.factorisation, self.rows, self.exactly = (
+            method,
+            engine,
+            factorisation,
+            rows,
+            exactly,
+        )
+        self.dtype = factorisation.basis.dtype
+        self.state = engine.build(method.start, (factorisation,), (rows,), board.count)
+        self.weights = np.zeros_like(board.weights)
+        self.gap = np.full(board.count, np.inf)
+
+    def run(self, board: RowAnswers, passes: int, reporter: Reporter) -> None:
+        """Up to `passes` more passes on the rows still open, judged every `CHECK_EVERY`."""
+        done = 0
+        while done < passes and (index := board.open).size:
+            stretch = min(CHECK_EVERY, passes - done)
+            self.state = self.engine.update(
+                self.state, _advance, (self.factorisation,), (self.rows,), index, method=self.method, passes=stretch
+            )
+            done += stretch
+            board.passes[index] += stretch
+            weights, dual, gap = self.engine.collect(
+                _judged, self.exactly[:1], (self.exactly[1], self.state), index, method=self.method
+            )
+            self.weights[index], self.gap[index] = weights, gap
+            board.offer(index, weights, dual, gap)
+            board.report(reporter, self.method.__name__.rpartition(".")[2])
+
+    def restart(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> None:
+        """Go on from given weights (R, d) and dual points (R, r) in the rows `index`."""
+        if index.size:
+            points = self.engine.spread((weights.astype(self.dtype), dual.astype(self.dtype)))
+            self.state = self.engine.update(
+                self.state, _restart, (self.factorisation,), (points,), index, method=self.method
+            )
+
+
+def _advance(factorisation: Factorisation, rows: CanonicalRows, state: Any, *, method: ModuleType, passes: int) -> Any:
+    return method.advance(factorisation, rows, state, passes=passes)
+
+
+def _restart(factorisation: Factorisation, points: tuple[Array, Array], state: Any, *, method: ModuleType) -> Any:
+    return method.restart(factorisation, state, *points)
+
+
+def _judged(
+    factorisation: Factorisation, rows: CanonicalRows, state: Any, *, method: ModuleType
+) -> tuple[Array, Array, Array]:
+    """The method's weights and the better dual point, in float64: weights (R, d), dual points (R, r), gaps (R,)."""
+    weights, dual = method.point(state)
+    weights = rows.feasible(weights.astype(np.float64))
+    return (weights, *judge(factorisation, rows, weights, None if dual is None else dual.astype(np.float64)))

@@ -1,0 +1,67 @@
+"""LAPACK's Cholesky factorisation, called so that other threads run meanwhile.
+
+SciPy's own wrappers of these routines keep Python's lock while they run, which leaves one core at work however many
+threads factorise; NumPy's release it but solve no triangular systems. ctypes releases it, too, and takes the routines
+from where SciPy offers them to compiled code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.linalg.cython_lapack
+
+_INT = ctypes.c_int
+
+
+def cholesky(matrix: np.ndarray) -> np.ndarray:
+    """Factors of symmetric (R, k, k) float64 matrices, in whose lower triangle L is; NaN where one is not positive
+    definite. What is above the triangle is meaningless.
+    """
+    factors = np.array(matrix, dtype=np.float64, order="C")
+    size, info = factors.shape[-1], _INT(0)
+    if size == 0:
+        return factors
+    potrf = _routine("dpotrf", 5)
+    n = _INT(size)
+    for factor in factors:  # the lower triangle of rows is the upper one of columns
+        potrf(b"U", ctypes.byref(n), factor.ctypes.data_as(ctypes.c_void_p), ctypes.byref(n), ctypes.byref(info))
+        if info.value != 0:
+            factor[:] = np.nan
+    return factors
+
+
+def cholesky_solve(factors: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solutions for right-hand sides (R, k), or several of each row, (R, k, j), with the factors of `cholesky`."""
+    several = right.ndim == 3
+    solution = np.array(right.transpose(0, 2, 1) if several else right, dtype=np.float64, order="C")
+    size = factors.shape[-1]
+    if size:
+        potrs = _routine("dpotrs", 8)
+        n, columns, info = _INT(size), _INT(solution.shape[1] if several else 1), _INT(0)
+        for factor, vector in zip(factors, solution):
+            potrs(
+                b"U",
+                ctypes.byref(n),
+                ctypes.byref(columns),
+                factor.ctypes.data_as(ctypes.c_void_p),
+                ctypes.byref(n),
+                vector.ctypes.data_as(ctypes.c_void_p),
+                ctypes.byref(n),
+                ctypes.byref(info),
+            )
+    return solution.transpose(0, 2, 1) if several else solution
+
+
+@functools.cache
+def _routine(name: str, arguments: int) -> Callable[..., Any]:
+    capsule = scipy.linalg.cython_lapack.__pyx_capi__[name]
+    pointer, label = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    label.restype, label.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    kinds = [ctypes.c_char_p] + [ctypes.c_void_p] * (arguments - 1)
+    return ctypes.CFUNCTYPE(None, *kinds)(pointer(capsule, label(capsule)))

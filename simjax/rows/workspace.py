@@ -1,0 +1,38 @@
+"""A design made ready for solves: whatever is solved over it shares what is made here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simjax.rows.problem import RowProblem, RowSource
+from simjax.rows.solvers.factor import Design
+
+
+class Workspace:
+    """A design with balanced columns, and its factorisations, each made when it is first needed.
+
+    The weights are measured as w̃_j = ‖φ_j‖^½ w_j: of the exponents from 0 to 1, with which first-order passes need very
+    different numbers of passes, one half is best or near it on all problems measured (docs/performance.md).
+
+    Args:
+      design: Φ, (m, d), in float64, as in `RowProblem`.
+
+    Attributes:
+      column_scale: (d,), ‖φ_j‖^½ over its geometric mean; 1 for a column of zeros.
+      scaled: Φ with its columns divided by it.
+    """
+
+    def __init__(self, design: np.ndarray) -> None:
+        norms = np.linalg.norm(design, axis=0)
+        positive = norms > 0.0
+        logarithm = 0.5 * np.log(np.where(positive, norms, 1.0))
+        mean = logarithm[positive].mean() if positive.any() else 0.0
+        self.design = design
+        self.column_scale = np.where(positive, np.exp(logarithm - mean), 1.0)
+        self.scaled = Design(design / self.column_scale)
+
+    def check(self, problem: RowProblem | RowSource) -> None:
+        """Raise a ValueError if the problem has another design."""
+        same = self.design is problem.design or np.array_equal(self.design, problem.design)
+        if not same:
+            raise ValueError("workspace was made for another design than that of the problem.")
