@@ -1,22 +1,64 @@
-"""simjax: state-driven implicit modeling in JAX, with a certificate for every row."""
+"""simjax: state-driven implicit modeling in JAX, with a certificate for every row.
 
-from simjax.implicit.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
-from simjax.rows.certificate import Certificate, certify
-from simjax.rows.constraints import Free, L1Ball, MetzlerRow
-from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
-from simjax.rows.problem import RowProblem, row_problem
-from simjax.rows.solution import Solution
-from simjax.rows.solve import solve_rows
-from simjax.rows.progress import Progress
-from simjax.rows.status import ConvergenceWarning, Status
-from simjax.rows.verify import Verification
-from simjax.sim.fit import FitResult, adaptive_weights, fit, verify_model
-from simjax.sim.low_rank import LowRank
-from simjax.sim.path import Path, path
-from simjax.states.states import States, collect_states
-from simjax.states.streamed import StreamedCertificate, StreamedStates, SufficientStatistics, recertify, stream_states
+Names and submodules are imported when first asked for (PEP 562), so that `import simjax` costs almost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, which a test compares
+    from simjax import datasets, equilibrium, nn, plotting, rescaling, robustness, states  # noqa: F401
+    from simjax.implicit.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
+    from simjax.rows.certificate import Certificate, certify
+    from simjax.rows.constraints import Free, L1Ball, MetzlerRow
+    from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
+    from simjax.rows.problem import RowProblem, row_problem
+    from simjax.rows.progress import Progress
+    from simjax.rows.solution import Solution
+    from simjax.rows.solve import solve_rows
+    from simjax.rows.status import ConvergenceWarning, Status
+    from simjax.rows.verify import Verification
+    from simjax.sim.fit import FitResult, adaptive_weights, fit, verify_model
+    from simjax.sim.low_rank import LowRank
+    from simjax.sim.path import Path, path
+    from simjax.states.states import States, collect_states
+    from simjax.states.streamed import (
+        StreamedCertificate,
+        StreamedStates,
+        SufficientStatistics,
+        recertify,
+        stream_states,
+    )
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "simjax.implicit.model": ("EquilibriumInfo", "EquilibriumWarning", "ImplicitModel"),
+    "simjax.rows.certificate": ("Certificate", "certify"),
+    "simjax.rows.constraints": ("Free", "L1Ball", "MetzlerRow"),
+    "simjax.rows.penalties": ("L1", "ElasticNet", "NoPenalty", "Penalty", "Perspective", "Ridge"),
+    "simjax.rows.problem": ("RowProblem", "row_problem"),
+    "simjax.rows.progress": ("Progress",),
+    "simjax.rows.solution": ("Solution",),
+    "simjax.rows.solve": ("solve_rows",),
+    "simjax.rows.status": ("ConvergenceWarning", "Status"),
+    "simjax.rows.verify": ("Verification",),
+    "simjax.sim.fit": ("FitResult", "adaptive_weights", "fit", "verify_model"),
+    "simjax.sim.low_rank": ("LowRank",),
+    "simjax.sim.path": ("Path", "path"),
+    "simjax.states.states": ("States", "collect_states"),
+    "simjax.states.streamed": (
+        "StreamedCertificate",
+        "StreamedStates",
+        "SufficientStatistics",
+        "recertify",
+        "stream_states",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_SUBMODULES = ("datasets", "equilibrium", "nn", "plotting", "rescaling", "robustness", "states")
 
 __all__ = [
     "L1",
@@ -56,3 +98,17 @@ __all__ = [
     "stream_states",
     "verify_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"simjax.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'simjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from simjax.implicit.model import atomic_file
+from simjax._files import atomic_file
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 _TIMEOUT = 60.0  # seconds without an answer from the server
