@@ -68,21 +68,13 @@ def start(factorisation: Factorisation, rows: CanonicalRows) -> AdmmState:
     return AdmmState(zero, zero, zero, rows.targets, rho, xp.zeros_like(rho), xp.zeros_like(rho))
 
 
-def restart(factorisation: Factorisation, state: AdmmState, chosen: Array, weights: Array, dual: Array) -> AdmmState:
-    """The state with the `chosen` (R,) rows moved to given weights (R, d) and dual points (R, r).
+def restart(factorisation: Factorisation, state: AdmmState, weights: Array, dual: Array) -> AdmmState:
+    """The state moved to given weights (R, d) and dual points (R, r).
 
     At a solution ρu = Kᵀy, so v = z + Kᵀy/ρ is the fixed point if weights and dual solve the row.
     """
-    xp = namespace(state.v)
-    chosen = chosen[:, None]
     v = weights + factorisation.apply_transpose(dual) / state.rho
-    return dataclasses.replace(
-        state,
-        v=xp.where(chosen, v, state.v),
-        z=xp.where(chosen, weights, state.z),
-        w=xp.where(chosen, weights, state.w),
-        y=xp.where(chosen, dual, state.y),
-    )
+    return dataclasses.replace(state, v=v, z=weights, w=weights, y=dual)
 
 
 def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState, *, passes: int) -> AdmmState:

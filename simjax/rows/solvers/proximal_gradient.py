@@ -36,17 +36,11 @@ def start(factorisation: Factorisation, rows: CanonicalRows) -> ProximalGradient
 
 
 def restart(
-    factorisation: Factorisation, state: ProximalGradientState, chosen: Array, weights: Array, dual: Array
+    factorisation: Factorisation, state: ProximalGradientState, weights: Array, dual: Array
 ) -> ProximalGradientState:
-    """The state with the `chosen` (R,) rows moved to given weights (R, d); a dual point is of no use here."""
+    """The state moved to given weights (R, d); a dual point is of no use here."""
     xp = namespace(state.v)
-    chosen = chosen[:, None]
-    return ProximalGradientState(
-        z=xp.where(chosen, weights, state.z),
-        v=xp.where(chosen, weights, state.v),
-        momentum=xp.where(chosen, 1.0, state.momentum),
-        theta=xp.where(chosen, 0.0, state.theta),
-    )
+    return ProximalGradientState(weights, weights, xp.ones_like(state.momentum), xp.zeros_like(state.theta))
 
 
 def advance(
