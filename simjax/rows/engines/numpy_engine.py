@@ -99,7 +99,7 @@ class NumpyEngine:
             with np.errstate(all="ignore"):
                 return function(tile)
 
-        if count == 1 or self._pool is None:
+        if count == 1 or self.threads == 1 or self._pool is None:
             return [quiet(tile) for tile in tiles]
         return list(self._pool.map(quiet, tiles))
 

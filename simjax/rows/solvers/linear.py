@@ -68,8 +68,13 @@ def gather_system(gram: Gram, member: Array, diagonal: Array, size: int) -> Gath
     block = gram.block(index)
     system = GatheredSystem(block, inside, index)
     diagonal = xp.where(inside, system.pick(xp.broadcast_to(diagonal, member.shape)), 1.0)
-    pair = inside[:, :, None] & inside[:, None, :]
-    matrix = xp.where(pair, block, 0.0) + xp.eye(inside.shape[1], dtype=block.dtype) * diagonal[:, None, :]
+    flags = inside.astype(block.dtype)
+    block = block * flags[:, :, None]
+    if xp is np:
+        block *= flags[:, None, :]
+        block.reshape(len(block), -1)[:, :: inside.shape[1] + 1] += diagonal
+        return system._replace(matrix=block)
+    matrix = block * flags[:, None, :] + xp.eye(inside.shape[1], dtype=block.dtype) * diagonal[:, None, :]
     return system._replace(matrix=matrix)
 
 
