@@ -37,7 +37,15 @@ class Engine(Protocol):
         """The tree by rows that `function(*shared, *by_row)` makes for all `count` rows; to be changed by `update`."""
 
     def collect(
-        self, function: Callable, shared: tuple, by_row: tuple, index: np.ndarray, *, row_bytes: int = 0, **static: Any
+        self,
+        function: Callable,
+        shared: tuple,
+        by_row: tuple,
+        index: np.ndarray,
+        *,
+        widths: tuple[int | None, ...],
+        row_bytes: int = 0,
+        **static: Any,
     ) -> tuple:
         """The arrays that `function(*shared, *by_row, **static)` returns for the rows `index` (k,), each (k, …).
 
@@ -45,6 +53,7 @@ class Engine(Protocol):
           function: of trees; returns a tuple of arrays with an entry for each row.
           shared: from `share`.
           by_row: trees from `spread`, or host arrays with an entry for each row, of all rows.
+          widths: of the arrays, without the padding that the engine works with; None for one number a row.
           row_bytes: what the function keeps for each row, where that is more than some vectors.
           static: its keyword arguments, which are no arrays.
         """

@@ -92,11 +92,20 @@ class JaxEngine:
         return self._run(function, shared, by_row, None, np.arange(count), 0, {})
 
     def collect(
-        self, function: Callable, shared: tuple, by_row: tuple, index: np.ndarray, *, row_bytes: int = 0, **static: Any
+        self,
+        function: Callable,
+        shared: tuple,
+        by_row: tuple,
+        index: np.ndarray,
+        *,
+        widths: tuple[int | None, ...],
+        row_bytes: int = 0,
+        **static: Any,
     ) -> tuple:
         by_row = tuple(tree if _placed(tree) else self.spread(tree) for tree in by_row)
         found = self._run(function, shared, by_row, None, index, row_bytes, static)
-        return tuple(np.asarray(x)[index] for x in found)
+        host = tuple(np.asarray(x)[index] for x in found)
+        return tuple(x if width is None else x[:, :width] for x, width in zip(host, widths))
 
     def update(
         self, state: Any, function: Callable, shared: tuple, by_row: tuple, index: np.ndarray, **static: Any

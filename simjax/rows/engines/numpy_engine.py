@@ -64,7 +64,15 @@ class NumpyEngine:
         return tree_map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def collect(
-        self, function: Callable, shared: tuple, by_row: tuple, index: np.ndarray, *, row_bytes: int = 0, **static: Any
+        self,
+        function: Callable,
+        shared: tuple,
+        by_row: tuple,
+        index: np.ndarray,
+        *,
+        widths: tuple[int | None, ...],
+        row_bytes: int = 0,
+        **static: Any,
     ) -> tuple:
         def of_tile(tile: np.ndarray) -> tuple:
             return function(*shared, *(_taken(tree, tile) for tree in by_row), **static)

@@ -55,7 +55,7 @@ class FirstOrder:
 
     def run(self, board: RowAnswers, passes: int, reporter: Reporter) -> None:
         """Up to `passes` more passes on the rows still open, judged every `CHECK_EVERY`."""
-        done = 0
+        done, widths = 0, (board.weights.shape[1], board.dual.shape[1], None)
         while done < passes and (index := board.open).size:
             stretch = min(CHECK_EVERY, passes - done)
             self.state = self.engine.update(
@@ -64,7 +64,7 @@ class FirstOrder:
             done += stretch
             board.passes[index] += stretch
             weights, dual, gap = self.engine.collect(
-                _judged, self.exactly[:1], (self.exactly[1], self.state), index, method=self.method
+                _judged, self.exactly[:1], (self.exactly[1], self.state), index, widths=widths, method=self.method
             )
             self.weights[index], self.gap[index] = weights, gap
             board.offer(index, weights, dual, gap)

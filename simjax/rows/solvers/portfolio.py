@@ -158,6 +158,7 @@ class Stages:
         self.engine, self.board, self.reporter = engine, board, reporter
         self.host = factorisation, rows
         self.shared, self.rows = engine.share(factorisation), engine.spread(rows)
+        self.widths = (board.weights.shape[1], board.dual.shape[1], None)
 
     @functools.cached_property
     def gram(self) -> Gram:
@@ -196,7 +197,7 @@ class Stages:
     def offer(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make weights (R, d) of the rows `index` feasible, judge and offer them; returns all weights and dual points."""
         by_row = (self.rows, self.engine.spread((weights, dual)))
-        found = self.engine.collect(_offered, (self.shared,), by_row, index)
+        found = self.engine.collect(_offered, (self.shared,), by_row, index, widths=self.widths)
         self.board.offer(index, *found)
         weights, dual = weights.copy(), dual.copy()
         weights[index], dual[index] = found[0], found[1]
@@ -230,7 +231,9 @@ class Stages:
             these = sizes == size
             part = index[these]
             shared, by_row, row_bytes = (self.shared, self.gram), (self.rows, placed), 8 * int(size) ** 2
-            found = self.engine.collect(_polished, shared, by_row, part, row_bytes=row_bytes, size=int(size))
+            found = self.engine.collect(
+                _polished, shared, by_row, part, widths=self.widths, row_bytes=row_bytes, size=int(size)
+            )
             weights[part], dual[part], gap[these] = found
         self.board.polished[index] |= self.board.offer(index, weights[index], dual[index], gap)
         return weights, dual, gap
