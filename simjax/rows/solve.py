@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import scipy.sparse
 from jax.sharding import Mesh
 
 from simjax._checks import choice, positive_integer, positive_scalar
+from simjax._warnings import warn
 from simjax.rows import infeasible
 from simjax.rows.certificate import Certificate, ball_violation, certify, flat_coordinates, joined_certificates
 from simjax.rows.constraints import Constraint
@@ -321,7 +321,7 @@ def solve_problem(
     status = np.concatenate([block.status for block in solved])
     if np.any(status != Status.SOLVED):
         message = convergence_message(status, certificate, tol, solver)
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        warn(message, ConvergenceWarning)
     return Solution(
         problem=problem,
         weights=weights,

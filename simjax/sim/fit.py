@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from simjax._typing import Weights
 from simjax.rows.certificate import Certificate, joined_certificates
 from simjax.rows.penalties import Penalty
-from simjax.rows.solve import Start, Workspace, check_solver, dense_rows, solve_problem
+from simjax.rows.solve import Solution, Start, Workspace, check_solver, dense_rows, solve_problem
 from simjax.rows.solvers.iterate import ProgressCallback
 from simjax.sim.low_rank import LowRank, reduced_rank_basis
 from simjax.sim.plan import Plan, PlanOptions
@@ -135,7 +135,7 @@ def fit_plan(
     if "support" in plan.refits:
         solutions.append(solve_problem(plan.rows_on_support(solutions[-1].weights), workspace=workspace, **options))
     last, every = solutions[-1], np.arange(plan.states.n + plan.states.q)
-    weights, certificate, status = last.weights, last.certificate, last.status
+    weights, certificate, status = _weights(last, options), last.certificate, last.status
     sources = [CertifiedBlock(last, every, every)]
     if "outputs" in plan.refits:
         solutions.append(solve_problem(plan.output_rows(weights), **options))
@@ -144,7 +144,7 @@ def fit_plan(
         last = solutions[-1]
         status = status.copy()
         status[rows] = last.status
-        weights = _replace_weights(weights, rows, last.weights)
+        weights = _replace_weights(weights, rows, _weights(last, options))
         certificate = _replace_rows(certificate, rows, last.certificate)
     settings = {**plan.settings, "solver": last.solver, "tol": last.tol}
     return FitResult(
@@ -182,6 +182,11 @@ def _fit_low_rank(
         sources=(CertifiedBlock(upper, every[:n], every[:n]), CertifiedBlock(first, every[n:], every[n:])),
         factors=(plan.scale[:, None] * factor[:, :rank], basis / plan.scale[:, None]),
     )
+
+
+def _weights(solution: Solution, options: dict[str, Any]) -> Weights:
+    """CSR where the `max_memory` that was asked for made blocks, never because memory happened to be short."""
+    return solution.weights if options.get("max_memory") is not None else dense_rows(solution.weights)
 
 
 def _replace_weights(weights: Weights, rows: np.ndarray, other: Weights) -> Weights:

@@ -124,13 +124,12 @@ def path(
     solve = {key: value for key, value in options.items() if key in _SOLVE_NAMES}
     stated = PlanOptions(objective, **{key: value for key, value in options.items() if key in _PLAN_NAMES})
 
-    def plan_of(value: float) -> Plan:
-        own = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
-        mu = None if ratio is None else ratio * np.asarray(own["alpha"])
-        return Plan.make(states, dataclasses.replace(stated, **own, mu=mu))
-
     # All arguments are checked before the first solve.
-    plans = {position: plan_of(float(value)) for position, value in enumerate(values)}
+    plans: dict[int, Plan] = {}
+    for position, value in enumerate(values.tolist()):
+        own: dict[str, Any] = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
+        mu = None if ratio is None else ratio * np.asarray(own["alpha"])
+        plans[position] = Plan.make(states, dataclasses.replace(stated, **own, mu=mu), plans.get(position - 1))
     check_solver(solve.get("solver", "auto"), stated.matching, solve.get("workers", 1))
     order = np.argsort(values)[:: -1 if name == "alphas" else 1]
     fits: dict[int, FitResult] = {}
@@ -139,7 +138,7 @@ def path(
     for position in order:
         plan = plans.pop(int(position))
         design, targets = plan.samples
-        if workspace is None or not np.array_equal(workspace.design, design):  # κ can change the units of the fit
+        if workspace is None or workspace.design is not design:  # κ can change the units of the fit
             workspace = Workspace(design)
         result = fit_plan(plan, workspace=workspace, start=start, **solve)
         fits[int(position)] = result

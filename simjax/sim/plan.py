@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +29,7 @@ UNITS = ("natural", "rescaled")
 REFITS = ("support", "outputs")
 
 _USES_MU = ("perspective", "elastic_net")
+_SYNONYMS = {"lasso": "l1", "elasticnet": "elastic_net", "l2": "ridge", "tikhonov": "ridge", "ols": "least_squares"}
 
 
 class _Unstated(float):
@@ -60,10 +61,26 @@ class PlanOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Samples:
+    """What all rows of a fit see."""
+
+    states: States | StreamedStates
+    fit_intercept: bool
+
+    @functools.cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Design and targets: the samples, or the few that streamed states compress them to."""
+        if isinstance(self.states, StreamedStates):
+            return self.states.compressed(self.fit_intercept)
+        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """A fit as row problems: everything that follows from the states and the arguments, before any solve."""
 
-    states: States | StreamedStates  # in the units of the fit
+    data: Samples
+    unit: np.ndarray  # (n,): the states are those given times this
     scale: np.ndarray  # s, (n,): the model has x' = s x, and the ball sees A' = SAS⁻¹
     penalty: Penalty
     kappa: float | None
@@ -78,16 +95,19 @@ class Plan:
     settings: dict[str, Any]
 
     @classmethod
-    def make(cls, states: States | StreamedStates, options: PlanOptions) -> Plan:
-        """Check every argument of `fit` and put them together."""
+    def make(cls, states: States | StreamedStates, options: PlanOptions, like: Plan | None = None) -> Plan:
+        """Check every argument of `fit` and put them together.
+
+        Args:
+          like: a plan of the same states, whose samples are shared if they are the same.
+        """
         if not isinstance(states, States | StreamedStates):
             raise TypeError(
                 f"states must be simjax.States or StreamedStates, got {type(states).__name__}; "
                 f"build one from arrays with States(...)."
             )
-        objective, alpha, mu = options.objective, options.alpha, options.mu
-        support, refit, matching = options.support, options.refit, options.matching
-        penalty = _penalty(objective, alpha, mu)
+        support, matching, fit_intercept = options.support, options.matching, bool(options.fit_intercept)
+        penalty = _penalty(options, states)
         rank, constraint, named = None, options.constraint, options.constraint
         if isinstance(constraint, LowRank):
             rank, named = constraint.rank, f"LowRank({constraint.rank})"
@@ -104,7 +124,7 @@ class Plan:
         choice("matching", matching, MATCHINGS)
         choice("rescale", options.rescale, RESCALES)
         choice("units", options.units, UNITS)
-        refits = _refits(refit)
+        refits = _refits(options.refit)
         if "outputs" in refits and not isinstance(states, States):
             raise ValueError(
                 "refit='outputs' needs the inputs of every sample, to find the states that the fitted (A B) produces, "
@@ -113,15 +133,14 @@ class Plan:
         if isinstance(support, str) and choice("support", support, SUPPORTS) == "auto":
             support = "full" if constraint == "metzler" or rank is not None else "hollow"
         scale = state_scale(states, options.rescale, kappa)
-        fit_intercept = bool(options.fit_intercept)
         allowed = RowSupports.make(support, states, fit_intercept)
         loss_weight = np.repeat([lambda_state, lambda_output], [states.n, states.q])
         if options.reduction == "mean":
             loss_weight = loss_weight / states.m
         settings = {
-            "objective": _plain(objective),
-            "alpha": _plain(alpha),
-            "mu": _plain(mu),
+            "objective": _plain(options.objective),
+            "alpha": _plain(options.alpha),
+            "mu": _plain(options.mu),
             "kappa": kappa,
             "lambda_state": lambda_state,
             "lambda_output": lambda_output,
@@ -135,10 +154,14 @@ class Plan:
             "fit_intercept": fit_intercept,
             "refit": list(refits),
         }
-        if options.units == "rescaled" and np.any(scale != 1.0):
-            states, scale = states.rescaled(scale), np.ones(states.n)
+        unit, scale = (scale, np.ones(states.n)) if options.units == "rescaled" else (np.ones(states.n), scale)
+        if like is not None and like.fit_intercept == fit_intercept and np.array_equal(like.unit, unit):
+            data = like.data
+        else:
+            data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, fit_intercept)
         return cls(
-            states=states,
+            data=data,
+            unit=unit,
             scale=scale,
             penalty=penalty,
             kappa=kappa,
@@ -153,12 +176,15 @@ class Plan:
             settings=settings,
         )
 
-    @functools.cached_property
+    @property
+    def states(self) -> States | StreamedStates:
+        """In the units of the fit."""
+        return self.data.states
+
+    @property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Design and targets of all rows: the samples, or the few that streamed states compress them to."""
-        if isinstance(self.states, StreamedStates):
-            return self.states.compressed(self.fit_intercept)
-        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
+        """Design and targets of all rows."""
+        return self.data.arrays
 
     def rows(self) -> RowSource:
         """All n + q rows."""
@@ -314,6 +340,9 @@ def _check_low_rank(rank: int, states: States | StreamedStates, options: PlanOpt
 def _bound(kappa: Any, constraint: str) -> float | None:
     if kappa is None:
         return None
+    if isinstance(kappa, str):
+        numbers = "below 1" if constraint == "metzler" else "in (0, 1)"
+        raise TypeError(f"kappa must be a number {numbers}, or None for no bound, got {kappa!r}.")
     if constraint != "metzler":
         return positive_scalar("kappa", kappa, below=1.0)
     array = float_array("kappa", kappa)
@@ -333,18 +362,39 @@ def _eta(eta: Any, constraint: str, n: int) -> np.ndarray:
     return array
 
 
-def _penalty(objective: Any, alpha: Any, mu: Any) -> Penalty:
+def _penalty(options: PlanOptions, states: States | StreamedStates) -> Penalty:
+    objective, alpha, mu = options.objective, options.alpha, options.mu
     if isinstance(objective, str):
-        choice("objective", objective, OBJECTIVES)
+        choice("objective", objective, OBJECTIVES, synonyms=_SYNONYMS)
         if mu is not None and objective not in _USES_MU:
             raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
+        _check_weight("alpha", alpha, states, bool(options.fit_intercept))
+        if mu is not None:
+            _check_weight("mu", mu, states, bool(options.fit_intercept))
         return OBJECTIVES[objective](alpha, mu)
+    if isinstance(objective, type) or not any(hasattr(objective, word) for word in ("value", "prox")):
+        name = getattr(objective, "__name__", None)
+        got = repr(objective) if name is None else f"{name} itself, which makes them: call it, as in {name}(1e-3)"
+        raise TypeError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))} or a penalty object, got {got}.")
     if mu is not None or not isinstance(alpha, _Unstated):
         raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
     return objective
 
 
+def _check_weight(name: str, value: Any, states: States | StreamedStates, fit_intercept: bool) -> None:
+    rows, width = states.n + states.q, states.n + states.p + int(fit_intercept)
+    d = "d = n + p + 1" if fit_intercept else "d = n + p"
+    expected = f"a number >= 0, or an array of them of shape (d,) = ({width},) or (n + q, d) = ({rows}, {width}), {d}"
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be {expected}; got {value!r}.")
+    shape = np.shape(float_array(name, value))
+    if shape not in ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width)):
+        raise ValueError(f"{name} must be {expected}; got shape {shape}.")
+
+
 def _refits(refit: Any) -> tuple[str, ...]:
+    if refit is not None and not isinstance(refit, str) and not isinstance(refit, Iterable):
+        raise TypeError(f"refit must be None, 'support', 'outputs' or a sequence of these, got {refit!r}.")
     refits = () if refit is None else (refit,) if isinstance(refit, str) else tuple(refit)
     for name in refits:
         choice("refit", name, REFITS)

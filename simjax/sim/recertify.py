@@ -64,8 +64,8 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
 
     Raises:
       TypeError: if result is not a `FitResult`, or a batch not `States`.
-      ValueError: if the fit regenerated its outputs, was of low rank or solved in blocks of rows, or the batches do
-        not fit the model or each other.
+      ValueError: if the fit regenerated its outputs or was of low rank, or the batches do not fit the model or each
+        other.
     """
     if not isinstance(result, FitResult):
         raise TypeError(f"result must be a FitResult, got {type(result).__name__}.")
@@ -77,7 +77,7 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
         raise ValueError("result is of low rank: the rows of (L B) are over states of their own; use FitResult.verify.")
     problem = result.solutions[-1].problem
     if isinstance(problem, RowSource):
-        raise ValueError("result was solved in blocks of rows, which do not keep their problem; use FitResult.verify.")
+        problem = problem.all()
     weights = dense_rows(result.weights)
     problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
     with jax.enable_x64(True):

@@ -33,7 +33,7 @@ class FitResult:
       certificate: one entry per row, (n + q,): the n rows of (A B) first, then the q rows of (C D).
       status: (n + q,), strings; see `Status`.
       weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with an intercept);
-        CSR, like the model, where memory only allowed for blocks of rows.
+        CSR, like the model, where `max_memory` was given and only allowed for blocks of rows.
       solutions: the solves in the order they ran; the last one to touch a row is the one certified here.
       settings: the arguments of the fit, as stored in the model's metadata.
       sources: for each block of rows, the solve that certifies them, their numbers here, and their numbers there.
