@@ -32,10 +32,11 @@ from benchmarks import problems
 from benchmarks.records import RESULTS, ROOT, Record, peak_mebibytes, place, places, plain, write_between, write_text
 from benchmarks.sidebyside import matching
 from simjax import datasets
-from simjax.rows.solve import Workspace, solve_problem
+from simjax.rows.solve import solve_problem
 from simjax.rows.solvers import admm
 from simjax.rows.solvers.canonical import canonical_rows, judge
-from simjax.rows.solvers.iterate import CHECK_EVERY
+from simjax.rows.solvers.first_order import CHECK_EVERY
+from simjax.rows.workspace import Workspace
 
 BEGIN, END = "<!-- cost:begin -->", "<!-- cost:end -->"
 SAMPLES = (100, 500, 1000, 5000, 20_000, 60_000)

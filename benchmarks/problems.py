@@ -27,7 +27,7 @@ from simjax._checks import choice
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.rows.penalties import OBJECTIVES as PENALTIES
 from simjax.rows.problem import RowProblem, row_problem
-from simjax.sim.fit import Plan
+from simjax.sim.plan import Plan, PlanOptions
 
 SIZES = (100, 500, 1000, 5000, 20_000, 60_000)
 KAPPA, LOSS_WEIGHT, ALPHA = 0.99, 0.1, 1e-3  # the paper's defaults
@@ -182,24 +182,18 @@ def of_states(
     """
     penalty, share = OBJECTIVES[choice("objective", objective, OBJECTIVES)]
     mu = None if share is None else share * alpha
-    plan = Plan.make(
-        states,
+    options = PlanOptions(
         penalty,
         alpha=alpha,
         mu=mu,
         kappa=KAPPA if kappa is None else kappa,
         lambda_state=lam,
         lambda_output=lam,
-        reduction="sum",
-        matching="penalty",
-        constraint="ball",
-        eta=None,
         support="full",
         rescale="inner",
         units="rescaled",
-        fit_intercept=False,
-        refit=None,
     )
+    plan = Plan.make(states, options)
     rows = plan.rows().all()
     rows = rows if kappa is not None else dataclasses.replace(rows, ball=None)
     return Problem(name, rows, penalty, lam, alpha, mu, kappa, n=states.n, inner=states.n)

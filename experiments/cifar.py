@@ -28,7 +28,7 @@ from simjax import datasets
 from simjax.datasets import ImageDataset
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import ResNet
-from simjax.rows.solve import dense_rows
+from simjax.rows.solution import dense_rows
 
 # Objectives: name, penalty, μ/α.
 OBJECTIVES: dict[str, tuple[str, float | None]] = {

@@ -38,7 +38,8 @@ from simjax.rows.oracles import OracleUnavailable
 from simjax.rows.oracles.pool import RowSettings
 from simjax.rows.oracles.program import Design, conic_row
 from simjax.rows.problem import RowProblem
-from simjax.rows.solve import dense_rows, solve_problem
+from simjax.rows.solution import dense_rows
+from simjax.rows.solve import solve_problem
 from simjax.rows.status import Status, row_status
 
 NAME = "parallelism"

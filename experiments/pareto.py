@@ -32,13 +32,17 @@ from experiments.baselines import EPSILONS, Split, baseline, measures
 from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, spread
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP
+from simjax.rows.attempts import Start
 from simjax.rows.constraints import feedforward_support
 from simjax.rows.penalties import NoPenalty
-from simjax.rows.solve import Start, Workspace, dense_rows
-from simjax.sim.fit import FitResult, Plan, fit_plan
-from simjax.sim.path import _PLAN_DEFAULTS, _SOLVE_DEFAULTS
+from simjax.rows.solution import dense_rows
+from simjax.rows.statistics import SufficientStatistics
+from simjax.rows.workspace import Workspace
+from simjax.sim.fit import fit_plan
+from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.result import FitResult
 from simjax.states.states import States
-from simjax.states.streamed import StreamedStates, SufficientStatistics
+from simjax.states.streamed import StreamedStates
 
 NAME = "pareto"
 TARGETS = (0.6, 0.8, 0.9)
@@ -338,14 +342,14 @@ class Trials:
         self, states: States | StreamedStates, objective: str, start: Start | None, **options: Any
     ) -> FitResult:
         """`simjax.fit`, with a factorisation that other fits share, from where another one ended."""
-        plan = Plan.make(states, objective, **{**_PLAN_DEFAULTS, "alpha": 1.0, "reduction": "mean", **options})
+        plan = Plan.make(states, PlanOptions(objective, **{"alpha": 1.0, "reduction": "mean", **options}))
         design = plan.samples[0]
         known = (one for one in self._workspaces if np.array_equal(one.design, design))
         workspace = next(known, None)
         if workspace is None:
             workspace = Workspace(design)
             self._workspaces.append(workspace)
-        return fit_plan(plan, workspace=workspace, start=start, **_SOLVE_DEFAULTS)
+        return fit_plan(plan, workspace=workspace, start=start)
 
     # ---- least squares on a support ----------------------------------------------------------------------------
 

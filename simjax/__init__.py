@@ -18,19 +18,19 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.rows.progress import Progress
     from simjax.rows.solution import Solution
     from simjax.rows.solve import solve_rows
+    from simjax.rows.statistics import SufficientStatistics
     from simjax.rows.status import ConvergenceWarning, Status
     from simjax.rows.verify import Verification
-    from simjax.sim.fit import FitResult, adaptive_weights, fit, verify_model
+    from simjax.sim.adaptive import adaptive_weights
+    from simjax.sim.fit import fit
     from simjax.sim.low_rank import LowRank
     from simjax.sim.path import Path, path
-    from simjax.states.states import States, collect_states
-    from simjax.states.streamed import (
-        StreamedCertificate,
-        StreamedStates,
-        SufficientStatistics,
-        recertify,
-        stream_states,
-    )
+    from simjax.sim.recertify import StreamedCertificate, recertify
+    from simjax.sim.result import FitResult
+    from simjax.sim.verify_model import verify_model
+    from simjax.states.collect import collect_states
+    from simjax.states.states import States
+    from simjax.states.streamed import StreamedStates, stream_states
 
 __version__ = "0.1.0"
 
@@ -43,19 +43,19 @@ _NAMES = {
     "simjax.rows.progress": ("Progress",),
     "simjax.rows.solution": ("Solution",),
     "simjax.rows.solve": ("solve_rows",),
+    "simjax.rows.statistics": ("SufficientStatistics",),
     "simjax.rows.status": ("ConvergenceWarning", "Status"),
     "simjax.rows.verify": ("Verification",),
-    "simjax.sim.fit": ("FitResult", "adaptive_weights", "fit", "verify_model"),
+    "simjax.sim.adaptive": ("adaptive_weights",),
+    "simjax.sim.fit": ("fit",),
     "simjax.sim.low_rank": ("LowRank",),
     "simjax.sim.path": ("Path", "path"),
-    "simjax.states.states": ("States", "collect_states"),
-    "simjax.states.streamed": (
-        "StreamedCertificate",
-        "StreamedStates",
-        "SufficientStatistics",
-        "recertify",
-        "stream_states",
-    ),
+    "simjax.sim.recertify": ("StreamedCertificate", "recertify"),
+    "simjax.sim.result": ("FitResult",),
+    "simjax.sim.verify_model": ("verify_model",),
+    "simjax.states.collect": ("collect_states",),
+    "simjax.states.states": ("States",),
+    "simjax.states.streamed": ("StreamedStates", "stream_states"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 _SUBMODULES = ("datasets", "equilibrium", "nn", "plotting", "rescaling", "robustness", "states")

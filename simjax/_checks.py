@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,11 @@ def nonnegative_parameter(name: str, value: Any) -> np.ndarray:
 
 def positive_scalar(name: str, value: Any, *, below: float = math.inf) -> float:
     """`value` as a float in (0, below)."""
+    expected = "a positive number" if below == math.inf else f"a number in (0, {below:g})"
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be {expected}, got {value!r}.")
     array = float_array(name, value)
     if array.ndim != 0 or not 0.0 < float(array) < below:
-        expected = "a positive number" if below == math.inf else f"a number in (0, {below:g})"
         raise ValueError(f"{name} must be {expected}, got {value!r}.")
     return float(array)
 
@@ -75,9 +78,16 @@ def positive_integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def choice(name: str, value: Any, valid: Iterable[str]) -> str:
-    """`value` if it is one of the valid names, else an error that lists them."""
+def choice(name: str, value: Any, valid: Iterable[str], *, synonyms: Mapping[str, str] | None = None) -> str:
+    """`value` if it is one of the valid names, else an error that lists them, and says which is close to it.
+
+    Args:
+      synonyms: what others call some of the names, in small letters.
+    """
     names = tuple(valid)
     if value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}; got {value!r}.")
+        said = str(value).casefold().replace("-", "_").replace(" ", "_")
+        close = [synonyms[said]] if synonyms and said in synonyms else difflib.get_close_matches(said, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}; got {value!r}.{hint}")
     return value

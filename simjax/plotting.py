@@ -19,8 +19,8 @@ from simjax._checks import float_array
 from simjax.implicit.model import ImplicitModel
 
 if TYPE_CHECKING:
-    from simjax.sim.fit import FitResult
     from simjax.sim.path import Path
+    from simjax.sim.result import FitResult
 
 # After Okabe and Ito: told apart by all common kinds of colour vision.
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#A0488A"

@@ -14,7 +14,8 @@ import simjax
 from benchmarks.peers.common import REACHED, REFERENCE_FILE, Task, figures, judge
 from benchmarks.records import versions
 from simjax.rows.problem import RowProblem
-from simjax.rows.solve import Solution, dense_rows, solve_problem
+from simjax.rows.solution import Solution, dense_rows
+from simjax.rows.solve import solve_problem
 
 _REFERENCE_TOL = 1e-8
 

@@ -29,8 +29,11 @@ from simjax.nn import MLP, RECOMMENDED, train
 from simjax.plotting import plot_gaps, plot_sparsity_pattern, plot_trade_off
 from simjax.rows.progress import Progress
 from simjax.rows.status import Status
-from simjax.sim.fit import FitResult, adaptive_weights, fit
-from simjax.states.states import States, collect_states
+from simjax.sim.adaptive import adaptive_weights
+from simjax.sim.fit import fit
+from simjax.sim.result import FitResult
+from simjax.states.collect import collect_states
+from simjax.states.states import States
 
 
 @dataclass(frozen=True)

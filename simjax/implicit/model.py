@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigs, splu
 
 from simjax._checks import choice, float_array, matrix, positive_integer, positive_scalar
+from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class ImplicitModel:
         if return_info:
             return X, info
         if not info.converged.all():
-            warnings.warn(_not_converged(info, tol, self), EquilibriumWarning, stacklevel=2)
+            warn(_not_converged(info, tol, self), EquilibriumWarning)
         return X
 
     def accuracy(self, inputs: Any, labels: Any) -> float:
@@ -272,7 +272,7 @@ class ImplicitModel:
     def _outputs(self, U: np.ndarray) -> np.ndarray:
         X, info = self._iterate(U, TOL, MAX_ITERS)
         if not info.converged.all():
-            warnings.warn(_not_converged(info, TOL, self), EquilibriumWarning, stacklevel=3)
+            warn(_not_converged(info, TOL, self), EquilibriumWarning)
         with np.errstate(over="ignore", invalid="ignore"):  # diverged samples, warned about above
             Y = X @ self.C.T + U @ self.D.T
         return Y if self.c is None else Y + self.c

@@ -26,7 +26,7 @@ from simjax.rows.workspace import Workspace
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-DEFAULTS = SolveOptions()
+_DEFAULTS = SolveOptions()
 
 
 def solve_rows(
@@ -38,15 +38,15 @@ def solve_rows(
     constraint: Constraint | None = None,
     support: ArrayLike | None = None,
     matching: str = "penalty",
-    solver: str = DEFAULTS.solver,
-    engine: str = DEFAULTS.engine,
-    precision: str = DEFAULTS.precision,
-    tol: float = DEFAULTS.tol,
-    max_iters: int = DEFAULTS.max_iters,
-    workers: int = DEFAULTS.workers,
-    mesh: Mesh | None = DEFAULTS.mesh,
-    max_memory: float | None = DEFAULTS.max_memory,
-    progress: ProgressCallback | None = DEFAULTS.progress,
+    solver: str = SolveOptions.solver,
+    engine: str = SolveOptions.engine,
+    precision: str = SolveOptions.precision,
+    tol: float = SolveOptions.tol,
+    max_iters: int = SolveOptions.max_iters,
+    workers: int = SolveOptions.workers,
+    mesh: Mesh | None = SolveOptions.mesh,
+    max_memory: float | None = SolveOptions.max_memory,
+    progress: ProgressCallback | None = SolveOptions.progress,
 ) -> Solution:
     """Solve R independent rows over one design, all at once.
 
@@ -94,7 +94,7 @@ def solve_rows(
 
 def solve_problem(
     problem: RowProblem | RowSource,
-    options: SolveOptions = DEFAULTS,
+    options: SolveOptions = _DEFAULTS,
     *,
     workspace: Workspace | None = None,
     start: Start | None = None,

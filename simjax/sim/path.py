@@ -7,38 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from simjax._checks import float_array, positive_scalar
-from simjax.rows.solve import Start, Workspace, check_solver, dense_rows
+from simjax.rows.attempts import Start
+from simjax.rows.options import SolveOptions
+from simjax.rows.solution import dense_rows
 from simjax.rows.status import Status
-from simjax.sim.fit import FitResult, Plan, fit_plan
+from simjax.rows.workspace import Workspace
+from simjax.sim.fit import fit_plan
+from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.result import FitResult
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
 
-_PLAN_DEFAULTS: dict[str, Any] = {
-    "mu": None,
-    "kappa": 0.99,
-    "lambda_state": 0.1,
-    "lambda_output": 0.1,
-    "reduction": "sum",
-    "matching": "penalty",
-    "constraint": "ball",
-    "eta": None,
-    "support": "auto",
-    "rescale": "auto",
-    "units": "natural",
-    "fit_intercept": False,
-    "refit": None,
-}
-_SOLVE_DEFAULTS: dict[str, Any] = {
-    "solver": "auto",
-    "tol": 1e-6,
-    "max_iters": 20_000,
-    "workers": 1,
-    "mesh": None,
-    "max_memory": None,
-    "progress": None,
-}
+_PLAN_NAMES = {field.name for field in dataclasses.fields(PlanOptions)}
+_SOLVE_NAMES = {field.name for field in dataclasses.fields(SolveOptions)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +78,8 @@ def path(
     *,
     alphas: Sequence[float] | None = None,
     kappas: Sequence[float] | None = None,
-    alpha: Any = 1e-3,
-    alpha_weights: Any = None,
+    alpha: ArrayLike = PlanOptions.alpha,
+    alpha_weights: ArrayLike | None = None,
     mu_ratio: float | None = None,
     **options: Any,
 ) -> Path:
@@ -130,7 +114,7 @@ def path(
         raise ValueError(f"{name} must be a sequence of numbers in (0, {below:g}), got {values!r}.")
     if not isinstance(objective, str):
         raise TypeError(f"objective must be a name, got {type(objective).__name__}, which brings its own weights.")
-    unknown = sorted(set(options) - ({*_PLAN_DEFAULTS, *_SOLVE_DEFAULTS} - {"mu"}))
+    unknown = sorted(set(options) - ((_PLAN_NAMES | _SOLVE_NAMES) - {"mu"}))
     if unknown:
         raise TypeError(f"path got unknown arguments: {', '.join(unknown)}.")
     ratio = None if mu_ratio is None else positive_scalar("mu_ratio", mu_ratio)
@@ -139,17 +123,16 @@ def path(
         raise ValueError("kappa must be left alone on a path over kappas.")
     if name == "kappas" and alpha_weights is not None:
         raise ValueError("alpha_weights is for a path over alphas; over kappas, give alpha the array itself.")
-    solve = {key: options.get(key, value) for key, value in _SOLVE_DEFAULTS.items()}
-    stated = {key: options.get(key, value) for key, value in _PLAN_DEFAULTS.items()}
-
-    def plan_of(value: float) -> Plan:
-        own = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
-        mu = None if ratio is None else ratio * np.asarray(own["alpha"])
-        return Plan.make(states, objective, **{**stated, **own, "mu": mu})
+    solve = SolveOptions(**{key: value for key, value in options.items() if key in _SOLVE_NAMES})
+    stated = PlanOptions(objective, **{key: value for key, value in options.items() if key in _PLAN_NAMES})
 
     # All arguments are checked before the first solve.
-    plans = {position: plan_of(float(value)) for position, value in enumerate(values)}
-    check_solver(solve["solver"], stated["matching"], solve["workers"])
+    plans: dict[int, Plan] = {}
+    for position, value in enumerate(values.tolist()):
+        own: dict[str, Any] = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
+        mu = None if ratio is None else ratio * np.asarray(own["alpha"])
+        plans[position] = Plan.make(states, dataclasses.replace(stated, **own, mu=mu), plans.get(position - 1))
+    solve.check(stated.matching)
     order = np.argsort(values)[:: -1 if name == "alphas" else 1]
     fits: dict[int, FitResult] = {}
     misfit = np.zeros(values.size)
@@ -157,9 +140,9 @@ def path(
     for position in order:
         plan = plans.pop(int(position))
         design, targets = plan.samples
-        if workspace is None or not np.array_equal(workspace.design, design):  # κ can change the units of the fit
+        if workspace is None or workspace.design is not design:  # κ can change the units of the fit
             workspace = Workspace(design)
-        result = fit_plan(plan, workspace=workspace, start=start, **solve)
+        result = fit_plan(plan, solve, workspace=workspace, start=start)
         fits[int(position)] = result
         residual = targets - (result.weights @ design.T).T
         misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)

@@ -19,7 +19,7 @@ from simjax import datasets
 from simjax import fit as fit_function
 from simjax.app import cli, demo
 from simjax.rows import penalties, problem
-from simjax.rows.solve import ORACLES
+from simjax.rows.options import ORACLES
 from simjax.rows.solvers import portfolio
 
 fit_module = sys.modules[fit_function.__module__]

@@ -11,7 +11,7 @@ from flax import nnx
 from simjax.datasets import load_digits
 from simjax.implicit.activations import ACTIVATIONS
 from simjax.nn import MLP, RECOMMENDED, accuracy, train
-from simjax.states.states import collect_states
+from simjax.states.collect import collect_states
 
 U = np.random.default_rng(0).standard_normal((12, 6))
 

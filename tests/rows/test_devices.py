@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import scipy.sparse
 from helpers import BOUND, TALL, WIDE, WIDTH, generator, sparse_rows
+from simjax.rows.solvers.devices import automatic, bytes_per_row, row_blocks
 
 import simjax
-from simjax.rows.solve import Start, Workspace, solve_problem
-from simjax.rows.solvers.devices import automatic, bytes_per_row, row_blocks
+from simjax.rows.attempts import Start
+from simjax.rows.solve import solve_problem
+from simjax.rows.workspace import Workspace
 
 # Runs in a process of its own: the number of devices is fixed when JAX starts.
 EIGHT_DEVICES = """
 import numpy as np, jax, simjax
 from helpers import BOUND, WIDTH, generator, sparse_rows
 from simjax.rows.problem import row_problem
-from simjax.rows.solve import Workspace
+from simjax.rows.workspace import Workspace
 from simjax.rows.solvers import admm, devices, newton
 from simjax.rows.solvers.canonical import canonical_rows, judge
 from simjax.rows.solvers.iterate import FirstOrder

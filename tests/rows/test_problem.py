@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import simjax
 import simjax.rows.solve
+from simjax.rows.options import check_solver
 from simjax.rows.problem import row_problem, support_mask
-from simjax.rows.solve import check_solver
 
 DESIGN, TARGETS = sparse_rows(WIDE)
 GOOD = {"design": DESIGN, "targets": TARGETS, "loss_weight": 0.5, "penalty": simjax.L1(0.1)}

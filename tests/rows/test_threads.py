@@ -3,7 +3,7 @@ import threading
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from simjax.rows.solvers.threads import one_thread_each
+from simjax.rows.threads import one_thread_each
 
 
 def threads():

@@ -3,6 +3,7 @@
 import json
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from flax import nnx
 
 import simjax
 from simjax.nn import MLP
+from simjax.rows.solvers import devices
 
 
 def small_states(m=60, *, use_bias=False, activation="relu", seed=0):
@@ -246,12 +248,34 @@ def test_model_metadata_are_json_and_say_how_it_was_fitted(result, tmp_path):
         ({"solver": "proximal_gradient", "matching": "exact"}, "no smooth loss"),
         ({"tol": 0.0}, "tol"),
         ({"max_iters": 0}, "max_iters"),
-        ({"alpha": np.ones(3)}, "penalty parameters"),
+        (
+            {"alpha": np.ones(3)},
+            r"alpha must be .*\(d,\) = \(26,\) or \(n \+ q, d\) = \(17, 26\), d = n \+ p; got shape \(3,\)",
+        ),
+        ({"alpha": np.ones(26), "fit_intercept": True}, r"\(27,\).* d = n \+ p \+ 1; got shape \(26,\)"),
+        ({"mu": np.ones(3)}, r"mu must be .*got shape \(3,\)"),
+        ({"alpha": None}, "alpha must be a number >= 0, .*; got None"),
+        ({"alpha": "large"}, "alpha must be a number >= 0, .*; got 'large'"),
+        ({"kappa": "none"}, r"kappa must be a number in \(0, 1\), or None for no bound, got 'none'"),
+        ({"kappa": "none", "constraint": "metzler"}, "kappa must be a number below 1, or None for no bound"),
+        ({"lambda_state": "1"}, "lambda_state must be a positive number, got '1'"),
+        ({"objective": simjax.Perspective}, r"objective must be .*got Perspective itself, .*Perspective\(1e-3\)"),
+        ({"objective": simjax.L1}, r"objective must be .*got L1 itself, .*L1\(1e-3\)"),
+        ({"objective": 0.1}, "objective must be one of .* or a penalty object, got 0.1"),
+        ({"objective": "L1"}, r"got 'L1'\. Did you mean 'l1'\?"),
+        ({"objective": "lasso"}, r"got 'lasso'\. Did you mean 'l1'\?"),
+        ({"objective": "elastic net"}, r"Did you mean 'elastic_net'\?"),
+        ({"refit": True}, "refit must be None, 'support', 'outputs' or a sequence of these, got True"),
     ],
 )
 def test_bad_input(states, arguments, match):
     with pytest.raises((ValueError, TypeError), match=match):
         simjax.fit(states, **arguments)
+
+
+def test_an_alpha_beside_a_penalty_object_is_refused_whatever_its_value(states):
+    with pytest.raises(ValueError, match="alpha and mu must be left alone"):
+        simjax.fit(states, simjax.L1(1e-3), alpha=1e-3)
 
 
 def test_states_must_be_states(states):
@@ -287,6 +311,35 @@ def test_a_row_that_misses_says_so(states):
     missed = fitted.status != "SOLVED"
     assert np.all(fitted.certificate.relative_gap[missed] > 1e-6)
     assert np.all(np.isfinite(fitted.weights))
+
+
+def test_warnings_point_at_the_line_that_called(states):
+    hard = {"solver": "proximal_gradient", "max_iters": 1}
+    calls = (
+        lambda: simjax.fit(states, "l1", alpha=1e-7, **hard),
+        lambda: simjax.path(states, "l1", alphas=[1e-7], **hard),
+        lambda: simjax.solve_rows(states.inputs, states.outputs, penalty=simjax.L1(1e-7), **hard),
+    )
+    for call in calls:
+        with pytest.warns(simjax.ConvergenceWarning) as caught:
+            call()
+        assert {Path(warning.filename).name for warning in caught} == {"test_fit.py"}
+    model = simjax.ImplicitModel([[1e200]], [[1.0]], [[1.0]], [[0.0]])
+    for call in (lambda: model([[1.0]]), lambda: model.equilibrium([[1.0]])):
+        with pytest.warns(simjax.EquilibriumWarning) as caught:
+            call()
+        assert Path(caught[0].filename).name == "test_fit.py"
+
+
+def test_short_memory_changes_neither_the_weights_nor_what_can_be_recertified(states, result, monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda: 0.0)
+    blocks = simjax.fit(states, alpha=1e-2)  # in blocks of eight rows
+    assert isinstance(blocks.weights, np.ndarray)
+    assert isinstance(blocks.model.A, np.ndarray)
+    np.testing.assert_allclose(blocks.certificate.objective, result.certificate.objective, rtol=2e-6)
+    second = simjax.recertify(blocks, [states])
+    assert np.max(second.relative_gap) <= 1e-6
+    np.testing.assert_allclose(second.objective, blocks.certificate.objective, rtol=1e-9)
 
 
 def test_dead_units_and_constant_outputs():

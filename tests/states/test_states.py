@@ -14,7 +14,8 @@ from flax import nnx
 from simjax.implicit.activations import ACTIVATIONS
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP
-from simjax.states.states import States, collect_states
+from simjax.states.collect import collect_states
+from simjax.states.states import States
 
 WEIGHTS = [np.random.default_rng(1).standard_normal(shape) for shape in ((6, 5), (4, 6), (3, 4), (2, 3))]
 BIASES = [np.random.default_rng(2).standard_normal(len(W)) for W in WEIGHTS]

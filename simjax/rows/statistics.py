@@ -1,0 +1,125 @@
+"""Samples out of memory: batches streamed into statistics that state the same rows with at most d + 1 samples.
+
+A row problem sees its m samples only through inner products of the columns of Φ and T, and these are kept by the
+triangular factor of a QR factorisation of [Φ T], which is updated batch by batch:
+
+    [Φ T] = Q [R₁₁ R₁₂]        λ‖t − Φw‖² = λ‖R₁₂ e − R₁₁ w‖² + λ‖R₂₂ e‖²        for every w, with t = T e
+              [ 0  R₂₂]
+
+So R₁₁ (d samples) and one more sample, of zeros in the design and of ‖R₂₂ e‖ in the targets, are the same problem.
+Source: Demmel, Grigori, Hoemmen, Langou, Communication-optimal parallel and sequential QR and LU factorizations
+(2012), §4.1, sequential TSQR.
+
+Why not ΦᵀΦ and ΦᵀT, which cost a quarter: states come from a network that explains them itself, Z = AX + BU, so that
+‖t − Φw‖² is small against ‖t‖² for all weights that matter, and the smaller the more samples there are. The form
+wᵀΦᵀΦw − 2wᵀΦᵀt + ‖t‖² errs by about ε(‖t‖ + Σ|w_j|‖φ_j‖)² and loses such a number to cancellation; the triangular
+factor errs by about ε(‖t‖ + Σ|w_j|‖φ_j‖) in ‖t − Φw‖ itself, no more than evaluating it sample by sample does
+(ε = 2e-16). So nothing has to be refused: no ill-conditioned data, no exact matching, and not m < d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+from scipy.linalg import lapack
+
+from simjax._checks import matrix, positive_integer
+
+_BLOCK = 4096  # samples that are reduced at once
+_PANEL = 64  # columns of a panel of LAPACK's blocked factorisation
+
+# Columns of a design that depend on others do so to the rounding of all reductions; what is below this, against columns
+# of norm one, is taken for that rounding. Left in, it would count as a sample of its own.
+_RANK_TOL = 1e-13
+
+
+class SufficientStatistics:
+    """All that a row problem needs of its samples: the triangular factor of [Φ T], accumulated in float64.
+
+    Takes (d + R)² numbers, whatever the number of samples. `solve_rows(*statistics.compressed(), …)` solves the rows.
+
+    Args:
+      width: d, the columns of the design.
+      rows: R, the columns of the targets, one per row.
+
+    Raises:
+      TypeError, ValueError: for numbers that are not positive integers.
+    """
+
+    def __init__(self, width: int, rows: int) -> None:
+        self.width = positive_integer("width", width)
+        self.rows = positive_integer("rows", rows)
+        self._m = 0
+        self._triangle = np.zeros((self.width + self.rows,) * 2, order="F")
+
+    @property
+    def m(self) -> int:
+        """Number of samples so far."""
+        return self._m
+
+    def __repr__(self) -> str:
+        return f"SufficientStatistics(width={self.width}, rows={self.rows}, m={self.m})"
+
+    def update(self, design: ArrayLike, targets: ArrayLike) -> None:
+        """Take in one batch of k samples; a batch that is refused leaves the statistics as they were.
+
+        Args:
+          design: (k, d), real numbers of any type: they are converted to float64 here.
+          targets: (k, R).
+
+        Raises:
+          TypeError, ValueError: arrays that are not real, finite, two-dimensional and of these shapes.
+        """
+        design, targets = matrix("design", design), matrix("targets", targets)
+        if design.shape[1] != self.width:
+            raise ValueError(f"design must have width = {self.width} columns, got shape {design.shape}.")
+        if targets.shape != (design.shape[0], self.rows):
+            raise ValueError(f"targets must be ({design.shape[0]}, {self.rows}), got shape {targets.shape}.")
+        for start in range(0, design.shape[0], _BLOCK):
+            part = slice(start, start + _BLOCK)
+            block = np.asfortranarray(np.concatenate([design[part], targets[part]], axis=1))
+            # QR of the triangle on top of the block, which makes use of the zeros below the diagonal.
+            panel = min(_PANEL, self._triangle.shape[0])
+            self._triangle, *_ = lapack.dtpqrt(0, panel, self._triangle, block, overwrite_a=True, overwrite_b=True)
+        self._m += design.shape[0]
+
+    def scaled(self, design_scale: ArrayLike, target_scale: ArrayLike) -> SufficientStatistics:
+        """The statistics of the samples with their columns multiplied by `design_scale` (d,), `target_scale` (R,)."""
+        scaled = SufficientStatistics(self.width, self.rows)
+        scaled._m = self._m
+        scaled._triangle = np.asfortranarray(self._triangle * np.concatenate([design_scale, target_scale]))
+        return scaled
+
+    def compressed(self, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """At most d + 1 samples (Φ′, T′) with ‖t′ − Φ′w‖ = ‖t − Φw‖ for all weights w and every row.
+
+        The last sample is zero in Φ′; in T′ it carries the part of each target that no weights explain. Before it come
+        r samples, r the rank of the design: columns that depend on others to 1e-13 of their norm do so exactly in Φ′,
+        which changes ‖t − Φw‖ by at most about 1e-13 Σ|w_j|‖φ_j‖.
+
+        Args:
+          width: keep the first `width` columns of the design only; None keeps all.
+
+        Returns:
+          Φ′ (r + 1, width) and T′ (r + 1, R), r ≤ min(m, width).
+
+        Raises:
+          TypeError, ValueError: if no sample has come yet, or width is not in 1 … d.
+        """
+        if self.m == 0:
+            raise ValueError("there is nothing to compress: update(design, targets) has not been called.")
+        width = self.width if width is None else positive_integer("width", width)
+        if width > self.width:
+            raise ValueError(f"width must be at most {self.width}, the columns of the design, got {width}.")
+        top, targets = self._triangle[:width, :width], self._triangle[:, self.width :]
+        norms = np.linalg.norm(top, axis=0)
+        norms = np.where(norms > 0.0, norms, 1.0)
+        basis, triangle, order = scipy.linalg.qr(top / norms, pivoting=True)
+        diagonal = np.abs(np.diag(triangle))
+        rank = min(int(np.count_nonzero(diagonal > _RANK_TOL * diagonal.max())), self.m)
+        design = np.zeros((rank + 1, width))
+        design[:rank, order] = triangle[:rank] * norms[order]
+        rotated = basis.T @ targets[:width]
+        unexplained = np.concatenate([rotated[rank:], targets[width:]])
+        return design, np.concatenate([rotated[:rank], np.linalg.norm(unexplained, axis=0, keepdims=True)])

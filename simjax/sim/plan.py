@@ -1,0 +1,410 @@
+"""A fit as row problems: everything that follows from the states and the arguments, before any solve."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from simjax._checks import choice, float_array, positive_scalar
+from simjax._typing import Weights
+from simjax.implicit.model import ImplicitModel
+from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
+from simjax.rows.penalties import OBJECTIVES, NoPenalty, Penalty
+from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
+from simjax.rows.solution import dense_rows
+from simjax.sim.low_rank import LowRank
+from simjax.sim.supports import SUPPORTS, RowSupports
+from simjax.states.states import Rescale, States
+from simjax.states.streamed import StreamedStates, design_and_targets
+
+CONSTRAINTS = ("ball", "stacked_ball", "metzler")
+REDUCTIONS = ("sum", "mean")
+RESCALES = ("auto", "inner", "none")
+UNITS = ("natural", "rescaled")
+REFITS = ("support", "outputs")
+
+_USES_MU = ("perspective", "elastic_net")
+_SYNONYMS = {"lasso": "l1", "elasticnet": "elastic_net", "l2": "ridge", "tikhonov": "ridge", "ols": "least_squares"}
+
+
+class _Unstated(float):
+    """A default that can be told from the same number given by the user."""
+
+
+_ALPHA = _Unstated(1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """The arguments of `fit` that say what is solved, and the one place of their defaults; `fit` explains them."""
+
+    objective: str | Penalty = "perspective"
+    alpha: ArrayLike = _ALPHA
+    mu: ArrayLike | None = None
+    kappa: float | None = 0.99
+    lambda_state: float = 0.1
+    lambda_output: float = 0.1
+    reduction: str = "sum"
+    matching: str = "penalty"
+    constraint: str | LowRank = "ball"
+    eta: ArrayLike | None = None
+    support: str | ArrayLike = "auto"
+    rescale: Rescale = "auto"
+    units: str = "natural"
+    fit_intercept: bool = False
+    refit: str | Sequence[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What all rows of a fit see."""
+
+    states: States | StreamedStates
+    fit_intercept: bool
+
+    @functools.cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Design and targets: the samples, or the few that streamed states compress them to."""
+        if isinstance(self.states, StreamedStates):
+            return self.states.compressed(self.fit_intercept)
+        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A fit as row problems: everything that follows from the states and the arguments, before any solve."""
+
+    data: Samples
+    unit: np.ndarray  # (n,): the states are those given times this
+    scale: np.ndarray  # s, (n,): the model has x' = s x, and the ball sees A' = SAS⁻¹
+    penalty: Penalty
+    kappa: float | None
+    constraint: str  # what kappa bounds; "ball" where the rank is bounded too
+    rank: int | None  # of A
+    eta: np.ndarray  # (n,)
+    loss_weight: np.ndarray  # (n + q,)
+    matching: str
+    support: RowSupports
+    fit_intercept: bool
+    refits: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @classmethod
+    def make(cls, states: States | StreamedStates, options: PlanOptions, like: Plan | None = None) -> Plan:
+        """Check every argument of `fit` and put them together.
+
+        Args:
+          like: a plan of the same states, whose samples are shared if they are the same.
+        """
+        if not isinstance(states, States | StreamedStates):
+            raise TypeError(
+                f"states must be simjax.States or StreamedStates, got {type(states).__name__}; "
+                f"build one from arrays with States(...)."
+            )
+        support, matching, fit_intercept = options.support, options.matching, bool(options.fit_intercept)
+        penalty = _penalty(options, states)
+        rank, constraint, named = None, options.constraint, options.constraint
+        if isinstance(constraint, LowRank):
+            rank, named = constraint.rank, f"LowRank({constraint.rank})"
+            _check_low_rank(rank, states, options)
+            constraint = "ball"
+        elif not isinstance(constraint, str):
+            raise TypeError(f"constraint must be a name or LowRank(rank), got {type(constraint).__name__}.")
+        choice("constraint", constraint, CONSTRAINTS)
+        kappa = _bound(options.kappa, constraint)
+        eta = _eta(options.eta, constraint, states.n)
+        lambda_state = positive_scalar("lambda_state", options.lambda_state)
+        lambda_output = positive_scalar("lambda_output", options.lambda_output)
+        choice("reduction", options.reduction, REDUCTIONS)
+        choice("matching", matching, MATCHINGS)
+        choice("rescale", options.rescale, RESCALES)
+        choice("units", options.units, UNITS)
+        refits = _refits(options.refit)
+        if "outputs" in refits and not isinstance(states, States):
+            raise ValueError(
+                "refit='outputs' needs the inputs of every sample, to find the states that the fitted (A B) produces, "
+                "and streamed states do not keep them: pass States, e.g. of fewer samples, or another refit."
+            )
+        if isinstance(support, str) and choice("support", support, SUPPORTS) == "auto":
+            support = "full" if constraint == "metzler" or rank is not None else "hollow"
+        scale = state_scale(states, options.rescale, kappa)
+        allowed = RowSupports.make(support, states, fit_intercept)
+        loss_weight = np.repeat([lambda_state, lambda_output], [states.n, states.q])
+        if options.reduction == "mean":
+            loss_weight = loss_weight / states.m
+        settings = {
+            "objective": _plain(options.objective),
+            "alpha": _plain(options.alpha),
+            "mu": _plain(options.mu),
+            "kappa": kappa,
+            "lambda_state": lambda_state,
+            "lambda_output": lambda_output,
+            "reduction": options.reduction,
+            "matching": matching,
+            "constraint": named,
+            "eta": _plain(options.eta),
+            "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
+            "rescale": options.rescale,
+            "units": options.units,
+            "fit_intercept": fit_intercept,
+            "refit": list(refits),
+        }
+        unit, scale = (scale, np.ones(states.n)) if options.units == "rescaled" else (np.ones(states.n), scale)
+        if like is not None and like.fit_intercept == fit_intercept and np.array_equal(like.unit, unit):
+            data = like.data
+        else:
+            data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, fit_intercept)
+        return cls(
+            data=data,
+            unit=unit,
+            scale=scale,
+            penalty=penalty,
+            kappa=kappa,
+            constraint=constraint,
+            rank=rank,
+            eta=eta,
+            loss_weight=loss_weight,
+            matching=matching,
+            support=allowed,
+            fit_intercept=fit_intercept,
+            refits=refits,
+            settings=settings,
+        )
+
+    @property
+    def states(self) -> States | StreamedStates:
+        """In the units of the fit."""
+        return self.data.states
+
+    @property
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Design and targets of all rows."""
+        return self.data.arrays
+
+    def rows(self) -> RowSource:
+        """All n + q rows."""
+        return self._source(*self.samples, np.arange(self.loss_weight.size), self.support.rows)
+
+    def rows_on_support(self, weights: Weights) -> RowSource:
+        """All rows by least squares on the support of `weights`: debiasing."""
+
+        def support(index: np.ndarray) -> np.ndarray:
+            return dense_rows(weights[index]) != 0.0
+
+        return self._source(*self.samples, np.arange(self.loss_weight.size), support, NoPenalty())
+
+    def output_rows(self, weights: Weights) -> RowSource:
+        """The q rows of (C D), on the states that the (A B) in `weights` produces."""
+        n = self.states.n
+        assert isinstance(self.states, States)  # `make` refuses this refit of streamed states
+        design, targets = self.samples[0].copy(), self.samples[1]
+        design[:, :n] = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
+        return self._source(design, targets, np.arange(n, self.loss_weight.size), self.support.rows)
+
+    def rows_of_low_rank(self, basis: np.ndarray) -> RowProblem:
+        """The n rows of (L B) for A = L Rᵀ with R = `basis` (n, r): see `simjax.sim.low_rank`."""
+        design, targets = self.samples
+        n, rank = self.states.n, basis.shape[1]
+        constraint = None
+        if self.kappa is not None:  # Σ_j |A_ij|/s_j ≤ Σ_k |L_ik| Σ_j |R_jk|/s_j ≤ κ/s_i
+            reach = (np.abs(basis) / self.scale[:, None]).sum(axis=0)
+            constraint = L1Ball(self.kappa / self.scale, size=rank, weights=np.where(reach > 0.0, reach, 1.0))
+        return row_problem(
+            np.concatenate([design[:, :n] @ basis, design[:, n:]], axis=1),
+            targets[:, :n],
+            loss_weight=self.loss_weight[:n],
+            penalty=self.penalty,
+            constraint=constraint,
+            matching=self.matching,
+        )
+
+    def model(self, weights: Weights, settings: dict[str, Any]) -> ImplicitModel:
+        """The rows (n + q, d) as a model in the units in which ‖A‖∞ ≤ kappa holds."""
+        n, p = self.states.n, self.states.p
+        upper, lower = weights[:n], weights[n:]
+        model = ImplicitModel(
+            upper[:, :n],
+            upper[:, n : n + p],
+            lower[:, :n],
+            lower[:, n : n + p],
+            activation=self.states.activation,
+            b=dense_rows(upper[:, [-1]])[:, 0] if self.fit_intercept else None,
+            c=dense_rows(lower[:, [-1]])[:, 0] if self.fit_intercept else None,
+            metadata={"fit": settings},
+        )
+        return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
+
+    def weights(self, model: ImplicitModel) -> np.ndarray:
+        """The rows of a model in the units of the fit, (n + q, d): the inverse of `model`."""
+        if (model.n, model.p, model.q) != (self.states.n, self.states.p, self.states.q):
+            raise ValueError(
+                f"model has n, p, q = {model.n}, {model.p}, {model.q}, the states {self.states.n}, {self.states.p}, "
+                f"{self.states.q}: they do not belong together."
+            )
+        dense = model.to_dense()
+        dense = dense.scaled(1.0 / self.scale) if np.any(self.scale != 1.0) else dense
+        return model_rows(dense, intercept=self.fit_intercept)
+
+    def _source(
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        numbers: np.ndarray,
+        support: Callable[[np.ndarray], np.ndarray | None],
+        penalty: Penalty | None = None,
+    ) -> RowSource:
+        """The rows with these numbers of the n + q, each made when it is asked for."""
+
+        def take(index: np.ndarray) -> RowProblem:
+            rows = numbers[index]
+            return self._problem(design, targets, rows, support(rows), penalty)
+
+        return RowSource(design, numbers.size, self.matching, take)
+
+    def _problem(
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        mask: np.ndarray | None,
+        penalty: Penalty | None,
+    ) -> RowProblem:
+        penalty = self.penalty if penalty is None else penalty
+        return row_problem(
+            design,
+            targets[:, rows],
+            loss_weight=self.loss_weight[rows],
+            penalty=penalty if rows.size == self.loss_weight.size else take_rows(penalty, rows),
+            constraint=self._constraint(rows),
+            support=mask,
+            matching=self.matching,
+        )
+
+    def _constraint(self, rows: np.ndarray) -> Constraint | None:
+        """What kappa bounds in the rows with these numbers; those of (C D) are free. With s the scale,
+
+        ball            Σ_j |A_ij|/s_j ≤ κ/s_i                              ‖SAS⁻¹‖∞ ≤ κ
+        stacked_ball    Σ_j |A_ij|/s_j + Σ_k |B_ik| ≤ κ/s_i                 ‖(SAS⁻¹ SB)‖∞ ≤ κ
+        metzler         A_ii + Σ_{j ≠ i} (s_i η_j)/(s_j η_i) |A_ij| ≤ κ     μ_η(SAS⁻¹) ≤ κ
+        """
+        if self.kappa is None:
+            return None
+        n, q, scale = self.states.n, self.states.q, self.scale
+        if self.constraint == "metzler":
+            relative = np.concatenate([self.eta / scale, np.ones(q)])
+            weights = relative[:n] / relative[rows][:, None]
+            diagonal = np.where(rows < n, rows, -1)
+            upper = np.flatnonzero(rows < n)
+            weights[upper, rows[upper]] = 1.0
+            radius = np.where(rows < n, self.kappa, np.inf)
+            return MetzlerRow(radius, diagonal, size=n, weights=weights)
+        radius = np.concatenate([self.kappa / scale, np.full(q, np.inf)])[rows]
+        if self.constraint == "ball":
+            return L1Ball(radius, size=n, weights=1.0 / scale)
+        return L1Ball(radius, size=n + self.states.p, weights=np.concatenate([1.0 / scale, np.ones(self.states.p)]))
+
+
+def state_scale(states: States | StreamedStates, rescale: Rescale, kappa: float | None) -> np.ndarray:
+    """`states.scaling` for any kappa: one that is not positive has no rescaling to go with it."""
+    return states.scaling(rescale, kappa if kappa is None or kappa > 0.0 else None)
+
+
+def model_rows(model: ImplicitModel, *, intercept: bool) -> np.ndarray:
+    """[A B; C D] as an array, (n + q, n + p), with `intercept` (b; c) as one more column."""
+    dense = model.to_dense()
+    rows = np.block(cast(Any, [[dense.A, dense.B], [dense.C, dense.D]]))
+    if not intercept:
+        return rows
+    b, c = (np.zeros(k) if v is None else v for v, k in ((dense.b, dense.n), (dense.c, dense.q)))
+    return np.concatenate([rows, np.concatenate([b, c])[:, None]], axis=1)
+
+
+def _check_low_rank(rank: int, states: States | StreamedStates, options: PlanOptions) -> None:
+    if rank > states.n:
+        raise ValueError(f"constraint=LowRank(rank) needs a rank of at most the {states.n} states, got {rank}.")
+    mu = 0.0 if options.mu is None else options.mu
+    if not isinstance(options.objective, str) or np.ndim(options.alpha) or np.ndim(mu):
+        raise ValueError("constraint=LowRank needs an objective by name and scalar alpha and mu: L is no part of A.")
+    support = options.support
+    if not (isinstance(support, str) and support in ("auto", "full")):
+        raise ValueError(f"support must be 'auto' or 'full' for constraint=LowRank, got {_plain(support)!r}.")
+    if options.refit is not None:
+        raise ValueError(f"refit must be None for constraint=LowRank, got {options.refit!r}.")
+
+
+def _bound(kappa: Any, constraint: str) -> float | None:
+    if kappa is None:
+        return None
+    if isinstance(kappa, str):
+        numbers = "below 1" if constraint == "metzler" else "in (0, 1)"
+        raise TypeError(f"kappa must be a number {numbers}, or None for no bound, got {kappa!r}.")
+    if constraint != "metzler":
+        return positive_scalar("kappa", kappa, below=1.0)
+    array = float_array("kappa", kappa)
+    if array.ndim != 0 or not float(array) < 1.0:
+        raise ValueError(f"kappa must be a number below 1 for constraint='metzler', got {kappa!r}.")
+    return float(array)
+
+
+def _eta(eta: Any, constraint: str, n: int) -> np.ndarray:
+    if eta is None:
+        return np.ones(n)
+    if constraint != "metzler":
+        raise ValueError(f"eta must be None for constraint={constraint!r}: only 'metzler' has weights.")
+    array = float_array("eta", eta)
+    if array.shape != (n,) or np.any(array <= 0.0):
+        raise ValueError(f"eta must be ({n},) positive numbers, got shape {array.shape}.")
+    return array
+
+
+def _penalty(options: PlanOptions, states: States | StreamedStates) -> Penalty:
+    objective, alpha, mu = options.objective, options.alpha, options.mu
+    if isinstance(objective, str):
+        choice("objective", objective, OBJECTIVES, synonyms=_SYNONYMS)
+        if mu is not None and objective not in _USES_MU:
+            raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
+        _check_weight("alpha", alpha, states, bool(options.fit_intercept))
+        if mu is not None:
+            _check_weight("mu", mu, states, bool(options.fit_intercept))
+        return OBJECTIVES[objective](alpha, mu)
+    if isinstance(objective, type) or not any(hasattr(objective, word) for word in ("value", "prox")):
+        name = getattr(objective, "__name__", None)
+        got = repr(objective) if name is None else f"{name} itself, which makes them: call it, as in {name}(1e-3)"
+        raise TypeError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))} or a penalty object, got {got}.")
+    if mu is not None or not isinstance(alpha, _Unstated):
+        raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
+    return objective
+
+
+def _check_weight(name: str, value: Any, states: States | StreamedStates, fit_intercept: bool) -> None:
+    rows, width = states.n + states.q, states.n + states.p + int(fit_intercept)
+    d = "d = n + p + 1" if fit_intercept else "d = n + p"
+    expected = f"a number >= 0, or an array of them of shape (d,) = ({width},) or (n + q, d) = ({rows}, {width}), {d}"
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be {expected}; got {value!r}.")
+    shape = np.shape(float_array(name, value))
+    if shape not in ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width)):
+        raise ValueError(f"{name} must be {expected}; got shape {shape}.")
+
+
+def _refits(refit: Any) -> tuple[str, ...]:
+    if refit is not None and not isinstance(refit, str) and not isinstance(refit, Iterable):
+        raise TypeError(f"refit must be None, 'support', 'outputs' or a sequence of these, got {refit!r}.")
+    refits = () if refit is None else (refit,) if isinstance(refit, str) else tuple(refit)
+    for name in refits:
+        choice("refit", name, REFITS)
+    return refits
+
+
+def _plain(value: Any) -> Any:
+    """An argument as a JSON value; arrays and objects are only named."""
+    if value is None or isinstance(value, str):
+        return value
+    if np.ndim(value):
+        return f"array {np.shape(value)}"
+    return type(value).__name__ if callable(getattr(value, "prox", None)) else float(value)

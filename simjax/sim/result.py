@@ -1,0 +1,103 @@
+"""`FitResult`: a fitted model and the proof of every one of its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simjax._typing import Weights
+from simjax.implicit.model import ImplicitModel
+from simjax.robustness.lipschitz import matrix_measure
+from simjax.rows.certificate import Certificate
+from simjax.rows.solution import Solution
+from simjax.rows.status import Status
+from simjax.rows.verify import Verification, joined, sample_rows
+
+
+class CertifiedBlock(NamedTuple):
+    """Rows of a fit and the solve that certifies them."""
+
+    solution: Solution
+    rows: np.ndarray  # their numbers in the fit, (k,)
+    numbers: np.ndarray  # their numbers in the solve, (k,)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """A fitted model and the proof of every one of its rows.
+
+    Attributes:
+      model: the implicit model (A, B, C, D), in the units in which ‖A‖∞ ≤ kappa holds.
+      certificate: one entry per row, (n + q,): the n rows of (A B) first, then the q rows of (C D).
+      status: (n + q,), strings; see `Status`.
+      weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with an intercept);
+        CSR, like the model, where `max_memory` was given and only allowed for blocks of rows.
+      solutions: the solves in the order they ran; the last one to touch a row is the one certified here.
+      settings: the arguments of the fit, as stored in the model's metadata.
+      sources: for each block of rows, the solve that certifies them, their numbers here, and their numbers there.
+      factors: L (n, r) and R (n, r) with A = L Rᵀ, in the units of the model, of a fit of low rank; otherwise None.
+    """
+
+    model: ImplicitModel
+    certificate: Certificate
+    status: np.ndarray
+    weights: Weights
+    solutions: tuple[Solution, ...]
+    settings: dict[str, Any]
+    sources: tuple[CertifiedBlock, ...] = ()
+    factors: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether every row is certified to the tolerance."""
+        return bool(np.all(self.status == Status.SOLVED))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all solves, compilation included."""
+        return sum(solution.seconds for solution in self.solutions)
+
+    def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
+        """Have an interior-point oracle solve a random sample of the n + q rows again, and compare.
+
+        Args:
+          oracle: "clarabel" or "mosek".
+          rows: how many rows; all of them if there are fewer.
+          seed: of the sample.
+          workers: processes over which the oracle spreads the rows.
+
+        Raises:
+          OracleUnavailable: if the oracle's package or licence is missing.
+        """
+        numbers = sample_rows(self.status.size, rows, seed)
+        parts = []
+        for source in self.sources:
+            mine = np.flatnonzero(np.isin(source.rows, numbers))
+            if mine.size:
+                there = source.numbers[mine]
+                first = int(source.rows[mine[0]] - there[0])
+                parts.append(source.solution.verify_numbers(there, oracle=oracle, workers=workers, first=first))
+        return joined(parts)
+
+    def summary(self) -> str:
+        """A few lines for a person: the model, what ran, how many rows are certified, and how well."""
+        model = self.model
+        total = model.n * (model.n + model.p) + model.q * (model.n + model.p)
+        parts = [
+            f"model           n={model.n}, p={model.p}, q={model.q}, activation {model.activation}",
+            f"nonzeros        {model.nonzeros} of {total}",
+            f"well-posedness  ‖A‖∞ = {model.well_posedness:.6f}",
+        ]
+        if self.factors is not None:
+            L, _ = self.factors
+            parts.insert(1, f"low rank        A = L Rᵀ, rank {L.shape[1]}, {np.count_nonzero(L)} nonzeros in L; the")
+            parts[1] += " certificates of (A B) are those of L and B for this R"
+        if self.settings["constraint"] == "metzler" and self.settings["eta"] is None:
+            parts[-1] += f", μ∞(A) = {matrix_measure(model.to_dense().A):.6f}"
+        for number, solution in enumerate(self.solutions, start=1):
+            if len(self.solutions) > 1:
+                parts.append(f"-- solve {number} of {len(self.solutions)}")
+            parts.append(solution.summary())
+        return "\n".join(parts)

@@ -1,0 +1,61 @@
+"""Which weights of a fit may be nonzero."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from simjax._checks import choice
+from simjax.rows.constraints import feedforward_support, hollow_support
+from simjax.states.states import States
+from simjax.states.streamed import StreamedStates
+
+SUPPORTS = ("auto", "full", "hollow", "feedforward")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSupports:
+    """Which weights may be nonzero, for any of the n + q rows, without the mask of all of them."""
+
+    kind: str
+    mask: np.ndarray | None  # (n, d) or (n + q, d), where the user gave one
+    n: int
+    width: int
+    layer_sizes: tuple[int, ...]
+
+    @classmethod
+    def make(cls, support: ArrayLike, states: States | StreamedStates, fit_intercept: bool) -> RowSupports:
+        n, p, q = states.n, states.p, states.q
+        width = n + p + int(fit_intercept)
+        if isinstance(support, str):
+            choice("support", support, SUPPORTS)
+            if support == "feedforward" and states.layer_sizes is None:
+                raise ValueError("support='feedforward' needs states with layer_sizes; these have none.")
+            return cls(support, None, n, width, states.layer_sizes or ())
+        mask = np.asarray(support)
+        if mask.dtype != np.bool_ or mask.shape not in ((n, width), (n + q, width)):
+            raise ValueError(
+                f"support must be one of {', '.join(map(repr, SUPPORTS))} or a boolean mask of shape {(n, width)} or "
+                f"{(n + q, width)}; got {mask.dtype} of shape {mask.shape}."
+            )
+        return cls("mask", mask, n, width, ())
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The mask of the rows with these numbers, (k, d), or None for no restriction."""
+        if self.kind == "full":
+            return None
+        upper, free = numbers[numbers < self.n], self.width - self.n
+        if self.kind == "hollow":
+            mask = hollow_support(self.n, free, upper)
+        elif self.kind == "feedforward":
+            mask = feedforward_support(self.layer_sizes, free, upper)
+        else:
+            assert self.mask is not None
+            if self.mask.shape[0] > self.n:
+                return self.mask[numbers]
+            mask = self.mask[upper]
+        everything = np.ones((numbers.size, self.width), dtype=bool)
+        everything[numbers < self.n] = mask
+        return everything

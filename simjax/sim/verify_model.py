@@ -1,0 +1,85 @@
+"""`verify_model`: a model from a file held against the states it was fitted to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simjax.implicit.model import ImplicitModel
+from simjax.rows.certificate import certify
+from simjax.rows.penalties import OBJECTIVES
+from simjax.rows.status import row_status
+from simjax.rows.verify import Verification, joined, sample_rows, verify_rows
+from simjax.sim.plan import CONSTRAINTS, Plan, PlanOptions
+from simjax.sim.supports import SUPPORTS
+from simjax.states.states import States
+from simjax.states.streamed import StreamedStates
+
+
+def verify_model(
+    model: ImplicitModel,
+    states: States | StreamedStates,
+    oracle: str = "clarabel",
+    rows: int = 16,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+) -> Verification:
+    """Certify a fitted model against the states it was fitted to, and have an oracle solve a sample of rows again.
+
+    The problem is stated anew from the fit settings in the model's metadata; nothing of the fit itself is needed.
+
+    Args:
+      model: a model from `fit`, possibly saved and loaded.
+      states: the states of that fit.
+      oracle, rows, seed, workers: as in `FitResult.verify`.
+
+    Raises:
+      ValueError: if the model does not say how it was fitted, or in terms that do not fit the states.
+      OracleUnavailable: if the oracle's package or licence is missing.
+    """
+    settings = model.metadata.get("fit")
+    if not isinstance(settings, dict):
+        raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.sim.fit.")
+    arrays = [
+        key
+        for key in ("objective", "alpha", "mu", "constraint", "eta", "support")
+        if _is_description(key, settings.get(key))
+    ]
+    if arrays:
+        raise ValueError(
+            f"model was fitted with arrays or objects for {', '.join(arrays)}, which a model file only names; "
+            f"use FitResult.verify where the fit was made."
+        )
+    tol = settings["tol"]
+    # What models of version 0.1 do not state, they have by default.
+    stated = {key: value for key, value in settings.items() if key not in ("solver", "tol")}
+    plan = Plan.make(states, PlanOptions(**stated))
+    weights = plan.weights(model)
+    problem = plan.rows_on_support(weights) if "support" in plan.refits else plan.rows()
+    upper = np.arange(states.n + states.q)
+    blocks = [(problem, weights, upper)]
+    if "outputs" in plan.refits:
+        blocks = [(problem, weights[: states.n], upper[: states.n])]
+        blocks.append((plan.output_rows(weights), weights[states.n :], upper[states.n :]))
+    chosen = sample_rows(upper.size, rows, seed)
+    parts = []
+    for problem, block, numbers in blocks:
+        keep = np.flatnonzero(np.isin(numbers, chosen))
+        if keep.size:
+            certificate = certify(problem.take(keep), block[keep])
+            status = row_status(certificate, tol, exact=problem.exact)
+            parts.append(
+                verify_rows(
+                    problem.take(keep), block[keep], certificate, status, numbers[keep],
+                    oracle=oracle, workers=workers, tol=tol,
+                )
+            )  # fmt: skip
+    return joined(parts)
+
+
+def _is_description(key: str, value: Any) -> bool:
+    """Whether a setting names an array or an object instead of holding it."""
+    known = {"objective": OBJECTIVES, "constraint": CONSTRAINTS, "support": SUPPORTS}.get(key)
+    return isinstance(value, str) and (known is None or value not in known)
