@@ -195,7 +195,7 @@ class Stages:
         self.board.given_up = np.all(flat_coordinates(rows, guess.shape) | (guess == 0.0), axis=1)
 
     def offer(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Make weights (R, d) of the rows `index` feasible, judge and offer them; returns all weights and dual points."""
+        """Make weights (R, d) of the rows `index` feasible, judge and offer them; all weights and dual points then."""
         by_row = (self.rows, self.engine.spread((weights, dual)))
         found = self.engine.collect(_offered, (self.shared,), by_row, index, widths=self.widths)
         self.board.offer(index, *found)
