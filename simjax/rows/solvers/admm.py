@@ -23,7 +23,7 @@ import dataclasses
 
 from simjax._typing import Array
 from simjax.rows.arrays import cond, fori_loop, matmul, namespace, norms, pytree, with_slot
-from simjax.rows.constraints import JointProx, joint_prox
+from simjax.rows.joint_prox import JointProx, joint_prox
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import solve_small

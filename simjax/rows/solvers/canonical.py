@@ -16,9 +16,10 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, pytree, tree_map
-from simjax.rows.constraints import Ball, dual_scaling, settled_tilt, support_function
+from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
+from simjax.rows.constraints import Ball
 from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
-from simjax.rows.problem import RowProblem, take_rows
+from simjax.rows.problem import RowProblem
 from simjax.rows.solvers.factor import Factorisation
 
 _FEASIBILITY_FACTOR = 1e3
@@ -55,7 +56,7 @@ class CanonicalRows:
             self,
             targets=self.targets[index],
             offset=self.offset[index],
-            penalty=_take_penalty(self.penalty, index),
+            penalty=self.penalty.rows(index),
             ball=None if self.ball is None else self.ball.rows(index),
             support=None if self.support is None else self.support[index],
             point_scale=self.point_scale[index],
@@ -79,13 +80,6 @@ class CanonicalRows:
         if self.ball is None:
             return weights
         return self.ball.inside(weights)
-
-
-def _take_penalty(penalty: Any, index: Array) -> Any:
-    if isinstance(penalty, ScaledPenalty):
-        own = Opaque(take_rows(penalty.penalty, np.asarray(index)))
-        return ScaledPenalty(penalty.point_scale[index], penalty.value_scale[index], own)
-    return penalty.rows(index)
 
 
 def canonical_rows(

@@ -14,7 +14,7 @@ import dataclasses
 
 from simjax._typing import Array
 from simjax.rows.arrays import fori_loop, namespace, pytree
-from simjax.rows.constraints import joint_prox
+from simjax.rows.joint_prox import joint_prox
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 
