@@ -34,6 +34,7 @@ from benchmarks.records import ROOT, Record, places, versions
 from experiments.experiment import Experiment, Settings, all_certified, grouped, spread
 from simjax.rows import oracles
 from simjax.rows.certificate import certify
+from simjax.rows.options import SolveOptions
 from simjax.rows.oracles import OracleUnavailable
 from simjax.rows.oracles.pool import RowSettings
 from simjax.rows.oracles.program import Design, conic_row
@@ -198,7 +199,7 @@ def simjax_calls(problem: Problem, calls: int = WARM_CALLS) -> dict[str, Record]
     seconds = []
     for _ in range(1 + calls):
         begin = time.perf_counter()
-        solution = solve_problem(problem.rows, tol=REACHED)
+        solution = solve_problem(problem.rows, SolveOptions(tol=REACHED))
         seconds.append(time.perf_counter() - begin)
     found = judged(problem.rows, dense_rows(solution.weights), solution.certificate.dual)
     spent = {"simjax, first call": seconds[0], "simjax, warm": statistics.median(seconds[1:])}

@@ -13,6 +13,7 @@ import numpy as np
 import simjax
 from benchmarks.peers.common import REACHED, REFERENCE_FILE, Task, figures, judge
 from benchmarks.records import versions
+from simjax.rows.options import SolveOptions
 from simjax.rows.problem import RowProblem
 from simjax.rows.solution import Solution, dense_rows
 from simjax.rows.solve import solve_problem
@@ -72,4 +73,4 @@ def _timed(task: Task) -> tuple[float, Solution]:
 def _solve(rows: RowProblem, tol: float) -> Solution:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", simjax.ConvergenceWarning)  # the record counts the rows
-        return solve_problem(rows, solver="auto", tol=tol)
+        return solve_problem(rows, SolveOptions(solver="auto", tol=tol))

@@ -19,8 +19,7 @@ from simjax import datasets
 from simjax import fit as fit_function
 from simjax.app import cli, demo
 from simjax.rows import penalties, problem
-from simjax.rows.options import ORACLES
-from simjax.rows.solvers import portfolio
+from simjax.rows.options import ORACLES, SOLVERS
 
 fit_module = sys.modules[fit_function.__module__]
 
@@ -306,7 +305,7 @@ def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.Support) == fit_module.SUPPORTS
     assert get_args(cli.Rescale) == fit_module.RESCALES
     assert get_args(cli.Units) == fit_module.UNITS
-    assert get_args(cli.SolverName) == (*portfolio.SOLVERS, *ORACLES)
+    assert get_args(cli.SolverName) == (*SOLVERS, *ORACLES)
     assert get_args(cli.OracleName) == ORACLES
 
 

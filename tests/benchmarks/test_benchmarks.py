@@ -15,6 +15,7 @@ from benchmarks import calls, problems, records, report, sidebyside
 from benchmarks.peers import common, conic, environments, lasso, own, torchidl
 from benchmarks.peers.registry import PEERS
 from simjax.rows.certificate import certify
+from simjax.rows.options import SolveOptions
 from simjax.rows.solve import solve_problem
 
 SHAPE = (6, 20, 12)  # rows, columns, samples
@@ -137,7 +138,7 @@ class Converging:
     """A peer whose weights are off by its tolerance, and which takes a second a row."""
 
     def __init__(self, problem, exhausted=False):
-        solution = solve_problem(problem.rows, tol=1e-9)
+        solution = solve_problem(problem.rows, SolveOptions(tol=1e-9))
         self.weights, self.dual, self.exhausted = solution.weights, solution.certificate.dual, exhausted
         self.asked = []
 

@@ -8,6 +8,7 @@ import pytest
 import simjax
 from simjax.rows import oracles
 from simjax.rows.constraints import feedforward_support
+from simjax.rows.options import SolveOptions
 from simjax.rows.problem import row_problem
 from simjax.rows.solve import solve_problem
 
@@ -86,7 +87,7 @@ def test_against_the_oracle(kind, matching, m):
         for solver in solvers(matching):
             if (solver, matching, name) == ("admm", "exact", "l1") and m < D:
                 continue  # a linear program: ADMM alone may need more passes than it gets; auto's finisher does not
-            solution = solve_problem(stated, solver=solver)
+            solution = solve_problem(stated, SolveOptions(solver=solver))
             found = solution.certificate
             where = f"{name}, {kind}, {matching}, m={m}, {solver}"
             assert solution.converged, f"{where}: {solution.status}"

@@ -10,8 +10,8 @@ from helpers import ROWS, WIDE, WIDTH, Huber, generator, sparse_rows
 from numpy.testing import assert_allclose, assert_array_equal
 
 import simjax
-import simjax.rows.solve
-from simjax.rows.options import check_solver
+import simjax.rows.workspace
+from simjax.rows.options import SolveOptions
 from simjax.rows.problem import row_problem, support_mask
 
 DESIGN, TARGETS = sparse_rows(WIDE)
@@ -105,7 +105,7 @@ def test_bad_input_is_refused_before_any_solve(case, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a solve was begun")
 
-    monkeypatch.setattr(simjax.rows.solve.Workspace, "__init__", never)
+    monkeypatch.setattr(simjax.rows.workspace.Workspace, "__init__", never)
     changes, error, match = BAD[case]
     with pytest.raises(error, match=match):
         simjax.solve_rows(**(GOOD | changes))
@@ -115,11 +115,11 @@ def test_the_good_input_those_cases_start_from_is_good():
     assert simjax.solve_rows(**GOOD).converged
 
 
-def test_check_solver_by_itself():
-    check_solver("admm", "exact")
-    check_solver("proximal_gradient", "penalty")
+def test_options_are_checked_by_themselves():
+    SolveOptions(solver="admm").check("exact")
+    SolveOptions(solver="proximal_gradient").check("penalty")
     with pytest.raises(ValueError, match="solver"):
-        check_solver("newton", "penalty")
+        SolveOptions(solver="newton")
 
 
 def test_a_design_is_not_changed():

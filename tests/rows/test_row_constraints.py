@@ -15,6 +15,7 @@ import simjax
 from simjax.rows import joint_prox as joint
 from simjax.rows import oracles
 from simjax.rows.conjugate import support_function
+from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import soft
 from simjax.rows.problem import row_problem
 from simjax.rows.solve import solve_problem
@@ -181,7 +182,7 @@ def test_against_the_oracle(gamma, weighted, matching, m):
         judged = simjax.certify(stated, answer.weights, [answer.duals])
         scale = np.maximum(np.abs(judged.objective), 1e-12 * 0.7 * np.sum(stated.targets**2, axis=0))
         for solver in ("auto", "admm") if name != "l1" or matching != "exact" else ("auto",):
-            solution = solve_problem(stated, solver=solver)
+            solution = solve_problem(stated, SolveOptions(solver=solver))
             where = f"{name}, {solver}: {solution.certificate.relative_gap}"
             assert solution.converged, where
             assert solution.certificate.infeasibility.max() <= (1e-8 if matching == "exact" else 1e-12), where
@@ -229,7 +230,7 @@ def test_penalty_form_by_bisection_finds_the_constrained_row():
     """min ½‖Φa − t‖² + λ(a_i + Σ|a_j|): at the λ for which the measure is γ, the constrained solution."""
     gamma, m = 0.2, 30
     stated = rows_with(PENALTIES["least squares"], metzler(gamma), m)
-    wanted = solve_problem(stated, tol=1e-10)
+    wanted = solve_problem(stated, SolveOptions(tol=1e-10))
     assert wanted.converged
     for row in range(2):
         target = stated.targets[:, row]
@@ -261,7 +262,7 @@ def test_penalty_form_by_bisection_finds_the_constrained_row():
 def test_bisection_over_the_penalty_weight_finds_the_ball(kappa, size):
     """g(λ) = ‖a(λ)‖₁ of min ½‖Φa − t‖² + λ‖a‖₁ falls in λ; the upper end of the bracket is the solution."""
     stated = rows_with(PENALTIES["least squares"], simjax.L1Ball(kappa, size=size), 30)
-    wanted = solve_problem(stated, tol=1e-10)
+    wanted = solve_problem(stated, SolveOptions(tol=1e-10))
     assert wanted.converged
     low = np.zeros(ROWS)
     high = np.abs(stated.design.T @ stated.targets).max(axis=0)

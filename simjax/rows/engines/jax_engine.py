@@ -112,7 +112,11 @@ class JaxEngine:
     ) -> Any:
         return self._run(function, shared, by_row, state, index, 0, static)
 
-    def _run(
+    def _run(self, *arguments: Any) -> Any:
+        program, operands = self.prepared(*arguments)
+        return program(*operands)
+
+    def prepared(
         self,
         function: Callable,
         shared: tuple,
@@ -121,7 +125,8 @@ class JaxEngine:
         index: np.ndarray,
         row_bytes: int,
         static: dict[str, Any],
-    ) -> Any:
+    ) -> tuple[Any, tuple]:
+        """The compiled function behind `collect` (state None) and `update`, and what it is called with."""
         rows = max(leaf.shape[0] for leaf in jax.tree.leaves(by_row)) // self.devices
         tile = _TILE_CPU if self._on_cpu else _TILE_ACCELERATOR
         if row_bytes:
@@ -135,7 +140,7 @@ class JaxEngine:
             own = index[(index >= device * rows) & (index < (device + 1) * rows)] - device * rows
             numbers[device, : own.size], tiles[device] = own, -(-own.size // tile)
         program = _program(function, tuple(sorted(static.items())), tile, whole, state is None, self.mesh)
-        return program(shared, by_row, state, numbers.reshape(-1), tiles)
+        return program, (shared, by_row, state, numbers.reshape(-1), tiles)
 
     def _padded_rows(self, rows: int) -> int:
         return self.devices * padded_size(-(-rows // self.devices))
