@@ -32,8 +32,8 @@ from simjax.rows.workspace import Workspace
 # How, and to which share of the tolerance asked for.
 _ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 0.3))
 _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
-# Tolerances for which first-order passes in float32 come near enough.
-_SINGLE_FROM = 1e-9
+# First-order passes in float32 come near enough to these tolerances, and gain something from this size of V on.
+_SINGLE_FROM, _SINGLE_SIZE = 1e-9, 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Block:
             dual = design.coordinates(start.duals.T, precise=precise) / rows.dual_scale
             begin = start.weights / rows.point_scale, dual
         single = self.options.precision == "auto" and not (precise or problem.exact or tol < _SINGLE_FROM)
-        single = single and isinstance(problem.penalty, PiecewisePenalty)
+        single = single and factorisation.basis.size >= _SINGLE_SIZE and isinstance(problem.penalty, PiecewisePenalty)
         with self.engine.session():
             portfolio.run(
                 self.options.solver,

@@ -30,7 +30,7 @@ from scipy.optimize import linprog
 
 import simjax
 from simjax import ConvergenceWarning, solve_rows
-from simjax.rows import solve
+from simjax.rows import attempts
 
 SOLVERS = ("auto", "admm", "proximal_gradient")
 MASK = generator(11).random((ROWS, WIDTH)) < 0.7
@@ -512,7 +512,7 @@ def test_near_exact_fits_of_large_targets_are_polished_in_the_samples(monkeypatc
     truth = rng.normal(size=(6, 24)) * (rng.random((6, 24)) < 0.5)
     arguments = {"loss_weight": 0.1, "penalty": penalty(weight)}
     assert solve_rows(design, design @ truth.T, **arguments).converged
-    moments, _, precise, _ = solve._ATTEMPTS
-    monkeypatch.setattr(solve, "_ATTEMPTS", (moments, precise))
+    moments, _, precise, _ = attempts._ATTEMPTS
+    monkeypatch.setattr(attempts, "_ATTEMPTS", (moments, precise))
     with pytest.warns(ConvergenceWarning):  # it is the polish that does it
         solve_rows(design, design @ truth.T, **arguments)
