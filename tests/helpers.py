@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.testing import assert_allclose
 
 import simjax
 from simjax.rows.penalties import PiecewisePenalty
@@ -53,6 +55,23 @@ def solve_quietly(*args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", simjax.ConvergenceWarning)
         return simjax.solve_rows(*args, **kwargs)
+
+
+def compiled_and_not(function):
+    """The function as JAX compiles it; each call is compared with what NumPy makes of the same arrays."""
+    compiled = jax.jit(function)
+
+    def both(*arguments):
+        found = compiled(*arguments)
+        plain = function(*jax.tree.map(np.asarray, arguments))
+        for ours, theirs in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
+            assert type(ours) is np.ndarray
+            assert ours.dtype == theirs.dtype
+            size = np.max(np.abs(theirs), where=np.isfinite(theirs), initial=1.0)
+            assert_allclose(ours, theirs, rtol=1e-11, atol=1e-13 * size)
+        return found
+
+    return both
 
 
 # --- The formulas of the certificate, row by row, in NumPy -------------------------------------------------------

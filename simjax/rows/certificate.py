@@ -14,18 +14,17 @@ The gap P − D is evaluated as a sum of nonnegative parts, which does not lose 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from simjax._typing import ArrayLike
 from simjax.rows._qr import ColumnBasis
-from simjax.rows.constraints import Ball, dual_scaling, settled_tilt, support_function
-from simjax.rows.penalties import FLAT, Penalty, PiecewisePenalty, traceable
+from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
+from simjax.rows.constraints import Ball
+from simjax.rows.penalties import Penalty, PiecewisePenalty, traceable
 from simjax.rows.problem import RowProblem
-
-Array = Any
 
 # λ‖t‖² is the objective of w = 0. An optimum below 1e-12 of it is an exact fit as far as float64 can tell.
 _OBJECTIVE_FLOOR = 1e-12
@@ -76,7 +75,8 @@ def joined_certificates(parts: list[Certificate]) -> Certificate:
     return Certificate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] = ()) -> Certificate:
     """Certify `weights` (R, d) with the best of y = 0, the residual y = 2λ(t − Φw) and the candidates in `duals`.
 
     Args:
@@ -91,35 +91,24 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     if weights.shape != (problem.rows_count, problem.width):
         raise ValueError(f"weights must be ({problem.rows_count}, {problem.width}), got {weights.shape}.")
     problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
-    with jax.enable_x64(True):
-        evaluation = _evaluate(
-            problem.design,
-            problem.targets.T,
-            problem.loss_weight[:, None],
-            weights,
-            problem.penalty,
-            problem.ball,
-            exact=problem.exact,
-        )
-        objective, residual, fit, floor = evaluation
-        residual = np.asarray(residual)
-        candidates = [np.zeros_like(residual) if problem.exact else 2.0 * problem.loss_weight[:, None] * residual]
-        for dual in duals:
-            dual = np.asarray(dual, dtype=np.float64)
-            if dual.shape != candidates[0].shape:
-                raise ValueError(f"duals must be {candidates[0].shape}, got {dual.shape}.")
-            candidates.append(np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, candidates[0]))
-        objective, fit, floor = (np.asarray(x)[:, 0] for x in (objective, fit, floor))
-        # y = 0 is always feasible, with D = 0: it proves an exact fit that costs nothing.
-        best_gap, best_dual = objective.copy(), np.zeros_like(candidates[0])
-        for dual in candidates:
-            dual, gap = _gap_of(problem, weights, residual, dual)
-            better = gap < best_gap
-            best_gap = np.where(better, gap, best_gap)
-            best_dual = np.where(better[:, None], dual, best_dual)
+    objective, residual, fit, floor = _evaluate(problem, weights)
+    candidates = [np.zeros_like(residual) if problem.exact else 2.0 * problem.loss_weight[:, None] * residual]
+    for dual in duals:
+        dual = np.asarray(dual, dtype=np.float64)
+        if dual.shape != candidates[0].shape:
+            raise ValueError(f"duals must be {candidates[0].shape}, got {dual.shape}.")
+        candidates.append(np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, candidates[0]))
+    # y = 0 is always feasible, with D = 0: it proves an exact fit that costs nothing.
+    best_gap, best_dual = objective.copy(), np.zeros_like(residual)
+    for dual in candidates:
+        dual, gap = _gap_of(problem, weights, residual, dual)
+        better = gap < best_gap
+        best_gap = np.where(better, gap, best_gap)
+        best_dual = np.where(better[:, None], dual, best_dual)
     scale = np.maximum(objective, floor)
     gap = np.where(np.isfinite(objective), best_gap, np.inf)
     relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))
+    relative_gap = np.where(np.isfinite(objective), relative_gap, np.inf)
     return Certificate(
         objective=objective,
         dual_objective=objective - gap,
@@ -130,7 +119,7 @@ def certify(problem: RowProblem, weights: Any, duals: Any = ()) -> Certificate:
     )
 
 
-def infeasibility_margin(problem: RowProblem, rays: Any) -> np.ndarray:
+def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
     """How firmly each ray y proves that no w in the ball and the support satisfies Φw = t; (R,), > 0 is a proof.
 
         margin = (yᵀt − sup {yᵀΦw : w in the ball and the support}) / (‖y‖ ‖t‖)
@@ -178,84 +167,45 @@ def infeasibility_margin(problem: RowProblem, rays: Any) -> np.ndarray:
     return np.where(escapes | (scale == 0.0), -np.inf, gain / np.where(scale > 0.0, scale, 1.0))
 
 
-@jax.jit(static_argnames="exact")
-def _evaluate(
-    design: Array,
-    targets: Array,
-    loss_weight: Array,
-    weights: Array,
-    penalty: Penalty,
-    ball: Any,
-    *,
-    exact: bool,
-) -> tuple[Array, Array, Array, Array]:
-    """(P, residual t − Φw, relative residual, scale floor); everything with one row per row."""
-    residual = targets - jnp.matmul(weights, design.T, precision="highest")
-    square = jnp.sum(residual**2, axis=1, keepdims=True)
-    target_square = jnp.sum(targets**2, axis=1, keepdims=True)
-    value = jnp.sum(jnp.broadcast_to(penalty.value(weights), weights.shape), axis=1, keepdims=True)
-    objective = value if exact else loss_weight * square + value
-    floor = jnp.zeros_like(value) if exact else _OBJECTIVE_FLOOR * loss_weight * target_square
-    fit = jnp.sqrt(square) / jnp.where(target_square > 0.0, jnp.sqrt(target_square), 1.0)
-    return objective, residual, fit, floor
+def _evaluate(problem: RowProblem, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(P (R,), residual t − Φw (R, m), relative residual (R,), scale floor (R,))."""
+    residual = problem.targets.T - weights @ problem.design.T
+    square, target_square = _row_squares(residual), _row_squares(problem.targets.T)
+    objective, floor = _value(problem, weights), np.zeros(problem.rows_count)
+    if not problem.exact:
+        objective = problem.loss_weight * square + objective
+        floor = _OBJECTIVE_FLOOR * problem.loss_weight * target_square
+    return objective, residual, np.sqrt(square) / np.where(target_square > 0.0, np.sqrt(target_square), 1.0), floor
+
+
+def _row_squares(rows: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", rows, rows)
+
+
+def _value(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
+    """Σ_j h(w_j), (R,)."""
+    return np.sum(np.broadcast_to(problem.penalty.value(weights), weights.shape), axis=1)
 
 
 def _gap_of(
-    problem: RowProblem, weights: np.ndarray, residual: Array, dual: np.ndarray
+    problem: RowProblem, weights: np.ndarray, residual: np.ndarray, dual: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The dual point made feasible, and the gap it proves, (R,)."""
     dual = _project_onto_tilt(problem, _project_out_flat(problem, dual))
-    mask = problem.support
-    slopes = _settled(problem, _product(dual, problem.design), dual, mask)
-    scaled, slopes = _scale_into_domain(problem.penalty, problem.ball, slopes, dual, mask)
-    slopes = np.where(_negligible(problem, np.asarray(slopes), np.asarray(scaled)), 0.0, slopes)
-    gap = _gap(
-        problem.penalty,
-        problem.ball,
-        weights,
-        residual,
-        problem.loss_weight[:, None],
-        scaled,
-        slopes,
-        mask,
-        exact=problem.exact,
-    )
-    gap = np.asarray(gap)
-    return np.asarray(scaled), np.where(np.isnan(gap), np.inf, gap)
-
-
-@jax.jit
-def _product(dual: Array, design: Array) -> Array:
-    return jnp.matmul(dual, design, precision="highest")
-
-
-@jax.jit
-def _scale_into_domain(penalty: Any, ball: Any, slopes: Array, dual: Array, mask: Any) -> tuple[Array, Array]:
+    penalty, ball, mask = problem.penalty, problem.ball, problem.support
+    slopes = _settled(problem, dual @ problem.design, dual, mask)
     # Directions in which h is flat demand s = 0; they were projected out and must not scale the rest to nothing.
     factor = dual_scaling(penalty, ball, slopes, _not_flat(penalty, ball, slopes.shape, mask))
-    return factor * dual, factor * slopes
-
-
-@jax.jit(static_argnames="exact")
-def _gap(
-    penalty: Any,
-    ball: Any,
-    weights: Array,
-    residual: Array,
-    loss_weight: Array,
-    dual: Array,
-    slopes: Array,
-    mask: Any,
-    *,
-    exact: bool,
-) -> Array:
-    value = jnp.sum(jnp.broadcast_to(penalty.value(weights), weights.shape), axis=1)
-    fenchel = value + support_function(penalty, ball, slopes, mask) - jnp.sum(slopes * weights, axis=1)
-    fenchel = jnp.maximum(fenchel, 0.0)
-    if exact:
-        return fenchel + jnp.abs(jnp.sum(dual * residual, axis=1))
-    mismatch = 2.0 * loss_weight * residual - dual
-    return fenchel + jnp.sum(mismatch**2, axis=1) / (4.0 * loss_weight[:, 0])
+    dual, slopes = factor * dual, factor * slopes
+    slopes = np.where(_negligible(problem, slopes, dual), 0.0, slopes)
+    conjugate = support_function(penalty, ball, slopes, mask)
+    fenchel = np.maximum(_value(problem, weights) + conjugate - np.einsum("ij,ij->i", slopes, weights), 0.0)
+    if problem.exact:
+        gap = fenchel + np.abs(np.einsum("ij,ij->i", dual, residual))
+    else:
+        mismatch = 2.0 * problem.loss_weight[:, None] * residual - dual
+        gap = fenchel + _row_squares(mismatch) / (4.0 * problem.loss_weight)
+    return dual, np.where(np.isnan(gap), np.inf, gap)
 
 
 def ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
@@ -284,31 +234,20 @@ def _not_flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...], mask:
     return ~flat if mask is None else mask & ~flat
 
 
-def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> Array:
+def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Where neither penalty nor ball has a say, (R, d)."""
     if isinstance(penalty, PiecewisePenalty):
-        flat = (penalty.slope == 0.0) & (penalty.curvature == 0.0)
+        flat = (np.asarray(penalty.slope) == 0.0) & (np.asarray(penalty.curvature) == 0.0)
     else:
-        ones = jnp.ones(shape)
+        ones = np.ones(shape)
         flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
-    return jnp.broadcast_to(flat, shape) if ball is None else flat & ~ball.sees & jnp.ones(shape, dtype=bool)
+    flat = np.broadcast_to(flat, shape)
+    return flat if ball is None else flat & ~np.asarray(ball.sees)
 
 
 def flat_coordinates(problem: RowProblem) -> np.ndarray:
-    """Where neither penalty nor ball has a say, (R, d), inside the support; in NumPy, which compiles nothing.
-
-    A penalty of the user's own is asked in double precision.
-    """
-    shape = (problem.rows_count, problem.width)
-    penalty, ball = problem.penalty, problem.ball
-    if isinstance(penalty, PiecewisePenalty):
-        flat = np.broadcast_to((np.asarray(penalty.slope) == 0.0) & (np.asarray(penalty.curvature) == 0.0), shape)
-    else:
-        with jax.enable_x64(True):
-            flat = np.array(_flat(penalty, None, shape))
-    if ball is not None:
-        sees = np.asarray(ball.weights) > 0.0
-        sees = sees if ball.tilt is None else sees | (np.asarray(ball.tilt) > 0.0)
-        flat = flat & ~(sees & np.isfinite(np.asarray(ball.radius)))
+    """Where neither penalty nor ball has a say, (R, d), inside the support."""
+    flat = _flat(traceable(problem.penalty), problem.ball, (problem.rows_count, problem.width))
     return flat if problem.support is None else flat & problem.support
 
 
@@ -343,13 +282,13 @@ def _project_onto_tilt(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
         return dual
     penalty: Any = problem.penalty
     shape = (problem.rows_count, problem.width)
-    slope, curvature = np.broadcast_to(penalty.slope, shape), np.broadcast_to(penalty.curvature, shape)
-    tilted = (np.asarray(ball.tilt) > 0.0) & np.isfinite(ball.radius) & (slope == 0.0) & (curvature <= FLAT)
+    slope, straight = np.broadcast_to(penalty.slope, shape), ~np.broadcast_to(penalty.curved, shape)
+    tilted = (np.asarray(ball.tilt) > 0.0) & np.isfinite(ball.radius) & (slope == 0.0) & straight
     dual, flat = dual.copy(), flat_coordinates(problem)
     for row in np.flatnonzero(tilted.any(axis=1)):
         own = int(np.argmax(tilted[row]))
         omega = np.broadcast_to(ball.weights, shape)[row]
-        others = (omega > 0.0) & (curvature[row] <= FLAT)
+        others = (omega > 0.0) & straight[row]
         if problem.support is not None:
             others = others & problem.support[row]
         members = np.zeros_like(others)
@@ -371,7 +310,7 @@ def _project_onto_tilt(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
     return dual
 
 
-def _settled(problem: RowProblem, slopes: Array, dual: np.ndarray, mask: Any) -> Array:
+def _settled(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray, mask: Any) -> np.ndarray:
     """The slopes, with an unpenalised tilted coordinate raised to what the others demand if only rounding is missing.
 
     As in `_negligible`, rounding is 1e-13 √m ‖φ_i‖ ‖y‖.
@@ -380,7 +319,7 @@ def _settled(problem: RowProblem, slopes: Array, dual: np.ndarray, mask: Any) ->
         return slopes
     raised = settled_tilt(problem.penalty, problem.ball, slopes, mask)  # type: ignore[arg-type]
     reach = np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)
-    return jnp.where(raised - slopes <= 1e-13 * np.sqrt(problem.design.shape[0]) * reach, raised, slopes)
+    return np.where(raised - slopes <= 1e-13 * np.sqrt(problem.design.shape[0]) * reach, raised, slopes)
 
 
 def _negligible(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray) -> np.ndarray:

@@ -1,38 +1,27 @@
-"""Row constraints: weighted ℓ1 balls and Metzler rows, their joint prox with a penalty, and the support function.
+"""Row constraints: weighted ℓ1 balls and Metzler rows, and the supports of models.
 
 A constraint object (`L1Ball`, `MetzlerRow`, `Free`) says what the user means; `Ball` is what the solvers and the
 certificate work with: per row, coordinate weights ω (0 for a coordinate the ball does not see), a tilt δ (not 0 for the
 coordinate of a Metzler row that counts with its sign) and a radius κ (inf for no constraint).
 
-    joint prox            argmin_w ½‖w − x‖² + τ h(w)   s.t.  Σ_j ω_j |w_j| + δ_j w_j ≤ κ
-    support function      g*(s) = sup_w sᵀw − h(w)      s.t.  Σ_j ω_j |w_j| + δ_j w_j ≤ κ
+    Σ_j ω_j |w_j| + δ_j w_j ≤ κ
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from simjax._checks import float_array, positive_integer
-from simjax.rows.penalties import FLAT, Penalty, PiecewisePenalty
-
-Array = Any
-
-_ROOT_TOL = 1e-14
-_ROOT_STEPS = 100
-_DOUBLINGS = 200
-# A tilted coordinate without curvature demands |s_i − θδ_i| ≤ c_i; this much of its size is rounding.
-_TILT_TOL = 4e-15
+from simjax._typing import Array, ArrayLike
+from simjax.rows.arrays import namespace, pytree, rounding_unit, row_sums
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree("size")
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ball:
     """Σ_j ω_j |w_j| + δ_j w_j ≤ κ for each row.
 
@@ -45,17 +34,30 @@ class Ball:
 
     weights: Array
     radius: Array
-    size: int = dataclasses.field(metadata={"static": True})
+    size: int
     tilt: Array | None = None
 
-    def rows(self, index: Array) -> Ball:
+    def rows(self, index: Any) -> Ball:
+        """The constraints of the rows in `index`."""
         weights = self.weights[index] if self.weights.shape[0] > 1 else self.weights
         return Ball(weights, self.radius[index], self.size, None if self.tilt is None else self.tilt[index])
 
+    def columns(self) -> Ball:
+        """The constraint on the first `size` coordinates, which are all it depends on."""
+        tilt = None if self.tilt is None else self.tilt[:, : self.size]
+        return Ball(self.weights[:, : self.size], self.radius, self.size, tilt)
+
+    def cast(self, dtype: Any) -> Ball:
+        """The constraint in numbers of this dtype: itself, where it is."""
+        if self.weights.dtype == dtype and self.radius.dtype == dtype:
+            return self
+        tilt = None if self.tilt is None else self.tilt.astype(dtype)
+        return Ball(self.weights.astype(dtype), self.radius.astype(dtype), self.size, tilt)
+
     def norm(self, weights: Array) -> Array:
         """Σ_j ω_j |w_j| + δ_j w_j, (rows, 1); a norm where there is no tilt."""
-        size = jnp.sum(self.weights * jnp.abs(weights), axis=1, keepdims=True)
-        return size if self.tilt is None else size + jnp.sum(self.tilt * weights, axis=1, keepdims=True)
+        size = row_sums(self.weights, namespace(weights, self.weights).abs(weights))
+        return size if self.tilt is None else size + row_sums(self.tilt, weights)
 
     def normal(self, sign: Array) -> Array:
         """ω sign(w) + δ, the gradient of the norm on the orthant of `sign`, (rows, d)."""
@@ -66,28 +68,32 @@ class Ball:
 
         A tilted coordinate that is zero stays so where scaling the others will do.
         """
+        xp = namespace(weights, self.weights)
         norm, radius = self.norm(weights), self.radius
         over = norm > radius
-        shrink = jnp.where(over, radius / jnp.where(norm > 0.0, norm, 1.0), 1.0)
-        scaled = jnp.where(self.weights > 0.0, weights * shrink, weights)
+        if xp is np and not over.any():
+            return weights
+        shrink = xp.where(over, radius / xp.where(norm > 0.0, norm, 1.0), 1.0)
+        scaled = weights * xp.where(self.weights > 0.0, shrink, 1.0)
         if self.tilt is None:
             return scaled
         tilted = self.tilt > 0.0
-        lowers = jnp.any(tilted & (weights != 0.0), axis=1, keepdims=True) | (radius <= 0.0)
-        excess = jnp.where(over, norm - jnp.where(over, radius, 0.0), 0.0)
+        lowers = xp.any(tilted & (weights != 0.0), axis=1, keepdims=True) | (radius <= 0.0)
+        excess = xp.where(over, norm - xp.where(over, radius, 0.0), 0.0)
         # Half an ulp of κ more, so that the rounding of the sum cannot leave an excess.
-        excess = jnp.where(over, excess + 2e-16 * (jnp.abs(jnp.where(over, radius, 0.0)) + jnp.abs(norm)), 0.0)
-        lowered = jnp.where(tilted, weights - excess / jnp.where(tilted, self.tilt, 1.0), weights)
-        return jnp.where(lowers, lowered, scaled)
+        hair = rounding_unit(norm) * (xp.abs(xp.where(over, radius, 0.0)) + xp.abs(norm))
+        excess = xp.where(over, excess + hair, 0.0)
+        lowered = xp.where(tilted, weights - excess / xp.where(tilted, self.tilt, 1.0), weights)
+        return xp.where(lowers, lowered, scaled)
 
     @property
     def sees(self) -> Array:
         """Which coordinates the ball bounds, (rows, d)."""
         seen = self.weights > 0.0 if self.tilt is None else (self.weights > 0.0) | (self.tilt > 0.0)
-        return seen & jnp.isfinite(self.radius)
+        return seen & namespace(self.radius, self.weights).isfinite(self.radius)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class L1Ball:
     """Σ_{j < size} weights_j |w_j| ≤ radius: the well-posedness constraint ‖a‖₁ ≤ κ of the SIM paper, eq. (2d).
 
@@ -101,9 +107,9 @@ class L1Ball:
       ValueError: for a radius or weights that are not positive (weights also finite), or an impossible size.
     """
 
-    radius: Any
+    radius: ArrayLike
     size: int | None = None
-    weights: Any = 1.0
+    weights: ArrayLike = 1.0
 
     def __post_init__(self) -> None:
         radius = float_array("radius", self.radius, infinite=True)
@@ -137,7 +143,7 @@ class L1Ball:
         return Ball(weights, np.broadcast_to(self.radius.reshape(-1, 1), (rows, 1)).copy(), size)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MetzlerRow:
     """w_i + Σ_{j < size, j ≠ i} ω_j |w_j| ≤ radius, with i the row's own coordinate: μ(A) ≤ γ row by row.
 
@@ -157,10 +163,10 @@ class MetzlerRow:
     Source: Jafarpour, Davydov, Proskurnikov, Bullo, Robust implicit networks via non-Euclidean contractions (2021).
     """
 
-    radius: Any
-    diagonal: Any
+    radius: ArrayLike
+    diagonal: ArrayLike
     size: int | None = None
-    weights: Any = 1.0
+    weights: ArrayLike = 1.0
 
     def __post_init__(self) -> None:
         radius = float_array("radius", self.radius, infinite=True)
@@ -219,321 +225,6 @@ class Free:
 
 
 Constraint = L1Ball | MetzlerRow | Free
-
-
-# --- The joint prox ----------------------------------------------------------------------------------------------
-
-
-class JointProx(NamedTuple):
-    point: Array  # (rows, d), exactly sparse and exactly inside the ball
-    theta: Array  # (rows, 1), τ times the multiplier of the ball
-    seen: Array  # (rows, d), soft(x − θδ, θω): the points at which the penalty's own prox was taken
-
-
-def soft(points: Array, threshold: Array) -> Array:
-    """sign(x) (|x| − threshold)₊, the prox of threshold·|·|."""
-    return jnp.sign(points) * jnp.maximum(jnp.abs(points) - threshold, 0.0)
-
-
-def joint_prox(penalty: Penalty, ball: Ball | None, points: Array, step: Array, theta: Array) -> JointProx:
-    """argmin_w ½‖w − x‖² + step·h(w) s.t. Σ ω|w| + δᵀw ≤ κ, row by row.
-
-    For a penalty with its minimum at zero this is prox_{τh}(soft(x − θδ, θω)) with the smallest θ ≥ 0 for which the
-    norm fits: a one-dimensional monotone root, found by Newton's method inside a bisection bracket.
-
-    Args:
-      points: x, (rows, d).   step: τ > 0, (rows, 1).
-      theta: (rows, 1), a guess of θ, e.g. that of the previous call; any value ≥ 0 is safe.
-    """
-    if ball is None:
-        return JointProx(penalty.prox(points, step), jnp.zeros_like(theta), points)
-    weights, radius = ball.weights, ball.radius
-    # The root depends on the coordinates in the ball alone.
-    bound: Any = penalty.columns(ball.size) if isinstance(penalty, PiecewisePenalty) else penalty
-    head = slice(ball.size if isinstance(penalty, PiecewisePenalty) else None)
-    inner, omega = points[:, head], weights[:, head]
-    tilt = None if ball.tilt is None else ball.tilt[:, head]
-
-    def norm_at(theta: Array) -> tuple[Array, Array]:
-        seen = _shrunk(inner, theta, omega, tilt)
-        point: Any = bound.prox(seen, step)
-        norm, square = omega * jnp.abs(point), omega**2
-        if tilt is not None:
-            norm, square = norm + tilt * point, square + tilt**2
-        slope = jnp.sum(square * jnp.where(seen != 0.0, bound.prox_slope(seen, step), 0.0), axis=1, keepdims=True)
-        return jnp.sum(norm, axis=1, keepdims=True), slope
-
-    # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
-    high = jnp.max(
-        jnp.where(omega > 0.0, jnp.abs(inner) / jnp.where(omega > 0.0, omega, 1.0), 0.0),
-        axis=1,
-        keepdims=True,
-    )
-    if tilt is not None:
-        high = _doubled_until(lambda theta: norm_at(theta)[0] <= radius, high, inner, radius, tilt)
-    norm_at_zero, _ = norm_at(jnp.zeros_like(theta))
-    inside = norm_at_zero <= radius
-    theta = jnp.where(inside, 0.0, jnp.clip(theta, 0.0, high))
-    target = jnp.where(jnp.isfinite(radius), radius, 1.0)
-    unit = target if tilt is None else jnp.abs(target) + jnp.sum(tilt * jnp.abs(inner), axis=1, keepdims=True)
-
-    def unfinished(carry: tuple) -> Array:
-        return jnp.any(carry[4]) & (carry[3] < _ROOT_STEPS)
-
-    def improve(carry: tuple) -> tuple:
-        theta, low, high, count, open_ = carry
-        norm, slope = norm_at(theta)
-        excess = norm - target
-        low = jnp.where(open_ & (excess > 0.0), theta, low)
-        high = jnp.where(open_ & (excess <= 0.0), theta, high)
-        newton = theta + excess / jnp.where(slope > 0.0, slope, 1.0)
-        # A Newton step that leaves the bracket, or a flat norm, falls back on bisection.
-        good = (slope > 0.0) & (newton > low) & (newton < high)
-        found = (jnp.abs(excess) <= _ROOT_TOL * unit) | (high - low <= 4e-16 * high)
-        proposal = jnp.where(good, newton, 0.5 * (low + high))
-        open_ = open_ & ~found
-        return jnp.where(open_, proposal, theta), low, high, count + 1, open_
-
-    low = jnp.zeros_like(theta)
-    start = (theta, low, high, jnp.zeros((), jnp.int32), ~inside)
-    theta, _, _, _, _ = lax.while_loop(unfinished, improve, start)
-    seen = _shrunk(points, theta, weights, ball.tilt)
-    # What is left of the excess is rounding; a move of O(ε) makes the point feasible.
-    return JointProx(ball.inside(penalty.prox(seen, step)), theta, seen)
-
-
-def _shrunk(points: Array, theta: Array, weights: Array, tilt: Array | None) -> Array:
-    """soft(x − θδ, θω)."""
-    return soft(points if tilt is None else points - theta * tilt, theta * weights)
-
-
-def _doubled_until(fits: Any, high: Array, points: Array, radius: Array, tilt: Array) -> Array:
-    """A θ ≥ `high` that fits: the tilted coordinate falls without bound as θ grows, and so does the norm."""
-    reach = jnp.sum(tilt * jnp.abs(points), axis=1, keepdims=True) + jnp.where(jnp.isfinite(radius), -radius, 0.0)
-    high = jnp.maximum(high, jnp.maximum(reach, 1e-300))
-
-    def unfit(carry: tuple) -> Array:
-        return jnp.any(~carry[1]) & (carry[2] < _DOUBLINGS)
-
-    def double(carry: tuple) -> tuple:
-        high, good, count = carry
-        high = jnp.where(good, high, 2.0 * high)
-        return high, good | fits(high), count + 1
-
-    return lax.while_loop(unfit, double, (high, fits(high), jnp.zeros((), jnp.int32)))[0]
-
-
-# --- The support function ----------------------------------------------------------------------------------------
-
-
-def support_function(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
-    """g*(s) for g = h + indicator of the ball, summed over the coordinates in `mask`; (rows,), +inf possible.
-
-        g*(s) = min_{θ ≥ 0} κθ + Σ_j h*(soft(s_j − θδ_j, θω_j))
-
-    Any θ gives an upper bound of g*, so that a certificate built on it is valid even if the minimum is missed.
-    """
-    if mask is not None:
-        slopes = jnp.where(mask, slopes, 0.0)
-    if ball is None:
-        return jnp.sum(penalty.conjugate(slopes), axis=1)
-    theta = (
-        _multiplier_of_piecewise(penalty, ball, slopes)
-        if isinstance(penalty, PiecewisePenalty)
-        else _multiplier_by_search(penalty, ball, slopes)
-    )
-    return _support_value(penalty, ball, slopes, theta)[:, 0]
-
-
-def _support_value(penalty: Penalty, ball: Ball, slopes: Array, theta: Array) -> Array:
-    finite = jnp.isfinite(ball.radius)
-    bound = jnp.where(finite, jnp.where(finite, ball.radius, 0.0) * theta, 0.0)
-    theta = jnp.where(finite, theta, 0.0)
-    shrunk = _shrunk(slopes, theta, ball.weights, ball.tilt)
-    if ball.tilt is not None and isinstance(penalty, PiecewisePenalty):
-        shrunk = _within_rounding(penalty, ball.tilt, slopes, shrunk)
-    return bound + jnp.sum(penalty.conjugate(shrunk), axis=1, keepdims=True)
-
-
-def _within_rounding(penalty: PiecewisePenalty, tilt: Array, slopes: Array, shrunk: Array) -> Array:
-    """The tilted coordinate's s_i − θδ_i brought back to ±c_i where only rounding put it beyond."""
-    flat = (tilt > 0.0) & (penalty.curvature <= FLAT)
-    close = jnp.abs(shrunk) <= penalty.slope + _TILT_TOL * (jnp.abs(slopes) + penalty.slope)
-    return jnp.where(flat & close, jnp.clip(shrunk, -penalty.slope, penalty.slope), shrunk)
-
-
-def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Array) -> Array:
-    """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, by bisection."""
-    weights, sees = ball.weights, ball.sees
-    radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0.0)
-    excess = jnp.maximum(jnp.abs(slopes) - penalty.slope, 0.0)
-    reach = jnp.where(sees & (weights > 0.0), excess / jnp.where(weights > 0.0, weights, 1.0), 0.0)
-    curved = jnp.broadcast_to(penalty.curvature > FLAT, reach.shape)
-    # Coordinates without curvature demand |s_j| − θω_j ≤ c_j; a relative ε covers the rounding of that product.
-    low = jnp.max(jnp.where(curved, 0.0, reach), axis=1, keepdims=True) * (1.0 + 4e-16)
-    low = jnp.where(
-        jnp.max(jnp.where(curved, 0.0, jnp.abs(soft(slopes, low * weights)) - penalty.slope) * sees, axis=1,
-                keepdims=True) > 0.0,
-        low * (1.0 + 1e-15) + 1e-300,
-        low,
-    )  # fmt: skip
-    high = jnp.maximum(low, jnp.max(jnp.where(curved, reach, 0.0), axis=1, keepdims=True))
-    if ball.tilt is not None:
-        low, high = _tilted_bracket(penalty, ball, slopes, low, high)
-    end = high
-
-    def unfinished(carry: tuple) -> Array:
-        low, high, count = carry
-        return jnp.any(high - low > _ROOT_TOL * high) & (count < _ROOT_STEPS)
-
-    def rises(theta: Array) -> Array:
-        shrunk = _shrunk(slopes, theta, weights, ball.tilt)
-        size = penalty.conjugate_slope(shrunk) * sees
-        if ball.tilt is None:
-            return jnp.sum(weights * size, axis=1, keepdims=True) <= radius
-        size = weights * size + ball.tilt * jnp.sign(shrunk) * size
-        return (jnp.sum(size, axis=1, keepdims=True) <= radius) | (theta >= end)
-
-    # Where the value rises from the start on, the least θ is the best one, and exactly so.
-    high = jnp.where(rises(low), low, high)
-
-    def halve(carry: tuple) -> tuple:
-        low, high, count = carry
-        middle = 0.5 * (low + high)
-        rising = rises(middle)
-        return jnp.where(rising, low, middle), jnp.where(rising, middle, high), count + 1
-
-    low, high, _ = lax.while_loop(unfinished, halve, (low, high, jnp.zeros((), jnp.int32)))
-    return high
-
-
-def _tilted_bracket(
-    penalty: PiecewisePenalty, ball: Ball, slopes: Array, low: Array, high: Array
-) -> tuple[Array, Array]:
-    """The θ between which the least value lies, given those of the other coordinates.
-
-    Without curvature the tilted coordinate demands |s_i − θδ_i| ≤ c_i; with it, the value has turned to rise once
-    ∂h*(θδ_i − s_i) = b + (θδ_i − s_i − c)/(2a) ≥ |κ|/δ_i.
-    """
-    tilt = ball.tilt
-    assert tilt is not None
-    tilted = (tilt > 0.0) & jnp.isfinite(ball.radius)
-    unit = jnp.where(tilted, tilt, 1.0)
-    curved = penalty.curvature > FLAT
-    infinite = jnp.full_like(slopes, jnp.inf)
-    below = jnp.where(tilted & ~curved, (slopes - penalty.slope) / unit, 0.0)
-    above = jnp.where(tilted & ~curved, (slopes + penalty.slope) / unit, infinite)
-    radius = jnp.where(jnp.isfinite(ball.radius), jnp.abs(ball.radius), 0.0)
-    turned = (jnp.abs(slopes) + penalty.slope + 2.0 * penalty.curvature * radius / unit) / unit
-    low = jnp.maximum(low, jnp.max(below, axis=1, keepdims=True))
-    high = jnp.maximum(high, jnp.max(jnp.where(tilted & curved, turned, 0.0), axis=1, keepdims=True))
-    cap = jnp.min(above, axis=1, keepdims=True)
-    # κ < 0 lets the value fall up to the cap.
-    high = jnp.where(jnp.isfinite(cap), cap, high)
-    return low, jnp.maximum(low, high)
-
-
-def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
-    """The minimising θ for a penalty that only supplies its conjugate: golden-section search of a convex function."""
-    weights, sees = ball.weights, ball.sees
-    ratio = (np.sqrt(5.0) - 1.0) / 2.0
-    high = jnp.max(
-        jnp.where(sees, jnp.abs(slopes) / jnp.where(weights > 0.0, weights, 1.0), 0.0), axis=1, keepdims=True
-    )
-
-    def value(theta: Array) -> Array:
-        return _support_value(penalty, ball, slopes, theta)
-
-    def narrow(_: int, carry: tuple) -> tuple:
-        low, high = carry
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        at_left, at_right = value(left), value(right)
-        # Infinite values lie to the left only: a larger θ always enlarges the domain.
-        go_right = (at_left > at_right) | jnp.isinf(at_left)
-        return jnp.where(go_right, left, low), jnp.where(go_right, high, right)
-
-    low, high = lax.fori_loop(0, 80, narrow, (jnp.zeros_like(high), high))
-    ends = jnp.concatenate([low, 0.5 * (low + high), high], axis=1)
-    values = jnp.concatenate([value(ends[:, i : i + 1]) for i in range(3)], axis=1)
-    best = jnp.take_along_axis(ends, jnp.argmin(values, axis=1, keepdims=True), axis=1)
-    # A hair more: the value is infinite to the left of many a best θ, and the next to compute it may round otherwise.
-    return best * (1.0 + 2e-15)
-
-
-def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
-    """The largest f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
-
-    A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞).
-    """
-    free = jnp.ones_like(slopes, dtype=bool) if ball is None else ~jnp.broadcast_to(ball.sees, slopes.shape)
-    if mask is not None:
-        free = free & mask
-    every, slopes = slopes, jnp.where(free, slopes, 0.0)
-    if isinstance(penalty, PiecewisePenalty):
-        flat = free & (penalty.curvature <= FLAT) & (jnp.abs(slopes) > penalty.slope)
-        fit = jnp.where(flat, penalty.slope / jnp.where(flat, jnp.abs(slopes), 1.0), 1.0)
-        factor = jnp.min(fit, axis=1, keepdims=True)
-        if ball is not None and ball.tilt is not None:
-            factor = jnp.minimum(factor, _tilted_scaling(penalty, ball, every, mask))
-        return jnp.where(factor < 1.0, factor * (1.0 - 4e-16), 1.0)
-
-    def finite(factor: Array) -> Array:
-        return jnp.all(jnp.isfinite(penalty.conjugate(factor * slopes)), axis=1, keepdims=True)
-
-    def halve(_: int, carry: tuple) -> tuple:
-        low, high = carry
-        middle = 0.5 * (low + high)
-        fits = finite(middle)
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
-
-    ones = jnp.ones((slopes.shape[0], 1), slopes.dtype)
-    low, _ = lax.fori_loop(0, 60, halve, (jnp.zeros_like(ones), ones))
-    # A hair inside, so that the rounding of f·s by whoever multiplies cannot leave the domain again.
-    return jnp.where(finite(ones), 1.0, low * (1.0 - 1e-15))
-
-
-def settled_tilt(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
-    """The slopes with s_i of an unpenalised tilted coordinate raised to what the others demand, where it is below.
-
-    There g* is finite only for s_i/δ_i ≥ (|s_j| − c_j)/ω_j for all j, which holds with equality at an optimum: rounding
-    alone can break it. What the change may be is for the caller to judge.
-    """
-    tilt, weights = ball.tilt, ball.weights
-    if tilt is None:
-        return slopes
-    seen = slopes if mask is None else jnp.where(mask, slopes, 0.0)
-    own = (tilt > 0.0) & jnp.isfinite(ball.radius) & (penalty.slope == 0.0) & (penalty.curvature <= FLAT)
-    flat = (weights > 0.0) & (penalty.curvature <= FLAT)
-    reach = jnp.where(flat, jnp.abs(seen) - penalty.slope, 0.0) / jnp.where(flat, weights, 1.0)
-    demand = jnp.maximum(jnp.max(reach, axis=1, keepdims=True), 0.0)
-    return jnp.where(own, jnp.maximum(slopes, tilt * demand), slopes)
-
-
-def _tilted_scaling(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
-    """The largest f for which some θ ≥ 0 has f|s_j| ≤ c_j + θω_j and |f s_i − θδ_i| ≤ c_i; (rows, 1).
-
-    The θ that the j demand must not exceed the one that i allows: f (|s_j|/ω_j − s_i/δ_i) ≤ c_j/ω_j + c_i/δ_i.
-    Coordinates with curvature demand nothing.
-    """
-    tilt, weights = ball.tilt, ball.weights
-    assert tilt is not None
-    if mask is not None:
-        slopes = jnp.where(mask, slopes, 0.0)
-    finite = jnp.isfinite(ball.radius)
-    tilted = (tilt > 0.0) & (penalty.curvature <= FLAT) & finite
-    unit = jnp.where(tilted, tilt, 1.0)
-    own = jnp.sum(jnp.where(tilted, slopes / unit, 0.0), axis=1, keepdims=True)
-    slack = jnp.sum(jnp.where(tilted, penalty.slope / unit, 0.0), axis=1, keepdims=True)
-    bends = jnp.any(tilted, axis=1, keepdims=True)
-    flat = (weights > 0.0) & (penalty.curvature <= FLAT)
-    omega = jnp.where(flat, weights, 1.0)
-    demand = jnp.where(flat, jnp.abs(slopes) / omega - own, 0.0)
-    allowed = penalty.slope / omega + slack
-    # Differences within the rounding of s count as none.
-    demand = jnp.where(demand <= _TILT_TOL * jnp.abs(own), 0.0, demand)
-    fit = jnp.where(demand > allowed, allowed / jnp.where(demand > 0.0, demand, 1.0), 1.0)
-    from_zero = jnp.where(-own > slack, slack / jnp.where(own < 0.0, -own, 1.0), 1.0)  # θ ≥ 0 itself
-    return jnp.where(bends, jnp.minimum(jnp.min(fit, axis=1, keepdims=True), from_zero), 1.0)
 
 
 # --- Supports ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 
 from simjax._checks import choice, float_array, matrix
 from simjax.rows.constraints import Ball, Constraint, Free, MetzlerRow
-from simjax.rows.penalties import Penalty, PiecewisePenalty, check_penalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty, check_penalty, take_rows
 
 MATCHINGS = ("penalty", "exact")
 
@@ -95,12 +95,6 @@ class RowSource:
     def all(self) -> RowProblem:
         """Every row."""
         return self.take(np.arange(self.rows_count))
-
-
-def take_rows(penalty: Penalty, index: Any) -> Penalty:
-    """`penalty.rows(index)` where the penalty has it; a penalty without `rows` is the same for every row."""
-    rows = getattr(penalty, "rows", None)
-    return penalty if rows is None else rows(index)
 
 
 def row_problem(

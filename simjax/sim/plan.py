@@ -14,8 +14,8 @@ from simjax._checks import choice, float_array, positive_scalar
 from simjax._typing import Weights
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
-from simjax.rows.penalties import OBJECTIVES, NoPenalty, Penalty
-from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem, take_rows
+from simjax.rows.penalties import OBJECTIVES, NoPenalty, Penalty, take_rows
+from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem
 from simjax.rows.solve import dense_rows
 from simjax.sim.low_rank import LowRank
 from simjax.sim.supports import SUPPORTS, RowSupports

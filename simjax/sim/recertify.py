@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from simjax.rows.constraints import dual_scaling, settled_tilt, support_function
+from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
 from simjax.rows.penalties import traceable
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.solve import dense_rows

@@ -233,15 +233,31 @@ def test_errors_name_the_argument():
             conic.conic_program(rows(), row)
 
 
-def test_workers_can_do_without_jax():
-    # The package's own __init__ imports JAX; the modules a worker needs must not.
-    code = (
-        "import importlib.util, sys, types\n"
-        "package = types.ModuleType('simjax')\n"
-        "package.__path__ = list(importlib.util.find_spec('simjax').submodule_search_locations)\n"
-        "sys.modules['simjax'] = package\n"
-        "import simjax.rows.oracles.pool, simjax.rows.oracles.clarabel, simjax.rows.oracles.mosek\n"
-        "assert 'jax' not in sys.modules\n"
-    )
+def in_a_fresh_process(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["penalties", "constraints", "joint_prox", "conjugate", "problem", "certificate", "infeasible", "status", "verify"]
+    + [f"oracles.{name}" for name in ("pool", "program", "clarabel", "mosek")],
+)
+def test_importing_the_data_of_rows_does_not_load_jax(module):
+    in_a_fresh_process(f"import sys, simjax.rows.{module}; assert 'jax' not in sys.modules")
+
+
+def test_a_row_is_stated_solved_and_certified_without_jax():
+    in_a_fresh_process(
+        "import sys\n"
+        "import numpy as np\n"
+        "from simjax.rows import certificate, constraints, oracles, penalties, problem\n"
+        "rng = np.random.default_rng(0)\n"
+        "ball = constraints.L1Ball(0.5, size=4)\n"
+        "rows = problem.row_problem(\n"
+        "    rng.normal(size=(8, 6)), rng.normal(size=(8, 2)), penalty=penalties.Perspective(0.1), constraint=ball\n"
+        ")\n"
+        "answer = oracles.solve(rows)\n"
+        "assert np.all(certificate.certify(rows, answer.weights, [answer.duals]).relative_gap < 1e-6)\n"
+        "assert 'jax' not in sys.modules\n"
+    )

@@ -5,20 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import PENALTIES, ByHand, Huber, NonnegativeL1, Squares, generator
+from helpers import PENALTIES, ByHand, Huber, NonnegativeL1, Squares, compiled_and_not, generator
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import brentq, minimize
 
 import simjax
-from simjax.rows import constraints
-from simjax.rows.constraints import Ball, feedforward_support, hollow_support, soft
-from simjax.rows.penalties import Opaque, PiecewisePenalty, ScaledPenalty
+from simjax.rows import conjugate
+from simjax.rows import joint_prox as joint
+from simjax.rows.constraints import Ball, feedforward_support, hollow_support
+from simjax.rows.penalties import Opaque, PiecewisePenalty, ScaledPenalty, soft
 
 ROWS, WIDTH, BOUND = 5, 8, 6
-# Compiled once per shape and kind of penalty, as in the solvers.
-joint_prox = jax.jit(constraints.joint_prox)
-support_function = jax.jit(constraints.support_function)
-dual_scaling = jax.jit(constraints.dual_scaling)
+joint_prox = compiled_and_not(joint.joint_prox)
+support_function = compiled_and_not(conjugate.support_function)
+dual_scaling = compiled_and_not(conjugate.dual_scaling)
 CURVED = ["perspective", "perspective-knot", "elastic_net", "ridge"]
 
 
@@ -194,12 +194,12 @@ def test_joint_prox_is_exactly_feasible_and_exactly_sparse(name):
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_inside_the_ball_it_is_the_penalty_s_own_prox(name):
-    x, penalty = points_of(), PENALTIES[name]
-    prox = joint_prox(penalty, simjax.L1Ball(1e3).ball(ROWS, WIDTH), x, column(0.7), column(0.3))
-    assert_array_equal(prox.point, penalty.prox(x, 0.7))
-    assert_array_equal(prox.theta, np.zeros((ROWS, 1)))
-    for ball in (None, free_ball()):
-        assert_array_equal(joint_prox(penalty, ball, x, column(0.7), column(0.3)).point, penalty.prox(x, 0.7))
+    x, penalty, step, guess = points_of(), PENALTIES[name], np.full((ROWS, 1), 0.7), np.full((ROWS, 1), 0.3)
+    for ball in (None, free_ball(), simjax.L1Ball(1e3).ball(ROWS, WIDTH)):
+        prox = joint_prox(penalty, ball, x, step, guess)
+        assert_allclose(prox.point, penalty.prox(x, step), rtol=4e-16)  # a compiler may fuse products and sums
+        assert_array_equal(prox.theta, np.zeros((ROWS, 1)))
+        assert_array_equal(joint.joint_prox(penalty, ball, x, step, guess).point, penalty.prox(x, step))
 
 
 @pytest.mark.parametrize("name", ["l1", "perspective-knot", "ridge"])
@@ -387,6 +387,33 @@ def test_dual_scaling_of_a_user_penalty_with_a_bounded_domain():
     found = np.asarray(dual_scaling(user_penalty(Huber()), None, s, None))[:, 0]
     assert_allclose(found, np.minimum(1.0, 1.0 / np.max(np.abs(s), axis=1)), rtol=1e-14)
     assert np.all(np.isfinite(np.asarray(Huber().conjugate(found[:, None] * s))))
+
+
+# --- Precision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("radius", [None, 0.9, 1e3])
+def test_numpy_float32_stays_float32(name, radius):
+    penalty, x = PENALTIES[name], points_of(18).astype(np.float32)
+    ball = None if radius is None else weighted_ball(radius)
+    step, theta = np.full((ROWS, 1), 0.7, np.float32), np.zeros((ROWS, 1), np.float32)
+    found = joint.joint_prox(penalty, ball, x, step, theta)
+    expected = joint.joint_prox(penalty, ball, x.astype(np.float64), step.astype(np.float64), theta.astype(np.float64))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == np.float32
+        assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    for result in (conjugate.support_function(penalty, ball, x, None), conjugate.dual_scaling(penalty, ball, x, None)):
+        assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_numpy_joint_prox_is_feasible_and_exactly_sparse(name):
+    ball, scales = weighted_ball(), np.array([[1e-9], [1.0], [30.0], [1e6], [1e12]])
+    found = joint.joint_prox(PENALTIES[name], ball, scales * points_of(3), np.full((ROWS, 1), 0.7), np.zeros((ROWS, 1)))
+    assert np.all(ball.norm(found.point) <= ball.radius * (1.0 + 8e-16))
+    if name in ("l1", "least_squares"):
+        assert np.all(np.count_nonzero(found.point[1:, :BOUND] == 0.0, axis=1) > 0)
 
 
 # --- Supports ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Penalties: value, prox and conjugate against their definitions, minimised by brute force."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize_scalar
 
 import simjax
-from simjax.rows.penalties import OBJECTIVES, Opaque, PiecewisePenalty, ScaledPenalty, check_penalty
+from simjax.rows.penalties import OBJECTIVES, Opaque, PiecewisePenalty, ScaledPenalty, check_penalty, traceable
 
 EXTENDED = PENALTIES | {"huber": Huber(0.7), "nonnegative": NonnegativeL1(0.3), "squares": Squares([0.6])}
 POINTS = np.array([-30.0, -3.0, -1.0, -0.6, -0.1, -1e-4, 0.0, 1e-4, 0.1, 0.3, 0.5, 1.0, 2.0, 40.0])
@@ -207,6 +210,81 @@ def test_negative_zero_is_zero():
         assert scalar(penalty.conjugate)(-0.0) == 0.0
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+def test_numpy_arrays_keep_their_precision(name):
+    penalty, step = PENALTIES[name], np.float32(0.5)
+    for dtype in (np.float32, np.float64):
+        x = POINTS[:, None].astype(dtype)
+        for result in (
+            penalty.value(x),
+            penalty.prox(x, step),
+            penalty.prox_slope(x, step),
+            penalty.conjugate(x),
+            penalty.conjugate_slope(x),
+        ):
+            assert type(result) is np.ndarray
+            assert result.dtype == dtype
+
+
+def test_a_penalty_of_the_user_s_own_takes_numpy_arrays_and_gives_them():
+    penalty, x = traceable(Huber(0.7)), POINTS[:, None]
+    expected = {"value": Huber(0.7).value(jnp.asarray(x)), "conjugate": Huber(0.7).conjugate(jnp.asarray(x))}
+    with jax.enable_x64(False):  # whatever the caller's precision is
+        for name, values in expected.items():
+            found = getattr(penalty, name)(x)
+            assert type(found) is np.ndarray
+            assert found.dtype == np.float64
+            assert_array_equal(found, values)
+        assert_array_equal(penalty.prox_slope(np.array([[0.5], [3.0]]), 1.0), [[1.0 / 1.7], [1.0]])
+
+
+# --- Names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("penalty", "kind", "text"),
+    [
+        (simjax.L1(1e-3), simjax.L1, "L1(alpha=0.001)"),
+        (simjax.Perspective(0.5, 0.1), simjax.Perspective, "Perspective(alpha=0.5, mu=0.1)"),
+        (simjax.ElasticNet(0.5), simjax.ElasticNet, "ElasticNet(alpha=0.5, mu=0.5)"),
+        (simjax.Ridge(2), simjax.Ridge, "Ridge(alpha=2)"),
+        (simjax.NoPenalty(), simjax.NoPenalty, "NoPenalty()"),
+        (simjax.L1(np.ones((6, 20))), simjax.L1, "L1(alpha=<array (6, 20)>)"),
+        (simjax.L1(0.5).scaled(2.0, 3.0), PiecewisePenalty, "PiecewisePenalty(slope=3, curvature=0, knot=0)"),
+    ],
+)
+def test_penalties_say_what_they_are(penalty, kind, text):
+    assert type(penalty) is kind
+    assert isinstance(penalty, PiecewisePenalty)
+    assert repr(penalty) == text
+
+
+def test_penalties_and_constraints_compare_by_identity():
+    for build in (simjax.L1, simjax.L1Ball):
+        one, other = build(np.ones(3)), build(np.ones(3))
+        assert one == one
+        assert one != other
+        assert len({one, other}) == 2
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_are_pytrees_and_can_be_copied(name):
+    penalty = PENALTIES[name]
+    leaves, structure = jax.tree.flatten(penalty)
+    again = jax.tree.unflatten(structure, leaves)
+    for other in (again, pickle.loads(pickle.dumps(penalty)), copy.deepcopy(penalty)):
+        assert_array_equal(other.value(POINTS), penalty.value(POINTS))
+    assert repr(copy.copy(penalty)) == repr(penalty)
+
+
+def test_rows_of_a_scaled_penalty_are_its_rows():
+    scales = np.array([[1.0], [2.0], [3.0]])
+    scaled = ScaledPenalty(scales, 10.0 * scales, Opaque(Squares(scales)))
+    x = np.full((2, 4), 0.5)
+    index = np.array([2, 0])
+    assert_allclose(scaled.rows(index).value(x), scaled.value(np.full((3, 4), 0.5))[index])
+
+
 # --- Bad input ---------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +374,12 @@ class Altered(Huber):
 def test_check_rejects_functions_that_contradict_each_other(wrong):
     with pytest.raises(ValueError, match="penalty Altered"):
         check_penalty(Altered(**wrong))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-6, 1e-12])
+def test_check_allows_for_the_rounding_of_a_small_slope(alpha):
+    check_penalty(ByHand(simjax.L1(alpha)))
+    check_penalty(NonnegativeL1(alpha))
 
 
 def test_check_rejects_a_penalty_that_is_wrong_at_other_steps_only():

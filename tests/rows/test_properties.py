@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 
 import simjax
 from simjax import solve_rows
-from simjax.rows import constraints
+from simjax.rows.conjugate import support_function as _support_function
+from simjax.rows.joint_prox import joint_prox as _joint_prox
 
 # One shape for all: fewer samples than coordinates, and a ball that sees ten of the sixteen.
 M, WIDTH, ROWS, BOUND = 10, 16, 5, 10
@@ -257,8 +258,8 @@ def test_weak_duality_for_any_weights_and_multipliers(seed, name, alpha, radius,
 
 # --- Prox, conjugate and support function ------------------------------------------------------------------------
 
-joint_prox = jax.jit(constraints.joint_prox)
-support_function = jax.jit(constraints.support_function)
+joint_prox = jax.jit(_joint_prox)
+support_function = jax.jit(_support_function)
 HUBER, NONNEGATIVE = Huber(0.7), NonnegativeL1(0.3)
 steps = st.floats(1e-3, 1e3)
 any_penalty = st.one_of(names.map(lambda name: PENALTIES[name](0.4)), st.just(HUBER), st.just(NONNEGATIVE))

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import generator
+from helpers import compiled_and_not, generator
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import brentq, minimize
 
 import simjax
-from simjax.rows import constraints, oracles
-from simjax.rows.constraints import soft
+from simjax.rows import joint_prox as joint
+from simjax.rows import oracles
+from simjax.rows.conjugate import support_function
+from simjax.rows.penalties import soft
 from simjax.rows.problem import row_problem
 from simjax.rows.solve import solve_problem
 
@@ -26,7 +28,7 @@ PENALTIES = {
     "ridge": simjax.Ridge(0.05),
     "least squares": simjax.NoPenalty(),
 }
-joint_prox = jax.jit(constraints.joint_prox)
+joint_prox = compiled_and_not(joint.joint_prox)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +123,7 @@ def test_support_function_against_an_optimiser(name):
     penalty, ball = PENALTIES[name], metzler(0.3, weighted=True).ball(ROWS, WIDTH)
     slopes = 0.4 * generator(4).normal(size=(ROWS, WIDTH))
     slopes[:, BOUND:] *= 0.02
-    value = np.asarray(constraints.support_function(penalty, ball, jnp.asarray(slopes), None))
+    value = np.asarray(support_function(penalty, ball, jnp.asarray(slopes), None))
     assert np.all(np.isfinite(value))
     weights, tilt = np.asarray(ball.weights), np.asarray(ball.tilt)
     for row in range(2):

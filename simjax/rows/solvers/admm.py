@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from simjax.rows.constraints import JointProx, joint_prox
+from simjax.rows.joint_prox import JointProx, joint_prox
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import cholesky, cholesky_solve

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from simjax.rows.constraints import Ball, dual_scaling, settled_tilt, support_function
+from simjax.rows.arrays import register_pytrees
+from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
+from simjax.rows.constraints import Ball
 from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
-from simjax.rows.problem import RowProblem, take_rows
+from simjax.rows.problem import RowProblem
 from simjax.rows.solvers.factor import Factorisation
 
 Array = Any
+register_pytrees()
 
 _FEASIBILITY_FACTOR = 1e3
 
@@ -81,7 +84,7 @@ def _taken(rows: CanonicalRows, index: Array) -> CanonicalRows:
         rows,
         targets=rows.targets[index],
         offset=rows.offset[index],
-        penalty=_take_penalty(rows.penalty, index),
+        penalty=rows.penalty.rows(index),
         ball=None if rows.ball is None else rows.ball.rows(index),
         support=None if rows.support is None else rows.support[index],
         point_scale=rows.point_scale[index],
@@ -90,13 +93,6 @@ def _taken(rows: CanonicalRows, index: Array) -> CanonicalRows:
 
 
 _compiled_taken = jax.jit(_taken)
-
-
-def _take_penalty(penalty: Any, index: Array) -> Any:
-    if isinstance(penalty, ScaledPenalty):
-        own = Opaque(take_rows(penalty.penalty, np.asarray(index)))
-        return ScaledPenalty(penalty.point_scale[index], penalty.value_scale[index], own)
-    return penalty.rows(index)
 
 
 def canonical_rows(

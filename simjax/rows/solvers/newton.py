@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from simjax.rows.constraints import joint_prox
+from simjax.rows.joint_prox import joint_prox
 from simjax.rows.solvers.canonical import CanonicalRows, relative_gap
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_system, scatter

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from simjax.rows.constraints import joint_prox
+from simjax.rows.joint_prox import joint_prox
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 

@@ -1,0 +1,251 @@
+"""The conjugate of a penalty and a row constraint together, and what keeps a dual point inside its domain.
+
+g*(s) = sup_w sᵀw − h(w)   s.t.  Σ_j ω_j |w_j| + δ_j w_j ≤ κ
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from simjax._typing import Array
+from simjax.rows.arrays import namespace, rounding_unit, row_sums, smallest_divisor, while_loop
+from simjax.rows.constraints import Ball
+from simjax.rows.joint_prox import shrunk
+from simjax.rows.penalties import Penalty, PiecewisePenalty, soft
+
+_ROOT_STEPS = 100
+_ROOT_TOL = 1e-14
+_SECTIONS = 80
+_HALVINGS = 60
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+# A tilted coordinate without curvature demands |s_i − θδ_i| ≤ c_i; this many ε of its size are rounding.
+_TILT_ROUNDING = 18.0
+
+
+def support_function(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+    """g*(s) for g = h + indicator of the ball, summed over the coordinates in `mask`; (rows,), +inf possible.
+
+        g*(s) = min_{θ ≥ 0} κθ + Σ_j h*(soft(s_j − θδ_j, θω_j))
+
+    Any θ gives an upper bound of g*, so that a certificate built on it is valid even if the minimum is missed.
+    """
+    xp = namespace(slopes, None if ball is None else ball.weights)
+    if mask is not None:
+        slopes = xp.where(mask, slopes, 0.0)
+    if ball is None:
+        return xp.sum(penalty.conjugate(slopes), axis=1)
+    penalty, ball = _in_precision_of(slopes, penalty, ball)
+    if isinstance(penalty, PiecewisePenalty):
+        theta = _multiplier_of_piecewise(penalty, ball, slopes)
+    else:
+        theta = _multiplier_by_search(penalty, ball, slopes)
+    return _value_at(penalty, ball, slopes, theta)[:, 0]
+
+
+def _in_precision_of(slopes: Array, penalty: Penalty, ball: Ball | None) -> tuple[Any, Any]:
+    if isinstance(penalty, PiecewisePenalty):
+        penalty = penalty.cast(slopes.dtype)
+    return penalty, None if ball is None else ball.cast(slopes.dtype)
+
+
+def _value_at(penalty: Penalty, ball: Ball, slopes: Array, theta: Array) -> Array:
+    """κθ + Σ_j h*(soft(s_j − θδ_j, θω_j)), (rows, 1)."""
+    xp = namespace(slopes, ball.weights)
+    finite = xp.isfinite(ball.radius)
+    bound = xp.where(finite, xp.where(finite, ball.radius, 0.0) * theta, 0.0)
+    left = shrunk(slopes, xp.where(finite, theta, 0.0), ball)
+    if ball.tilt is not None and isinstance(penalty, PiecewisePenalty):
+        left = _within_rounding(penalty, ball.tilt, slopes, left)
+    return bound + xp.sum(penalty.conjugate(left), axis=1, keepdims=True)
+
+
+def _within_rounding(penalty: PiecewisePenalty, tilt: Array, slopes: Array, left: Array) -> Array:
+    """The tilted coordinate's s_i − θδ_i brought back to ±c_i where only rounding put it beyond."""
+    xp = namespace(slopes, tilt)
+    flat = (tilt > 0.0) & ~penalty.curved
+    rounding = _TILT_ROUNDING * rounding_unit(slopes) * (xp.abs(slopes) + penalty.slope)
+    close = xp.abs(left) <= penalty.slope + rounding
+    return xp.where(flat & close, xp.clip(left, -penalty.slope, penalty.slope), left)
+
+
+def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Array) -> Array:
+    """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, by bisection."""
+    xp = namespace(slopes, ball.weights)
+    epsilon = rounding_unit(slopes)
+    weights, sees = ball.weights, ball.sees
+    radius = xp.where(xp.isfinite(ball.radius), ball.radius, 0.0)
+    excess = xp.maximum(xp.abs(slopes) - penalty.slope, 0.0)
+    reach = xp.where(sees & (weights > 0.0), excess / xp.where(weights > 0.0, weights, 1.0), 0.0)
+    curved = xp.broadcast_to(penalty.curved, reach.shape)
+    # Coordinates without curvature demand |s_j| − θω_j ≤ c_j; a relative ε covers the rounding of that product.
+    low = xp.max(xp.where(curved, 0.0, reach), axis=1, keepdims=True) * (1.0 + 2.0 * epsilon)
+    beyond = xp.where(curved, 0.0, xp.abs(soft(slopes, low * weights)) - penalty.slope) * sees
+    missed = xp.max(beyond, axis=1, keepdims=True) > 0.0
+    low = xp.where(missed, low * (1.0 + 5.0 * epsilon) + smallest_divisor(low), low)
+    high = xp.maximum(low, xp.max(xp.where(curved, reach, 0.0), axis=1, keepdims=True))
+    if ball.tilt is not None:
+        low, high = _tilted_bracket(penalty, ball, slopes, low, high)
+    end, tolerance = high, max(_ROOT_TOL, 4.0 * epsilon)
+
+    def unfinished(carry: tuple) -> Array:
+        low, high, count = carry
+        return xp.any(high - low > tolerance * high) & (count < _ROOT_STEPS)
+
+    def rises(theta: Array) -> Array:
+        left = shrunk(slopes, theta, ball)
+        size = penalty.conjugate_slope(left) * sees
+        if ball.tilt is None:
+            return row_sums(weights, size) <= radius
+        size = weights * size + ball.tilt * xp.sign(left) * size
+        return (xp.sum(size, axis=1, keepdims=True) <= radius) | (theta >= end)
+
+    def halve(carry: tuple) -> tuple:
+        low, high, count = carry
+        middle = 0.5 * (low + high)
+        rising = rises(middle)
+        return xp.where(rising, low, middle), xp.where(rising, middle, high), count + 1
+
+    # Where the value rises from the start on, the least θ is the best one, and exactly so.
+    high = xp.where(rises(low), low, high)
+    return while_loop(unfinished, halve, (low, high, 0), xp)[1]
+
+
+def _tilted_bracket(
+    penalty: PiecewisePenalty, ball: Ball, slopes: Array, low: Array, high: Array
+) -> tuple[Array, Array]:
+    """The θ between which the least value lies, given those of the other coordinates.
+
+    Without curvature the tilted coordinate demands |s_i − θδ_i| ≤ c_i; with it, the value has turned to rise once
+    ∂h*(θδ_i − s_i) = b + (θδ_i − s_i − c)/(2a) ≥ |κ|/δ_i.
+    """
+    xp = namespace(slopes, ball.weights)
+    tilt = ball.tilt
+    assert tilt is not None
+    tilted = (tilt > 0.0) & xp.isfinite(ball.radius)
+    unit = xp.where(tilted, tilt, 1.0)
+    curved = penalty.curved
+    infinite = xp.full_like(slopes, xp.inf)
+    below = xp.where(tilted & ~curved, (slopes - penalty.slope) / unit, 0.0)
+    above = xp.where(tilted & ~curved, (slopes + penalty.slope) / unit, infinite)
+    radius = xp.where(xp.isfinite(ball.radius), xp.abs(ball.radius), 0.0)
+    turned = (xp.abs(slopes) + penalty.slope + 2.0 * penalty.curvature * radius / unit) / unit
+    low = xp.maximum(low, xp.max(below, axis=1, keepdims=True))
+    high = xp.maximum(high, xp.max(xp.where(tilted & curved, turned, 0.0), axis=1, keepdims=True))
+    cap = xp.min(above, axis=1, keepdims=True)
+    # κ < 0 lets the value fall up to the cap.
+    high = xp.where(xp.isfinite(cap), cap, high)
+    return low, xp.maximum(low, high)
+
+
+def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
+    """The minimising θ for a penalty that only supplies its conjugate: golden-section search of a convex function."""
+    xp = namespace(slopes, ball.weights)
+    weights = ball.weights
+    reach = xp.where(ball.sees, xp.abs(slopes) / xp.where(weights > 0.0, weights, 1.0), 0.0)
+    high = xp.max(reach, axis=1, keepdims=True)
+
+    def value(theta: Array) -> Array:
+        return _value_at(penalty, ball, slopes, theta)
+
+    def narrow(carry: tuple) -> tuple:
+        low, high, count = carry
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        at_left, at_right = value(left), value(right)
+        # Infinite values lie to the left only: a larger θ always enlarges the domain.
+        go_right = (at_left > at_right) | xp.isinf(at_left)
+        return xp.where(go_right, left, low), xp.where(go_right, high, right), count + 1
+
+    low, high, _ = while_loop(lambda carry: carry[2] < _SECTIONS, narrow, (xp.zeros_like(high), high, 0), xp)
+    ends = xp.concatenate([low, 0.5 * (low + high), high], axis=1)
+    values = xp.concatenate([value(ends[:, i : i + 1]) for i in range(3)], axis=1)
+    best = xp.take_along_axis(ends, xp.argmin(values, axis=1, keepdims=True), axis=1)
+    # A hair more: the value is infinite to the left of many a best θ, and the next to compute it may round otherwise.
+    return best * (1.0 + 9.0 * rounding_unit(slopes))
+
+
+# --- The domain --------------------------------------------------------------------------------------------------
+
+
+def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+    """The largest f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
+
+    A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞).
+    """
+    xp = namespace(slopes, None if ball is None else ball.weights)
+    penalty, ball = _in_precision_of(slopes, penalty, ball)
+    free = xp.ones(slopes.shape, dtype=bool) if ball is None else ~xp.broadcast_to(ball.sees, slopes.shape)
+    if mask is not None:
+        free = free & mask
+    epsilon = rounding_unit(slopes)
+    if isinstance(penalty, PiecewisePenalty):
+        size = xp.abs(slopes)
+        flat = free & ~penalty.curved & (size > penalty.slope)
+        fit = xp.where(flat, penalty.slope / xp.where(flat, size, 1.0), 1.0)
+        factor = xp.min(fit, axis=1, keepdims=True)
+        if ball is not None and ball.tilt is not None:
+            factor = xp.minimum(factor, _tilted_scaling(penalty, ball, slopes, mask))
+        return xp.where(factor < 1.0, factor * (1.0 - 2.0 * epsilon), 1.0)
+    slopes = xp.where(free, slopes, 0.0)
+
+    def finite(factor: Array) -> Array:
+        return xp.all(xp.isfinite(penalty.conjugate(factor * slopes)), axis=1, keepdims=True)
+
+    def halve(carry: tuple) -> tuple:
+        low, high, count = carry
+        middle = 0.5 * (low + high)
+        fits = finite(middle)
+        return xp.where(fits, middle, low), xp.where(fits, high, middle), count + 1
+
+    ones = xp.ones((slopes.shape[0], 1), dtype=slopes.dtype)
+    whole = finite(ones)
+    start = (xp.where(whole, ones, 0.0), ones, 0)
+    low, *_ = while_loop(lambda carry: xp.any(carry[0] < carry[1]) & (carry[2] < _HALVINGS), halve, start, xp)
+    # A hair inside, so that the rounding of f·s by whoever multiplies cannot leave the domain again.
+    return xp.where(whole, 1.0, low * (1.0 - 5.0 * epsilon))
+
+
+def _tilted_scaling(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
+    """The largest f for which some θ ≥ 0 has f|s_j| ≤ c_j + θω_j and |f s_i − θδ_i| ≤ c_i; (rows, 1).
+
+    The θ that the j demand must not exceed the one that i allows: f (|s_j|/ω_j − s_i/δ_i) ≤ c_j/ω_j + c_i/δ_i.
+    Coordinates with curvature demand nothing.
+    """
+    xp = namespace(slopes, ball.weights)
+    tilt, weights = ball.tilt, ball.weights
+    assert tilt is not None
+    if mask is not None:
+        slopes = xp.where(mask, slopes, 0.0)
+    tilted = (tilt > 0.0) & ~penalty.curved & xp.isfinite(ball.radius)
+    unit = xp.where(tilted, tilt, 1.0)
+    own = xp.sum(xp.where(tilted, slopes / unit, 0.0), axis=1, keepdims=True)
+    slack = xp.sum(xp.where(tilted, penalty.slope / unit, 0.0), axis=1, keepdims=True)
+    bends = xp.any(tilted, axis=1, keepdims=True)
+    flat = (weights > 0.0) & ~penalty.curved
+    omega = xp.where(flat, weights, 1.0)
+    demand = xp.where(flat, xp.abs(slopes) / omega - own, 0.0)
+    allowed = penalty.slope / omega + slack
+    # Differences within the rounding of s count as none.
+    demand = xp.where(demand <= _TILT_ROUNDING * rounding_unit(slopes) * xp.abs(own), 0.0, demand)
+    fit = xp.where(demand > allowed, allowed / xp.where(demand > 0.0, demand, 1.0), 1.0)
+    from_zero = xp.where(-own > slack, slack / xp.where(own < 0.0, -own, 1.0), 1.0)  # θ ≥ 0 itself
+    return xp.where(bends, xp.minimum(xp.min(fit, axis=1, keepdims=True), from_zero), 1.0)
+
+
+def settled_tilt(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
+    """The slopes with s_i of an unpenalised tilted coordinate raised to what the others demand, where it is below.
+
+    There g* is finite only for s_i/δ_i ≥ (|s_j| − c_j)/ω_j for all j, which holds with equality at an optimum: rounding
+    alone can break it. What the change may be is for the caller to judge.
+    """
+    if ball.tilt is None:
+        return slopes
+    xp = namespace(slopes, ball.weights)
+    penalty, ball = _in_precision_of(slopes, penalty, ball)
+    tilt, weights = ball.tilt, ball.weights
+    seen = slopes if mask is None else xp.where(mask, slopes, 0.0)
+    own = (tilt > 0.0) & xp.isfinite(ball.radius) & (penalty.slope == 0.0) & ~penalty.curved
+    flat = (weights > 0.0) & ~penalty.curved
+    reach = xp.where(flat, xp.abs(seen) - penalty.slope, 0.0) / xp.where(flat, weights, 1.0)
+    demand = xp.maximum(xp.max(reach, axis=1, keepdims=True), 0.0)
+    return xp.where(own, xp.maximum(slopes, tilt * demand), slopes)
