@@ -13,6 +13,7 @@ Source: Bertsekas, Projected Newton methods for optimization problems with simpl
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy.linalg import lapack
@@ -49,8 +50,9 @@ class Block:
 
     def take(self, index: np.ndarray) -> Block:
         """The problems in `index`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Block(**{name: None if value is None else value[index] for name, value in fields.items()})
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in fields.items()}
+        return Block(**taken)
 
     def product(self, points: np.ndarray) -> np.ndarray:
         """Hx, (R, k)."""
@@ -190,6 +192,7 @@ def _move_multipliers(
 ) -> np.ndarray:
     """A step of θ, and of x along with it, where the problem at its present θ is solved; which problems moved."""
     omega, theta, points = block.omega, state.theta, state.points
+    assert omega is not None
     finite = np.isfinite(block.radius)
     radius = np.where(finite, block.radius, 0.0)
     excess = np.sum(omega * np.abs(points), axis=1) - radius
@@ -197,12 +200,12 @@ def _move_multipliers(
     state.low = low = np.where(moved & (excess > 0.0), theta, state.low)
     state.high = high = np.where(moved & (excess <= 0.0), theta, state.high)
     rate = -np.sum(omega * sign * tangent * (points != 0.0), axis=1)  # −d(norm)/dθ
-    newton = np.where(rate > 0.0, theta + excess / np.where(rate > 0.0, rate, 1.0), np.inf * np.sign(excess))
+    newton = np.where(rate > 0.0, theta + excess / np.where(rate > 0.0, rate, 1.0), np.where(excess > 0.0, np.inf, 0.0))
     newton = np.maximum(newton, _LEAST_SHRINK * theta)
     newton = np.where((low == 0.0) & np.isfinite(high) & (newton <= _LEAST_THETA * _largest_theta(block)), 0.0, newton)
     middle = np.where(np.isfinite(high), 0.5 * (low + np.where(np.isfinite(high), high, 0.0)), 2.0 * low)
     good = ((newton > low) & (newton < high)) | ((newton == 0.0) & (low == 0.0))
-    moved &= high - low > 4e-16 * high
+    moved &= high - low > 4e-16 * low
     change = np.where(moved, np.where(good, newton, middle) - theta, 0.0)
     shifted = points + change[:, None] * tangent
     state.points = np.where(moved[:, None], np.where(shifted * points > 0.0, shifted, 0.0), points)
@@ -212,6 +215,7 @@ def _move_multipliers(
 
 def _largest_theta(block: Block) -> np.ndarray:
     """max |l_j|/ω_j: at a θ of this size nothing in the ball is left, (R,)."""
+    assert block.omega is not None
     seen = block.omega > 0.0
     return np.where(seen, np.abs(block.linear) / np.where(seen, block.omega, 1.0), 0.0).max(axis=1)
 

@@ -12,6 +12,7 @@ working sets and their growth.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,12 @@ _ROUNDS = 20
 _VIOLATED = 1e-8  # a demand |s| ≤ c that fails by less of it holds as far as the working sets are concerned
 _FLAT = 1e-300
 _OBJECTIVE_FLOOR = 0.5e-12
+
+
+def _squares(rows: np.ndarray | None) -> np.ndarray:
+    if rows is None:
+        raise ValueError("either the samples or the statistics must be given.")
+    return np.einsum("ij,ij->i", rows, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Columns:
     def of(cls, design: np.ndarray | None, gram: np.ndarray | None = None) -> Columns:
         """That of K (m, d), of its Gram matrix (d, d), or of both."""
         rows = None if design is None else np.ascontiguousarray(design.T, dtype=np.float64)
-        squares = np.einsum("ij,ij->i", rows, rows) if gram is None else np.diagonal(gram)
+        squares = np.diagonal(gram) if gram is not None else _squares(rows)
         norms = np.sqrt(np.maximum(squares, 0.0))
         return cls(rows, gram, np.where(norms > 0.0, norms, 1.0))
 
@@ -74,6 +81,7 @@ class Columns:
         """G_WW for the coordinates `sets` of each row, (R, k); where not `inside`, zero or anything."""
         if self.gram is not None:
             return self.gram[sets[:, :, None], sets[:, None, :]]
+        assert self.rows is not None
         blocks = np.zeros((*sets.shape, sets.shape[1]))
         for block, chosen, within in zip(blocks, sets, inside, strict=True):
             size = int(np.count_nonzero(within))
@@ -175,25 +183,26 @@ class _Rows:
         squares: np.ndarray | None,
     ) -> _Rows:
         if correlations is None:
+            if targets is None or columns.rows is None:
+                raise ValueError("correlations must be given where there are no samples.")
             correlations = targets @ columns.rows.T
         if squares is None:
-            squares = np.einsum("ij,ij->i", targets, targets)
+            squares = _squares(targets)
         shape = correlations.shape
         slope, curvature, knot = (np.broadcast_to(x, shape) for x in (terms.slope, terms.curvature, terms.knot))
         omega, radius = None, np.full(shape[0], np.inf)
-        if terms.omega is not None:
+        if terms.omega is not None and terms.radius is not None:
             radius = np.broadcast_to(np.reshape(terms.radius, (-1,)), shape[:1])
             if np.isfinite(radius).any():
                 omega = np.broadcast_to(terms.omega, shape)
-        return cls(
-            columns, targets, correlations, squares, slope, curvature, knot, omega, radius, terms.support
-        )
+        return cls(columns, targets, correlations, squares, slope, curvature, knot, omega, radius, terms.support)
 
     def take(self, index: np.ndarray) -> _Rows:
         """The rows in `index`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         shared = fields.pop("columns")
-        return _Rows(shared, **{name: None if value is None else value[index] for name, value in fields.items()})
+        taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in fields.items()}
+        return _Rows(shared, **taken)
 
     def feasible(self, weights: np.ndarray) -> np.ndarray:
         """The weights confined to the support and scaled into the ball."""
@@ -213,9 +222,11 @@ class _Rows:
         part = weights[:, used] if few else weights
         gram, samples = self.columns.gram, self.columns.rows
         residuals = None
-        if self.targets is not None:
+        if self.targets is not None and samples is not None:
             residuals = self.targets - part @ (samples[used] if few else samples)
         if gram is None:
+            assert residuals is not None
+            assert samples is not None
             return residuals @ samples.T, residuals
         return self.correlations - part @ (gram[used] if few else gram), residuals
 
@@ -226,7 +237,7 @@ class _Rows:
     def working_sets(
         self, weights: np.ndarray, slopes: np.ndarray, theta: np.ndarray, most: int, first: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The coordinates of each row's next problem: those in use and as many that come closest to c or exceed it most.
+        """The coordinates of each row's next problem: those in use, and as many more that exceed c most.
 
         Returns:
           their numbers (R, k), which of the k count (R, k), and the rows that are worth going on with (R,).
@@ -254,6 +265,7 @@ class _Rows:
         return sets, (np.arange(width) < size[:, None]) & (picked > -np.inf), fits
 
     def _bounded(self) -> np.ndarray:
+        assert self.omega is not None
         return (self.omega > 0.0) & np.isfinite(self.radius)[:, None]
 
     def solve_on(
@@ -303,7 +315,9 @@ class _Rows:
             slopes = np.where(self.support, slopes, 0.0)
         flat = straight_free & (self.slope == 0.0)
         reach = np.abs(slopes)
-        fit = np.where(straight_free & ~flat & (reach > self.slope), self.slope / np.where(reach > 0.0, reach, 1.0), 1.0)
+        fit = np.where(
+            straight_free & ~flat & (reach > self.slope), self.slope / np.where(reach > 0.0, reach, 1.0), 1.0
+        )
         factor = fit.min(axis=1, initial=1.0)
         reach = factor[:, None] * np.where(flat, 0.0, reach)
         conjugate = self._support_function(reach, straight, bounded, theta)
@@ -324,14 +338,14 @@ class _Rows:
 
         def value(level: np.ndarray) -> np.ndarray:
             excess = reach - self.slope
-            if bounded is not None:
+            if bounded is not None and self.omega is not None:
                 excess = excess - np.where(bounded, level[:, None] * self.omega, 0.0)
             excess = np.where(straight, 0.0, np.maximum(excess, 0.0))
             terms = excess * (self.knot + excess / (4.0 * np.where(straight, 1.0, self.curvature)))
             cost = np.sum(terms, axis=1)
-            return cost if bounded is None else cost + np.where(level > 0.0, level * self.radius, 0.0)
+            return cost if bounded is None else cost + level * np.where(np.isfinite(self.radius), self.radius, 0.0)
 
-        if bounded is None:
+        if bounded is None or self.omega is None:
             return value(np.zeros(reach.shape[0]))
         demand = np.where(bounded & straight, (reach - self.slope) / np.where(bounded, self.omega, 1.0), 0.0)
         least = np.maximum(demand.max(axis=1), 0.0) * (1.0 + 1e-15)
