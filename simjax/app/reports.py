@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from simjax.implicit.model import ImplicitModel
     from simjax.rows.verify import Verification
-    from simjax.sim.fit import FitResult
+    from simjax.sim.result import FitResult
     from simjax.states.states import States
 
 
