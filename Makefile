@@ -2,7 +2,7 @@
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, in an environment of its own
 #   make demo DEMO="--dataset fashion-mnist"        another demo; see `simjax demo --help`
-#   make test PYTEST="-x tests/test_model.py"       other tests
+#   make test PYTEST="-x tests/implicit/test_model.py"       other tests
 
 PYTHON ?=
 VENV ?= .venv
@@ -19,24 +19,25 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 .PHONY: demo test test-all lint format docs clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed-oracles
+demo: $(VENV)/.installed-all
 	$(BIN)/simjax demo --output demo-output --force $(DEMO)
 
 # One test process per core: threaded BLAS inside each would have them wait for one another. Tests compile many small
 # programs and run each a few times, so compilation is made cheap.
-test: $(VENV)/.installed-oracles,test
+test: $(VENV)/.installed-test
 	$(RUN_TESTS) -m "not slow" $(PYTEST)
 
 # And what takes long: more of the comparisons with the oracles, of the rows at the edge of float64, of training.
-test-all: $(VENV)/.installed-oracles,test
+test-all: $(VENV)/.installed-test
 	$(RUN_TESTS) $(PYTEST)
 
-lint: $(VENV)/.installed-oracles,test,lint
+lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-format: $(VENV)/.installed-oracles,test,lint
+format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

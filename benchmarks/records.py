@@ -11,7 +11,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import jax
 import numpy as np
 
 import simjax
-from simjax.implicit.model import atomic_file
+from simjax._files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+CODE = ("simjax", "benchmarks", "experiments")  # folders whose code makes records
 
 Record = dict[str, Any]
 
@@ -91,6 +92,20 @@ def write_between(page: Path, begin: str, end: str, text: str) -> None:
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
         raise ValueError(f"{page} must have the markers {begin} and {end} once each, in this order.")
     write_text(page, f"{old[: old.index(begin)]}{begin}\n{text.strip()}\n{old[old.index(end) :]}")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in markdown, with a cell of each row for each of the `heads`.
+
+    Raises:
+      ValueError: for a row of another length.
+    """
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        if len(row) != len(heads):
+            raise ValueError(f"rows must have {len(heads)} cells like the heads, got {list(row)}.")
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
 def places(records: Sequence[Record]) -> list[str]:
@@ -163,7 +178,7 @@ def commit() -> Record:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "simjax", ":(glob)benchmarks/**/*.py")
+        changed = git("status", "--porcelain", "--", *(f":(glob){folder}/**/*.py" for folder in CODE))
         return {"commit": git("rev-parse", "HEAD"), "changed_since": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "changed_since": None}

@@ -17,7 +17,7 @@ from benchmarks.peers.common import NOT_OFFERED, REACHED
 from benchmarks.peers.registry import PEERS
 from benchmarks.records import ROOT, Record, read, write_between, write_text
 from benchmarks.sidebyside import OUTPUT
-from simjax.implicit.model import atomic_file
+from simjax._files import atomic_file
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "sidebyside.png"

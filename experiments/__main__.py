@@ -1,4 +1,4 @@
-"""Run one of the papers' experiments: `python -m experiments NAME [--quick]`.
+"""Run an experiment, of the papers or beyond them: `python -m experiments NAME [--quick]`.
 
 Writes experiments/results/NAME.json record by record, the generated part of docs/experiments/NAME.md between its two
 markers, and docs/images/paper-*.png. With --quick nothing is written unless --folder names a place for all of it.
@@ -15,16 +15,27 @@ from pathlib import Path
 
 from benchmarks.records import ROOT, merge, place, plain, read, write_between, write_text
 from experiments.experiment import Experiment, Settings
-from simjax.implicit.model import atomic_file
+from simjax._files import atomic_file
 
 # Experiments by name; each module holds one as EXPERIMENT, and is imported only when it is asked for.
-NAMES: tuple[str, ...] = ("robustness", "curves", "parallelism", "newsgroups", "cifar", "cifar-full", "kappa", "pareto")
+NAMES: tuple[str, ...] = (
+    "robustness",
+    "curves",
+    "parallelism",
+    "newsgroups",
+    "cifar",
+    "cifar-full",
+    "kappa",
+    "pareto",
+    "against-implicit",
+    "networks",
+)
 BEGIN, END = "<!-- generated:begin -->", "<!-- generated:end -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="0 1 2, or 0 with --quick")
     parser.add_argument("--quick", action="store_true", help="a small version that proves nothing; writes nothing")

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.problems import KAPPA
-from benchmarks.records import Record, places
+from benchmarks.records import Record, places, table
 from experiments.baselines import Split, baseline, sparsity
 from experiments.experiment import (
     Experiment,
     Job,
     Settings,
     all_certified,
+    at_sparsity,
     certified,
     grouped,
     one_after_another,
@@ -185,26 +186,14 @@ def section(records: Sequence[Record]) -> str:
 def equal_sparsity_table(records: Sequence[Record]) -> list[str]:
     """Accuracy lost at equal sparsity, and the largest sparsity without loss."""
     heads = ["penalty", *(f"lost at {100 * share:.0f} %" for share in SPARSITIES), "sparsest model without loss"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     for (name,), mine in grouped(records, "penalty").items():
         seeds = list(grouped(mine, "seed").values())
-        cells = [
-            spread(values, ".2f", 100) if (values := [v for own in seeds for v in drop_at(own, share)]) else "–"
-            for share in SPARSITIES
-        ]
+        cells = [spread(at_sparsity(mine, share, lambda record: record["drop"]), ".2f", 100) for share in SPARSITIES]
         free = [100 * value for own in seeds for value in free_sparsity(own)]
         told = f"{spread(free)} ({len(free)} of {len(seeds)} seeds)" if free else "none"
-        lines.append(f"| {PENALTIES[name].told} | {' | '.join(cells)} | {told} |")
-    return lines
-
-
-def drop_at(records: Sequence[Record], share: float) -> list[float]:
-    """The accuracy lost at a sparsity, from a line between the neighbouring models of one seed; none outside them."""
-    points = sorted((record["sparsity"], record["drop"]) for record in records)
-    sparsities, drops = zip(*points)
-    if not sparsities[0] <= share <= sparsities[-1]:
-        return []
-    return [float(np.interp(share, sparsities, drops))]
+        rows.append([PENALTIES[name].told, *cells, told])
+    return table(heads, rows)
 
 
 def free_sparsity(records: Sequence[Record]) -> list[float]:
@@ -214,32 +203,23 @@ def free_sparsity(records: Sequence[Record]) -> list[float]:
 
 def trade_off_table(records: Sequence[Record]) -> list[str]:
     """The models of a path, a line for each alpha."""
-    names = list(grouped(records, "penalty"))
-    told = [PENALTIES[name[0]].told for name in names]
-    lines = [
-        f"| α for L1 | {' | '.join(f'{name}: sparsity | accuracy lost' for name in told)} |",
-        "|---" * (1 + 2 * len(names)) + "|",
-    ]
-    for (alpha,), mine in grouped(records, "alpha").items():
-        lines.append(f"| {alpha:g} | {' | '.join(_cells(mine, names))} |")
-    return lines
+    return _table(records, "α for L1", {f"{alpha:g}": mine for (alpha,), mine in grouped(records, "alpha").items()})
 
 
 def samples_table(records: Sequence[Record]) -> list[str]:
     """Sparsity and accuracy lost, a line for each number of samples."""
-    names = list(grouped(records, "penalty"))
-    told = [PENALTIES[name[0]].told for name in names]
-    lines = [
-        f"| samples | {' | '.join(f'{name}: sparsity | accuracy lost' for name in told)} |",
-        "|---" * (1 + 2 * len(names)) + "|",
-    ]
-    for (m,), mine in sorted(grouped(records, "m").items()):
-        lines.append(f"| {m:,} | {' | '.join(_cells(mine, names))} |")
-    return lines
+    return _table(records, "samples", {f"{m:,}": mine for (m,), mine in sorted(grouped(records, "m").items())})
 
 
-def _cells(records: Sequence[Record], names: Sequence[tuple]) -> Iterator[str]:
-    for (name,) in names:
+def _table(records: Sequence[Record], head: str, lines: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Sparsity and accuracy lost with each penalty, of the records of each line."""
+    names = [name for (name,) in grouped(records, "penalty")]
+    heads = [head, *(cell for name in names for cell in (f"{PENALTIES[name].told}: sparsity", "accuracy lost"))]
+    return table(heads, [[told, *_cells(mine, names)] for told, mine in lines.items()])
+
+
+def _cells(records: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
+    for name in names:
         mine = [record for record in records if record["penalty"] == name]
         yield spread([record["sparsity"] for record in mine], scale=100)
         yield spread([record["drop"] for record in mine], ".2f", 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A table or figure of a paper, regenerated.
+    """A table or figure of a paper, regenerated, or one that goes beyond it.
 
     Attributes:
       name: on the command line, and in the names of its files.
@@ -87,6 +87,19 @@ def spread(values: Sequence[float], form: str = ".1f", scale: float = 1.0) -> st
         return "–"
     mean = format(statistics.fmean(scaled), form)
     return mean if len(scaled) == 1 else f"{mean} ± {format(statistics.stdev(scaled), form.lstrip('+'))}"
+
+
+def interpolated(points: Iterable[tuple[float, float]], x: float) -> float | None:
+    """The y at `x` on the line between the two points (x, y) next to it; None outside them."""
+    xs, ys = zip(*sorted(points))
+    return float(np.interp(x, xs, ys)) if xs[0] <= x <= xs[-1] else None
+
+
+def at_sparsity(records: Sequence[Record], share: float, value: Callable[[Record], float]) -> list[float]:
+    """A value at a sparsity, between neighbouring models, for each seed whose models lie on both sides of it."""
+    seeds = grouped(records, "seed").values()
+    found = (interpolated(((record["sparsity"], value(record)) for record in mine), share) for mine in seeds)
+    return [y for y in found if y is not None]
 
 
 def grouped(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:

@@ -20,7 +20,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import simjax
-from benchmarks.against_implicit import Stage, spending
 from benchmarks.problems import trained_network
 from benchmarks.records import Record, places
 from experiments import newsgroups
@@ -34,6 +33,7 @@ from experiments.experiment import (
     one_after_another,
     spread,
 )
+from experiments.stages import Stage, spending
 from simjax import datasets
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP

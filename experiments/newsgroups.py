@@ -24,12 +24,13 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import normalize
 
 import simjax
-from benchmarks.against_implicit import pruned, relative_weights
 from benchmarks.problems import cache_folder
 from benchmarks.records import Record, places
-from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, spread
+from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, interpolated, spread
+from experiments.sparse import pruned, relative_weights
+from simjax._files import atomic_file
 from simjax.datasets import TextDataset, load_newsgroups
-from simjax.implicit.model import ImplicitModel, atomic_file
+from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, train
 
 # SIM paper, §4.1: DistilBERT's F1 score on the test messages, the sparsity reached without a drop of it, the
@@ -236,9 +237,7 @@ def sparsest(record: Record, drop: float = 0.0) -> Record | None:
 
 def f1_at(record: Record, sparsity: float) -> float | None:
     """The test F1 at a sparsity, linearly between the two models next to it; None outside the path."""
-    points = sorted(record["points"], key=lambda point: point["sparsity"])
-    x, y = ([point[key] for point in points] for key in ("sparsity", "test_f1"))
-    return float(np.interp(sparsity, x, y)) if x[0] <= sparsity <= x[-1] else None
+    return interpolated(((point["sparsity"], point["test_f1"]) for point in record["points"]), sparsity)
 
 
 def over_seeds(records: Sequence[Record], sparsity: float) -> list[float]:

@@ -25,11 +25,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lasso_path
 
 import simjax
-from benchmarks.against_implicit import pruned
 from benchmarks.problems import LOSS_WEIGHT
-from benchmarks.records import Record, places
+from benchmarks.records import Record, places, table
 from experiments.baselines import EPSILONS, Split, baseline, measures
 from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, spread
+from experiments.sparse import pruned
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP
 from simjax.rows.attempts import Start
@@ -547,18 +547,16 @@ def section(records: Sequence[Record]) -> str:
         parts += [f"### {title}", "", f"Seeds {seeds}; fitted on {mine[0]['samples']:,} training samples.", ""]
         base = [record for record in mine if record["method"] == "baseline"]
         for (target,), some in sorted(grouped([r for r in mine if r["target"] > 0.0], "target").items()):
-            parts += [f"**{100 * target:.0f} % sparse:**", "", *table(some, base, ours.get(target)), ""]
+            parts += [f"**{100 * target:.0f} % sparse:**", "", *methods_table(some, base, ours.get(target)), ""]
     parts += [all_certified(records), "", *places(records)]
     return "\n".join(parts)
 
 
-def table(records: Sequence[Record], base: Sequence[Record], ours: str | None) -> list[str]:
+def methods_table(records: Sequence[Record], base: Sequence[Record], ours: str | None) -> list[str]:
     """A line for each method at one sparsity, the setting chosen in bold, below the network itself."""
-    attacks = " | ".join(f"FGSM {epsilon} (%)" for epsilon in EPSILONS)
-    lines = [
-        f"| | α | sparsity (%) | clean (%) | against the network | {attacks} |",
-        "|---" * (5 + len(EPSILONS)) + "|",
-    ]
+    heads = ["", "α", "sparsity (%)", "clean (%)", "against the network"]
+    heads += [f"FGSM {epsilon} (%)" for epsilon in EPSILONS]
+    rows = []
     clean = {record["seed"]: record["clean"] for record in base}
     for (method,), mine in grouped([*base, *records], "method").items():
         label = "the network itself" if method == "baseline" else METHODS[method].label
@@ -571,8 +569,8 @@ def table(records: Sequence[Record], base: Sequence[Record], ours: str | None) -
             "–" if method == "baseline" else _signed(np.mean([r["clean"] - clean[r["seed"]] for r in mine])),
             *(spread([r["fgsm_half"][k] for r in mine], ".2f", 100.0) for k in range(len(EPSILONS))),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return table(heads, rows)
 
 
 DRAWN = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.problems import KAPPA
-from benchmarks.records import Record, places
+from benchmarks.records import Record, places, table
 from experiments.baselines import EPSILONS, Split, baseline, measures, sparsity
 from experiments.experiment import (
     Experiment,
     Job,
     Settings,
     all_certified,
+    at_sparsity,
     certified,
     grouped,
     one_after_another,
@@ -296,12 +297,11 @@ def section(records: Sequence[Record]) -> str:
 
 def baseline_table(records: Sequence[Record]) -> list[str]:
     """The networks themselves, a line each."""
-    columns = [f"{told}, ε = {epsilon:g}" for told in ATTACK_NAMES.values() for epsilon in EPSILONS]
-    lines = [f"| baseline | seeds | clean | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
-    for (name,), mine in grouped([record for record in records if record["part"] == "baseline"], "case").items():
-        cells = [_attacked(mine, attack, k) for attack in ATTACK_NAMES for k in range(len(EPSILONS))]
-        lines.append(f"| {name} | {len(mine)} | {_clean(mine)} | {' | '.join(cells)} |")
-    return lines
+    groups = grouped([record for record in records if record["part"] == "baseline"], "case")
+    return table(
+        ["baseline", "seeds", "clean", *_attack_heads()],
+        [[name, f"{len(mine)}", _clean(mine), *_attack_cells(mine)] for (name,), mine in groups.items()],
+    )
 
 
 def printed_table(records: Sequence[Record], objective: str) -> list[str]:
@@ -310,7 +310,7 @@ def printed_table(records: Sequence[Record], objective: str) -> list[str]:
     wanted = ["sparsity", *(f"ε = {epsilon:g}" for epsilon in EPSILONS)]
     heads = ["m", "λ", "α" if objective == "perspective" else "β"]
     heads += [f"{told}: {who}" for told in wanted for who in ("printed", *names)] + [f"clean: {name}" for name in names]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for row in PRINTED[objective]:
         of = {name: [r for r in records if (r["case"], r["row"]) == (name, row_name(row))] for name in names}
         if not any(of.values()):
@@ -319,9 +319,8 @@ def printed_table(records: Sequence[Record], objective: str) -> list[str]:
         cells += [spread([r["sparsity"] for r in mine], scale=100) for mine in of.values()]
         for k, printed in enumerate(row.accuracies):
             cells += [_number(printed), *(_attacked(mine, "fgsm_half", k) for mine in of.values())]
-        cells += [_clean(mine) for mine in of.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        lines.append([*cells, *(_clean(mine) for mine in of.values())])
+    return table(heads, lines)
 
 
 def readings_table(records: Sequence[Record], objective: str) -> list[str]:
@@ -329,9 +328,8 @@ def readings_table(records: Sequence[Record], objective: str) -> list[str]:
     rows = PRINTED[objective]
     first = min(record["seed"] for record in records)
     heads = ["reading", *(f"m = {row.m}" for row in rows), "distance of sparsity", "of accuracy"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     shown = [f"{_number(row.sparsity)}: {_number(row.accuracies[0])}" for row in rows]
-    lines.append("| " + " | ".join(["printed", *shown, "", ""]) + " |")
+    lines = [["printed", *shown, "", ""]]
     for name, reading in READINGS.items():
         mine = {r["row"]: r for r in records if (r["case"], r["seed"]) == (name, first)}
         if not mine:
@@ -343,14 +341,14 @@ def readings_table(records: Sequence[Record], objective: str) -> list[str]:
             _distance([(100 * r["sparsity"], row.sparsity) for r, row in pairs]),
             _distance([(100 * r["fgsm_half"][0], row.accuracies[0]) for r, row in pairs]),
         ]
-        lines.append("| " + " | ".join([f"{name}: {reading.told}", *cells, *apart]) + " |")
-    return lines
+        lines.append([f"{name}: {reading.told}", *cells, *apart])
+    return table(heads, lines)
 
 
 def equal_sparsity_table(records: Sequence[Record]) -> list[str]:
     """L1 beside perspective where both are equally sparse, by lines between neighbouring models of each seed."""
     heads = ["models", "attack", *(f"{100 * share:.0f} %" for share in SPARSITIES), "baseline"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for part, name, network in (*(("table", name, case_of(name)) for name in REPEATED), ("path", "well-trained", None)):
         told = f"{name}, Tables 2 and 3" if part == "table" else "path"
         for k, epsilon in enumerate(EPSILONS):
@@ -359,39 +357,29 @@ def equal_sparsity_table(records: Sequence[Record]) -> list[str]:
                 mine = [r for r in _select(records, part, name) if r["objective"] == objective]
                 if not mine:
                     continue
-                cells = [
-                    spread(values, scale=100) if (values := at_sparsity(mine, share, "fgsm_half", k)) else "–"
-                    for share in SPARSITIES
-                ]
-                cells = [f"{told}: {objective}", f"ε = {epsilon:g}", *cells, _attacked(nets, "fgsm_half", k)]
-                lines.append("| " + " | ".join(cells) + " |")
-    return lines
+                accuracies = (at_sparsity(mine, share, under_attack(k)) for share in SPARSITIES)
+                cells = [spread(values, scale=100) for values in accuracies]
+                attacked = _attacked(nets, "fgsm_half", k)
+                lines.append([f"{told}: {objective}", f"ε = {epsilon:g}", *cells, attacked])
+    return table(heads, lines)
 
 
 def path_table(records: Sequence[Record]) -> list[str]:
     """The models of the path, a line each."""
-    columns = [f"{told}, ε = {epsilon:g}" for told in ATTACK_NAMES.values() for epsilon in EPSILONS]
-    lines = [
-        f"| penalty | α | seeds | sparsity | clean | {' | '.join(columns)} |",
-        "|---" * (5 + len(columns)) + "|",
-    ]
+    lines = []
     paths = [record for record in records if record["part"] == "path"]
     for (objective, row), mine in grouped(paths, "objective", "row").items():
-        cells = [_attacked(mine, attack, k) for attack in ATTACK_NAMES for k in range(len(EPSILONS))]
         sparse = spread([r["sparsity"] for r in mine], scale=100)
-        lines.append(f"| {objective} | {row} | {len(mine)} | {sparse} | {_clean(mine)} | {' | '.join(cells)} |")
-    return lines
+        lines.append([objective, row, f"{len(mine)}", sparse, _clean(mine), *_attack_cells(mine)])
+    return table(["penalty", "α", "seeds", "sparsity", "clean", *_attack_heads()], lines)
 
 
-def at_sparsity(records: Sequence[Record], share: float, attack: str, k: int) -> list[float]:
-    """The accuracy under an attack at a sparsity, for each seed whose models lie on both sides of it."""
-    found = []
-    for mine in grouped(records, "seed").values():
-        points = sorted((r["sparsity"], r[attack][k]) for r in mine)
-        sparsities, accuracies = zip(*points)
-        if sparsities[0] <= share <= sparsities[-1]:
-            found.append(float(np.interp(share, sparsities, accuracies)))
-    return found
+def _attack_heads() -> list[str]:
+    return [f"{told}, ε = {epsilon:g}" for told in ATTACK_NAMES.values() for epsilon in EPSILONS]
+
+
+def _attack_cells(records: Sequence[Record]) -> list[str]:
+    return [_attacked(records, attack, k) for attack in ATTACK_NAMES for k in range(len(EPSILONS))]
 
 
 def case_of(name: str) -> str:
@@ -401,6 +389,11 @@ def case_of(name: str) -> str:
 
 def _select(records: Sequence[Record], part: str, name: str) -> list[Record]:
     return [record for record in records if (record["part"], record["case"]) == (part, name)]
+
+
+def under_attack(k: int) -> Callable[[Record], float]:
+    """The accuracy of a record under the paper's attack with the k-th ε."""
+    return lambda record: record["fgsm_half"][k]
 
 
 def _attacked(records: Sequence[Record], attack: str, k: int) -> str:

@@ -32,8 +32,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.records import place, write_text
 from simjax import datasets
+from simjax._files import atomic_file, read_safetensors
 from simjax.datasets import ImageDataset
-from simjax.implicit.model import atomic_file, read_safetensors
 from simjax.nn import ResNet
 
 HELD_OUT = 5000  # of the training images, the last ones

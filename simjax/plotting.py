@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from simjax._checks import float_array
-from simjax.implicit.model import ImplicitModel
+from simjax._extras import needs
+
+with needs("plot", "matplotlib", "simjax.plotting"):
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
+    from simjax.implicit.model import ImplicitModel
     from simjax.sim.path import Path
     from simjax.sim.result import FitResult
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -59,3 +61,83 @@ def test_type_checkers_read_the_names_that_are_imported() -> None:
 def test_no_module_has_the_name_of_a_public_function(name: str) -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"simjax.{name}")
+
+
+# ---- modules -----------------------------------------------------------------------------------------------
+
+MODULES = {
+    ".".join(
+        (path.parent if path.name == "__init__.py" else path.with_suffix("")).relative_to(PACKAGE.parent).parts
+    ): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MOST_LINES = 400
+TOO_LONG = {
+    "simjax.implicit.equilibrium",
+    "simjax.implicit.model",
+    "simjax.robustness.lipschitz",
+    "simjax.rows.oracles.program",
+    "simjax.rows.penalties",
+    "simjax.rows.solve",
+    "simjax.sim.plan",
+    "simjax.states.states",
+}
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """The modules of the package that a module imports, also within functions and for type checkers only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: imports are written from the root"
+            inner = {f"{node.module}.{name.name}" for name in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in inner}
+    return found & set(MODULES)
+
+
+def test_modules_are_short() -> None:
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module for module, count in lines.items() if count > MOST_LINES} <= TOO_LONG
+
+
+def test_no_module_imports_through_a_package_that_holds_it() -> None:
+    """That would be a circle by way of its __init__.py, and hides from where the name comes."""
+    through = {
+        (module, imported)
+        for module, path in MODULES.items()
+        for imported in imports(module, path)
+        if module.startswith(f"{imported}.")
+    }
+    assert through == {("simjax.app.cli", "simjax")}  # a user of the library, like any other
+
+
+def test_dependencies_and_extras_are_what_is_imported() -> None:
+    """Nothing is imported that the project file does not name, and nothing named there is idle."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = {_import_name(line) for line in project["dependencies"]}
+    extras = {name: {_import_name(line) for line in lines} for name, lines in project["optional-dependencies"].items()}
+    optional = extras["cli"] | extras["plot"] | extras["datasets"] | extras["oracles"]
+    imported = set()
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            imported |= {str(name).partition(".")[0] for name in names}
+    outside = imported - set(sys.stdlib_module_names) - {"simjax"}
+    assert outside == (required | optional) - {"jaxlib"}  # jaxlib is half of jax
+
+
+def _import_name(requirement: str) -> str:
+    name = re.match(r"[\w-]+", requirement)
+    assert name is not None
+    return {"scikit-learn": "sklearn"}.get(name[0], name[0])
+
+
+@pytest.mark.parametrize("file", [".ci/run", "Makefile"])
+def test_tests_that_are_named_exist(file: str) -> None:
+    root = PACKAGE.parent
+    named = set(re.findall(r"tests/[\w/]+\.py", (root / file).read_text(encoding="utf-8")))
+    assert named
+    assert {name for name in named if not (root / name).is_file()} == set()

@@ -1,35 +1,36 @@
-"""The command line: `simjax demo | fit | evaluate | show | verify`. The only module that prints.
+"""The command line: `simjax demo | fit | evaluate | show | verify`.
 
-Results go to standard output, as tables or with --json as JSON and nothing else; progress, warnings and
-errors go to standard error. Exit codes: 0 for success, 1 where rows are not certified or disagree, 2 for bad input.
+Results go to standard output, as tables or with --json as JSON and nothing else; progress, warnings and errors go to
+standard error. Exit codes: 0 for success, 1 where rows are not certified or disagree, 2 for bad input, 3 for an error
+of simjax itself, with its traceback; 130 and 141 where an interrupt or the end of a pipe stopped it.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import sys
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
-import numpy as np
-import typer
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBars
-from rich.table import Table
-
 import simjax
 from simjax import datasets
-from simjax.app.demo import DemoReport, Observer, json_number, run_demo
+from simjax._extras import needs
+from simjax._files import check_target
+from simjax.app import display, reports
 from simjax.rows.oracles.interface import OracleUnavailable
+
+with needs("cli", "typer", "the command simjax"):
+    import typer
 
 NOT_CERTIFIED = 1
 BAD_INPUT = 2
+INTERNAL_ERROR = 3
+INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13  # as a shell reports SIGINT and SIGPIPE
+_BAD_INPUT_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError, OracleUnavailable)
 
 # The library's own lists of names, which `--help` shows and typer checks; a test compares them.
 DatasetName = Literal["digits", "fashion-mnist"]
@@ -49,17 +50,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 _Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
 
-def main() -> None:
-    """Entry point of the command `simjax`."""
+def main() -> int:
+    """Runs the command that the process was started with, and leaves with its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # where ‖A‖∞ cannot be encoded, it is not worth an error
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     _keep_compiled_code()
-    app()
+    try:
+        app()
+    except Exception:  # not to leave with 1, which means something else
+        traceback.print_exc()
+    return INTERNAL_ERROR  # app itself never returns
 
 
 def _keep_compiled_code() -> None:
@@ -67,6 +73,8 @@ def _keep_compiled_code() -> None:
 
     A global setting, which is for a program to make and never for a library: this is the program.
     """
+    import jax  # here: not needed to say what the command line can do
+
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "simjax" / "jax"))
@@ -104,23 +112,26 @@ def demo(
     as_json: _Json = False,
 ) -> None:
     """Train a network, fit a certified sparse implicit model to it, evaluate, save and draw both."""
-    with _reporting(), _Display() as display:
-        report = run_demo(
-            output,
-            dataset,
-            samples=samples,
-            objective=objective,
-            alpha=alpha,
-            seed=seed,
-            quick=quick,
-            overwrite=force,
-            observer=display,
-        )
-    if as_json:
-        _print_json(report.results | {"files": {name: str(path) for name, path in report.files.items()}})
-    else:
-        _print_demo(report)
-    _exit_by(report.converged)
+    with _reporting():
+        from simjax.app.demo import run_demo  # here: the other commands need no pictures
+
+        with display.Display() as observer:
+            report = run_demo(
+                output,
+                dataset,
+                samples=samples,
+                objective=objective,
+                alpha=alpha,
+                seed=seed,
+                quick=quick,
+                overwrite=force,
+                observer=observer,
+            )
+        if as_json:
+            display.print_json(report.results | {"files": {name: str(path) for name, path in report.files.items()}})
+        else:
+            display.print_demo(report)
+        _exit_by(report.converged)
 
 
 @app.command()
@@ -166,8 +177,8 @@ def fit(
         _check_output(output, force)
         kappa_or_none = _number_or_none("kappa", kappa)
         loaded = simjax.States.load(states)
-        with _Display() as display:
-            display.stage("Fit")
+        with display.Display() as observer:
+            observer.stage("Fit")
             result = simjax.fit(
                 loaded,
                 objective,
@@ -188,15 +199,15 @@ def fit(
                 tol=tol,
                 max_iters=max_iters,
                 workers=workers,
-                progress=display.rows,
+                progress=observer.rows,
             )
         result.model.save(output, overwrite=force)
-    report = _fit_report(result, loaded, output)
-    if as_json:
-        _print_json(report)
-    else:
-        _print_pairs(f"Implicit model of {states}", _fit_pairs(report))
-    _exit_by(result.converged)
+        report = reports.fit_report(result, loaded, output)
+        if as_json:
+            display.print_json(report)
+        else:
+            display.print_fit(f"Implicit model of {states}", report)
+        _exit_by(result.converged)
 
 
 @app.command()
@@ -217,17 +228,10 @@ def evaluate(
             "nonzeros": loaded.nonzeros,
             "well_posedness": loaded.well_posedness,
         }
-    if as_json:
-        _print_json(report)
-        return
-    _print_pairs(
-        f"{model} on {dataset}",
-        {
-            "test accuracy": f"{_percent(report['accuracy'])} of {report['samples']:,} samples",
-            "nonzeros": f"{report['nonzeros']:,}",
-            "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
-        },
-    )
+        if as_json:
+            display.print_json(report)
+        else:
+            display.print_evaluation(f"{model} on {dataset}", report)
 
 
 @app.command()
@@ -238,11 +242,11 @@ def show(
     """Say what is in a saved model: sizes, nonzeros, well-posedness and how it was fitted."""
     with _reporting():
         loaded = simjax.ImplicitModel.load(model)
-        report = _model_report(loaded)
-    if as_json:
-        _print_json({"model": str(model), **report})
-    else:
-        _print_model(str(model), report)
+        report = reports.model_report(loaded)
+        if as_json:
+            display.print_json({"model": str(model), **report})
+        else:
+            display.print_model(str(model), report)
 
 
 @app.command()
@@ -259,11 +263,11 @@ def verify(
     with _reporting():
         loaded, collected = simjax.ImplicitModel.load(model), simjax.States.load(states)
         found = simjax.verify_model(loaded, collected, oracle, rows, seed=seed, workers=workers)
-    if as_json:
-        _print_json(_verification_report(found))
-    else:
-        _print_verification(found)
-    _exit_by(found.ok)
+        if as_json:
+            display.print_json(reports.verification_report(found))
+        else:
+            display.print_verification(found)
+        _exit_by(found.ok)
 
 
 # ---- input and errors --------------------------------------------------------------------------------------
@@ -276,26 +280,30 @@ def _reporting() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
-        except (ValueError, TypeError, OSError, FloatingPointError, OracleUnavailable) as error:
-            hint = " Pass --force to overwrite." if isinstance(error, FileExistsError) else ""
-            _err.print(f"[bold red]Error:[/] {_literal(error)}{hint}", soft_wrap=True)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            _forget_standard_output()
+            raise typer.Exit(PIPE_CLOSED) from None
+        except _BAD_INPUT_ERRORS as error:
+            display.say_error(f"{error} Pass --force to overwrite." if isinstance(error, FileExistsError) else error)
             raise typer.Exit(BAD_INPUT) from error
         finally:
             for warning in caught:
-                _err.print(f"[bold yellow]Warning:[/] {_literal(warning.message)}", soft_wrap=True)
+                display.say_warning(warning.message)
 
 
-def _literal(text: object) -> str:
-    """`text` with its square brackets meant as such, not as rich's markup."""
-    return str(text).replace("[", r"\[")
+def _forget_standard_output() -> None:
+    """Nobody reads it any more, and what is left in its buffer shall not be an error when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_output(path: Path, force: bool) -> None:
     """Refuses, before a long computation, what saving would refuse after it."""
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist.")
+    try:
+        check_target(path, overwrite=force)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists.") from None
 
 
 def _number_or_none(name: str, text: str) -> float | None:
@@ -309,218 +317,5 @@ def _number_or_none(name: str, text: str) -> float | None:
 
 def _exit_by(converged: bool) -> None:
     if not converged:
-        _err.print("[bold yellow]Not every row is certified.[/] What was computed is saved all the same.")
+        display.say_not_certified()
         raise typer.Exit(NOT_CERTIFIED)
-
-
-# ---- progress ----------------------------------------------------------------------------------------------
-
-
-class _Display(Observer):
-    """Stages as progress bars on standard error."""
-
-    def __init__(self) -> None:
-        self._bars = ProgressBars(
-            SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=_err,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> _Display:
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self._finish()
-        self._bars.stop()
-
-    def stage(self, title: str) -> None:
-        self._finish()
-        self._task = self._bars.add_task(title, total=None, note="")
-
-    def epoch(self, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
-        note = f"loss {loss:.3f}, accuracy {_percent(accuracy)}"
-        self._bars.update(self._task, total=epochs, completed=epoch, note=note)
-
-    def rows(self, progress: simjax.Progress) -> None:
-        note = f"{progress.solved} of {progress.rows} rows, worst gap {progress.worst_gap:.0e}"
-        self._bars.update(self._task, total=progress.rows, completed=progress.solved, note=note)
-
-    def _finish(self) -> None:
-        """Stops the stage's clock; a stage without steps counts as one."""
-        if self._task is not None:
-            task = next(task for task in self._bars.tasks if task.id == self._task)
-            if task.total is None:
-                self._bars.update(self._task, total=1, completed=1)
-            self._bars.stop_task(self._task)
-            self._task = None
-
-
-# ---- results -----------------------------------------------------------------------------------------------
-
-
-def _fit_report(result: simjax.FitResult, states: simjax.States, output: Path) -> dict[str, Any]:
-    certificate, model = result.certificate, result.model
-    statuses, counts = np.unique(result.status, return_counts=True)
-    baseline = states.baseline
-    return {
-        "model": str(output),
-        "rows": int(result.status.size),
-        "status": dict(zip(statuses.tolist(), counts.tolist(), strict=True)),
-        "certified": result.converged,
-        "worst_relative_gap": json_number(certificate.relative_gap.max()),
-        "worst_infeasibility": json_number(certificate.infeasibility.max()),
-        "nonzeros": model.nonzeros,
-        "sparsity": None if baseline is None else model.sparsity(baseline.nonzeros),
-        "well_posedness": model.well_posedness,
-        "seconds": round(result.seconds, 3),
-        "settings": result.settings,
-    }
-
-
-def _fit_pairs(report: Mapping[str, Any]) -> dict[str, str]:
-    sparsity = report["sparsity"]
-    return {
-        "rows": ", ".join(f"{count} {status}" for status, count in report["status"].items()),
-        "worst relative gap": _gap(report["worst_relative_gap"]),
-        "worst infeasibility": _gap(report["worst_infeasibility"]),
-        "nonzeros": f"{report['nonzeros']:,}",
-        **({} if sparsity is None else {"sparsity": f"{_percent(sparsity)} fewer than the baseline"}),
-        "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
-        "seconds": f"{report['seconds']:.1f}",
-        "saved as": report["model"],
-    }
-
-
-def _model_report(model: simjax.ImplicitModel) -> dict[str, Any]:
-    dense = model.to_dense()
-    return {
-        "n": model.n,
-        "p": model.p,
-        "q": model.q,
-        "activation": model.activation,
-        "storage": model.storage,
-        "nonzeros": model.nonzeros,
-        "blocks": {
-            name: {"shape": list(M.shape), "nonzeros": int(np.count_nonzero(M))}
-            for name, M in ((name, getattr(dense, name)) for name in ("A", "B", "C", "D", "b", "c"))
-            if M is not None
-        },
-        "well_posedness": model.well_posedness,
-        "perron_eigenvalue": model.perron_eigenvalue,
-        "metadata": model.metadata,
-    }
-
-
-def _print_model(name: str, report: Mapping[str, Any]) -> None:
-    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("block")
-    for column in ("shape", "nonzeros", "share"):
-        table.add_column(column, justify="right")
-    for block, about in report["blocks"].items():
-        share = about["nonzeros"] / int(np.prod(about["shape"]))
-        shape = "×".join(map(str, about["shape"]))
-        table.add_row(block, shape, f"{about['nonzeros']:,}", _percent(share))
-    _out.print(table)
-    fitted = (report["metadata"] or {}).get("fit") or {}
-    _print_pairs(
-        None,
-        {
-            "activation": report["activation"],
-            "storage": report["storage"],
-            "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
-            "Perron eigenvalue": f"λ(|A|) = {report['perron_eigenvalue']:.6g}",
-            **{f"fit: {key}": str(value) for key, value in fitted.items()},
-        },
-    )
-
-
-def _print_demo(report: DemoReport) -> None:
-    results = report.results
-    baseline, model, rows = results["baseline"], results["model"], results["rows"]
-    table = Table(
-        title=f"{results['dataset']}, {results['samples']:,} samples",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for column, justify in (("", "left"), ("baseline", "right"), ("implicit model", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_row("test accuracy", _percent(baseline["test_accuracy"]), _percent(model["test_accuracy"]))
-    table.add_row("nonzeros", f"{baseline['nonzeros']:,}", f"{model['nonzeros']:,}")
-    table.add_row("sparsity", "", _percent(model["sparsity"]))
-    table.add_row("‖A‖∞", "", f"{model['well_posedness']:.6g}")
-    table.add_row("rows certified", "", f"{rows['certified']} of {rows['total']}")
-    table.add_row("worst relative gap", "", _gap(rows["worst_relative_gap"]))
-    table.add_row("seconds to solve", "", f"{rows['seconds']:.1f}")
-    _out.print(table)
-    path = Table(title="path of alphas", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("alpha", "sparsity", "test accuracy", "rows certified"):
-        path.add_column(column, justify="right")
-    for point in report.path:
-        path.add_row(
-            f"{point.alpha:g}",
-            _percent(point.sparsity),
-            _percent(point.accuracy),
-            f"{point.rows_certified} of {rows['total']}",
-        )
-    _out.print(path)
-    for name, file in report.files.items():
-        _out.print(f"  {name.replace('_', ' '):<10} {_literal(file)}", soft_wrap=True)
-
-
-def _verification_report(found: simjax.Verification) -> dict[str, Any]:
-    """A verification as JSON values, a dictionary per row."""
-    names = ("objective", "oracle_objective", "difference", "relative_gap", "oracle_gap")
-    rows = [
-        {
-            "row": int(number),
-            **{name: json_number(getattr(found, name)[k]) for name in names},
-            "agrees": bool(found.agrees[k]),
-        }
-        for k, number in enumerate(found.rows)
-    ]
-    return {"oracle": found.oracle, "ok": found.ok, "rows": rows}
-
-
-def _print_verification(found: simjax.Verification) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=f"{found.rows.size} rows solved again by {found.oracle}")
-    for title in ("row", "objective", found.oracle, "difference", "gap", f"gap of {found.oracle}"):
-        table.add_column(title, justify="right")
-    table.add_column("agrees")
-    for k, number in enumerate(found.rows):
-        table.add_row(
-            str(number),
-            f"{found.objective[k]:.9e}",
-            f"{found.oracle_objective[k]:.9e}",
-            f"{found.difference[k]:.1e}",
-            f"{found.relative_gap[k]:.1e}",
-            f"{found.oracle_gap[k]:.1e}",
-            "yes" if found.agrees[k] else "[bold red]NO[/]",
-        )
-    _out.print(table)
-
-
-def _print_pairs(title: str | None, pairs: Mapping[str, str]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in pairs.items():
-        table.add_row(name, value)
-    _out.print(table)
-
-
-def _print_json(report: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(report, indent=2, allow_nan=False))
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def _gap(gap: float | None) -> str:
-    return "not finite" if gap is None else f"{gap:.1e}"

@@ -6,7 +6,6 @@ short path of others, saves them and draws the pictures. Nothing here prints: pr
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,25 +14,29 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
-from matplotlib.figure import Figure
 
 from simjax import datasets
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax.implicit.model import ImplicitModel, atomic_file, package_version
+from simjax._files import atomic_file, check_target, package_version
+from simjax.app.observer import Observer
+from simjax.app.reports import json_number, json_text
+from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.plotting import plot_gaps, plot_sparsity_pattern, plot_trade_off
-from simjax.rows.progress import Progress
 from simjax.rows.status import Status
 from simjax.sim.adaptive import adaptive_weights
 from simjax.sim.fit import fit
 from simjax.sim.result import FitResult
 from simjax.states.collect import collect_states
 from simjax.states.states import States
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,6 @@ _FILES = MappingProxyType(
         "trade_off": "trade_off.png",
     }
 )
-
-
-class Observer:
-    """Is told how the demo goes; this one does nothing."""
-
-    def stage(self, title: str) -> None:
-        """A new stage begins."""
-
-    def epoch(self, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
-        """An epoch of the baseline's training is over."""
-
-    def rows(self, progress: Progress) -> None:
-        """A solve has come so far."""
 
 
 @dataclass(frozen=True)
@@ -299,11 +289,6 @@ def _certified(result: FitResult) -> int:
     return int(np.count_nonzero(result.status == Status.SOLVED))
 
 
-def json_number(value: Any) -> float | None:
-    """A float that JSON can hold: None in place of NaN and infinities."""
-    return float(value) if np.isfinite(value) else None
-
-
 def _environment() -> dict[str, str]:
     device = jax.devices()[0]
     return {
@@ -325,6 +310,8 @@ def _free_files(folder: Path, overwrite: bool) -> dict[str, Path]:
     if existing and not overwrite:
         raise FileExistsError(f"{folder} already holds {', '.join(existing)}; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    for path in files.values():
+        check_target(path, overwrite)
     return files
 
 
@@ -341,7 +328,7 @@ def _write(
     states.save(files["states"], overwrite)
     result.model.save(files["model"], overwrite)
     with atomic_file(files["results"], overwrite) as file:
-        file.write(json.dumps(results, indent=2, allow_nan=False).encode())
+        file.write(json_text(results).encode())
     for name, figure in pictures.items():
         with atomic_file(files[name], overwrite) as file:
             figure.savefig(file, format="png")

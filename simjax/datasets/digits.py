@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from simjax._extras import needs
 from simjax.datasets._dataset import Dataset
 
 DIGITS_TEST_SAMPLES = 360
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, always shuffled alike; 360 are for testing."""
-    from sklearn.datasets import (
-        load_digits as sklearn_digits,
-    )  # here: the library itself needs no scikit-learn
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, always shuffled alike; 360 are for testing.
 
-    images, labels = sklearn_digits(return_X_y=True)
+    Raises:
+        ModuleNotFoundError: scikit-learn, which brings them, is not installed.
+    """
+    with needs("datasets", "scikit-learn", "simjax.datasets.load_digits"):
+        from sklearn import datasets as bundled
+
+    images, labels = bundled.load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:DIGITS_TEST_SAMPLES], order[DIGITS_TEST_SAMPLES:]
     inputs, labels = images / 16.0, labels.astype(np.int64)

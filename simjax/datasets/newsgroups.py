@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from simjax._checks import choice
+from simjax._extras import needs
 from simjax.datasets import _files
 from simjax.datasets._dataset import TextDataset
 
@@ -45,6 +46,7 @@ def load_newsgroups(remove: Sequence[str] = ()) -> TextDataset:
         FileNotFoundError: the archive is nowhere and could not be downloaded; says which file to put where.
         ValueError: the archive is damaged or not the official one; an unknown part to remove.
         TypeError: remove is no sequence of names.
+        ModuleNotFoundError: there is something to remove, and scikit-learn is not installed.
     """
     strip = _stripping(remove)
     file = find_newsgroups() or _download_newsgroups()
@@ -97,13 +99,14 @@ def _messages(packed: bytes, source: object) -> list[tuple[str, str, int, str]]:
 
 def _stripping(remove: Sequence[str]) -> Callable[[str], str]:
     """The function that strips these parts of a message, in the order of `REMOVABLE` whatever theirs is."""
-    # here: the library itself needs no scikit-learn
-    from sklearn.datasets import _twenty_newsgroups as rules
-
     if isinstance(remove, str) or not all(isinstance(name, str) for name in remove):
         raise TypeError(f"remove must be a sequence of names, got {remove!r}.")
     for name in remove:
         choice("remove", name, REMOVABLE)
+    if not remove:
+        return lambda text: text
+    with needs("datasets", "scikit-learn", "remove of simjax.datasets.load_newsgroups"):
+        from sklearn.datasets import _twenty_newsgroups as rules
     functions = {
         "headers": rules.strip_newsgroup_header,
         "footers": rules.strip_newsgroup_footer,

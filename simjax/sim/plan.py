@@ -19,6 +19,7 @@ from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem
 from simjax.rows.solution import dense_rows
 from simjax.sim.low_rank import LowRank
 from simjax.sim.supports import SUPPORTS, RowSupports
+from simjax.states.plausible import warn_if_implausible
 from simjax.states.states import Rescale, States
 from simjax.states.streamed import StreamedStates, design_and_targets
 
@@ -158,6 +159,8 @@ class Plan:
         if like is not None and like.fit_intercept == fit_intercept and np.array_equal(like.unit, unit):
             data = like.data
         else:
+            if like is None and isinstance(states, States):
+                warn_if_implausible(states)
             data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, fit_intercept)
         return cls(
             data=data,

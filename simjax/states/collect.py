@@ -14,25 +14,25 @@ def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, la
     """The states of a trained network on `inputs` (m, p), in float64 whatever the network's own precision.
 
     Args:
-        network: one of
+      network: one of
 
-            * an object with a method `states(inputs)` that returns `States`, such as `simjax.nn.MLP`, with an
-              argument `layers` if it lets one choose;
-            * a Flax NNX module, run in evaluation mode on a copy;
-            * a Flax Linen module, with `variables`.
+        * an object with a method `states(inputs)` that returns `States`, such as `simjax.nn.MLP`, with an
+          argument `layers` if it lets one choose;
+        * a Flax NNX module, run in evaluation mode on a copy;
+        * a Flax Linen module, with `variables`.
 
-            A Flax module must be a chain of `Linear` (Linen: `Dense`) layers with one known activation
-            between all of them; dropout, inactive in evaluation, may stand anywhere, and how the module is
-            written does not matter. This is not taken on trust: the module is run on some samples, and what
-            enters each layer must be what the chain gives.
-        inputs: U (m, p), or (m, …) for a network that flattens its inputs itself.
-        variables: Linen only, {"params": …}.
-        layers: how many of the last hidden layers are states; what feeds the first of them is then the input u.
-            None means all. For a convolutional network, whose states are many, see `simjax.nn.ResNet.states`.
+        A Flax module must be a chain of `Linear` (Linen: `Dense`) layers with one known activation
+        between all of them; dropout, inactive in evaluation, may stand anywhere, and how the module is
+        written does not matter. This is not taken on trust: the module is run on some samples, and what
+        enters each layer must be what the chain gives.
+      inputs: U (m, p), or (m, …) for a network that flattens its inputs itself.
+      variables: Linen only, {"params": …}.
+      layers: how many of the last hidden layers are states; what feeds the first of them is then the input u.
+        None means all. For a convolutional network, whose states are many, see `simjax.nn.ResNet.states`.
 
     Raises:
-        TypeError: the network is not such a chain, or not understood; the message says what to do instead.
-        ValueError: hidden layers with different activations, no hidden layer, inputs or layers that do not fit.
+      TypeError: the network is not such a chain, or not understood; the message says what to do instead.
+      ValueError: hidden layers with different activations, no hidden layer, inputs or layers that do not fit.
     """
     own = getattr(network, "states", None)
     if callable(own):

@@ -47,11 +47,11 @@ def read_layers(
     `inputs` and around them, and what entered each linear layer must be what the chain gives.
 
     Returns:
-        inputs (m, p), weights (outputs, inputs) and biases per layer, and the activation's name.
+      inputs (m, p), weights (outputs, inputs) and biases per layer, and the activation's name.
 
     Raises:
-        TypeError: the network is not such a chain or could not be run.
-        ValueError: no hidden layer, hidden layers with different activations, unfit inputs or `variables`.
+      TypeError: the network is not such a chain or could not be run.
+      ValueError: no hidden layer, hidden layers with different activations, unfit inputs or `variables`.
     """
     variables = _checked_variables(network, variables)
     given = np.asarray(inputs)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from simjax._checks import choice, matrix, positive_integer, positive_scalar
+from simjax._files import read_npz, usable, write_npz
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.model import (
     ImplicitModel,
-    atomic_file,
-    check_version,
     checked_layers,
     checked_scale,
     model_from_tensors,
     model_to_tensors,
-    package_version,
 )
 
 Rescale = Literal["auto", "inner", "none"]
@@ -37,7 +31,6 @@ _ACTIVATION_TOLERANCE = 1e-5
 _BASELINE_TOLERANCE = 1e-4  # float32 sums of many terms round more than φ does
 
 _ARRAYS = ("inputs", "preactivations", "activations", "outputs")
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 _BASELINE_PREFIX = "baseline."
 
 
@@ -46,20 +39,22 @@ class States:
     """States Z, X = φ(Z) and outputs Y of a baseline network on m inputs U (SIM paper, §2), a row per sample.
 
     Args:
-        inputs: U (m, p).
-        preactivations: Z (m, n), stacked last hidden layer first.
-        activations: X (m, n) = φ(Z).
-        outputs: Y (m, q), the baseline's own outputs.
-        activation: name of φ (see `simjax.implicit.activations`).
-        layer_sizes: widths of the hidden layers, FIRST hidden layer first, summing to n; None if not layered.
-        baseline: the exact implicit form of the network that produced the states, or None if unknown.
+      inputs: U (m, p).
+      preactivations: Z (m, n), stacked last hidden layer first; or a list with an array for each hidden layer, FIRST
+        hidden layer first, which are stacked here.
+      activations: X (m, n) = φ(Z); or a list, likewise.
+      outputs: Y (m, q), the baseline's own outputs.
+      activation: name of φ (see `simjax.implicit.activations`).
+      layer_sizes: widths of the hidden layers, FIRST hidden layer first, summing to n; None if not layered, or as
+        the lists say.
+      baseline: the exact implicit form of the network that produced the states, or None if unknown.
 
     All array-likes of real numbers are accepted and kept in float64, read-only.
 
     Raises:
-        ValueError: shapes that do not fit, empty arrays, NaN or inf, X ≠ φ(Z), an unknown activation, layer
-            sizes that do not sum to n, or a baseline that does not produce these states.
-        TypeError: arrays that are not real numbers, a baseline that is not an ImplicitModel.
+      ValueError: shapes that do not fit, empty arrays, NaN or inf, X ≠ φ(Z), an unknown activation, layer
+        sizes that do not sum to n, or a baseline that does not produce these states.
+      TypeError: arrays that are not real numbers, a baseline that is not an ImplicitModel.
     """
 
     inputs: Any
@@ -71,6 +66,7 @@ class States:
     baseline: ImplicitModel | None = None
 
     def __post_init__(self) -> None:
+        self._stack_layers()
         for name in _ARRAYS:
             array = matrix(name, getattr(self, name))
             array.flags.writeable = False
@@ -95,16 +91,16 @@ class States:
         """The float64 states of a layered network x_ℓ = φ(W_ℓ x_{ℓ−1} + b_ℓ), ŷ = W_{L+1} x_L + b_{L+1}.
 
         Args:
-            weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer; L ≥ 1.
-            biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
-            activation: name of φ.
-            inputs: U (m, p).
-            layers: how many of the last hidden layers are states, 1 … L; what feeds the first of them is then the
-                input u. None means all.
+          weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer; L ≥ 1.
+          biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
+          activation: name of φ.
+          inputs: U (m, p).
+          layers: how many of the last hidden layers are states, 1 … L; what feeds the first of them is then the
+            input u. None means all.
 
         Raises:
-            ValueError, TypeError: as `ImplicitModel.from_layers`, inputs that do not fit the first layer, and layers
-                that are not a number of hidden layers.
+          ValueError, TypeError: as `ImplicitModel.from_layers`, inputs that do not fit the first layer, and layers
+            that are not a number of hidden layers.
         """
         weights, biases = checked_layers(weights, biases)
         phi = find_activation(activation)
@@ -166,7 +162,7 @@ class States:
         """Where each hidden layer lies in the stacked state, last hidden layer first.
 
         Raises:
-            ValueError: the layer sizes are unknown.
+          ValueError: the layer sizes are unknown.
         """
         if self.layer_sizes is None:
             raise ValueError("layer_sizes is unknown: pass States(..., layer_sizes=...) to say where layers lie.")
@@ -179,12 +175,12 @@ class States:
         """Some of the samples.
 
         Args:
-            indices_or_count: sample indices (k,), a mask (m,) of booleans, or a number of samples.
-            seed: with a number, draw that many without replacement; None takes the first ones.
+          indices_or_count: sample indices (k,), a mask (m,) of booleans, or a number of samples.
+          seed: with a number, draw that many without replacement; None takes the first ones.
 
         Raises:
-            ValueError: no or too many samples asked for, indices out of range, a seed where nothing is drawn.
-            TypeError: neither whole numbers nor booleans.
+          ValueError: no or too many samples asked for, indices out of range, a seed where nothing is drawn.
+          TypeError: neither whole numbers nor booleans.
         """
         rows = _chosen_rows(indices_or_count, self.m, seed)
         return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
@@ -198,8 +194,8 @@ class States:
         "inner" where that is possible and "none" elsewhere. kappa=None sets no limit: nothing is rescaled.
 
         Raises:
-            ValueError: "inner" with unknown layers or baseline, with a baseline not from layer to layer, or
-                with an activation that is not positively homogeneous; kappa outside (0, 1); an unknown name.
+          ValueError: "inner" with unknown layers or baseline, with a baseline not from layer to layer, or
+            with an activation that is not positively homogeneous; kappa outside (0, 1); an unknown name.
         """
         choice("rescale", rescale, ("auto", "inner", "none"))
         if kappa is not None:
@@ -221,7 +217,7 @@ class States:
         """These states with z′ = s·z and x′ = s·x, and a baseline with unchanged outputs that produces them.
 
         Raises:
-            ValueError: scale not (n,) or not positive, or φ not positively homogeneous.
+          ValueError: scale not (n,) or not positive, or φ not positively homogeneous.
         """
         s = checked_scale(scale, self.n, self.activation)
         return replace(
@@ -256,49 +252,44 @@ class States:
         The file appears complete or not at all.
 
         Raises:
-            FileExistsError: `path` exists and `overwrite` is False.
-            FileNotFoundError: its folder does not exist.
+          FileExistsError: `path` exists and `overwrite` is False.
+          FileNotFoundError: its folder does not exist.
         """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        about: dict[str, Any] = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "simjax_version": package_version(),
-            "activation": self.activation,
-            "layer_sizes": self.layer_sizes,
-            "baseline": None,
-        }
+        about: dict[str, Any] = {"activation": self.activation, "layer_sizes": self.layer_sizes, "baseline": None}
         if self.baseline is not None:
             tensors, about["baseline"] = model_to_tensors(self.baseline)
             arrays |= {_BASELINE_PREFIX + name: tensor for name, tensor in tensors.items()}
-        with atomic_file(path, overwrite) as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)
+        write_npz(path, arrays, about, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> States:
         """Reads states that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, pickled, foreign, of a newer format version or inconsistent.
+          FileNotFoundError: there is no such file.
+          ValueError: the file is truncated, pickled, foreign, of a newer format version or inconsistent.
         """
-        arrays = _read_npz(path)
-        try:
-            about = json.loads(str(arrays.pop("about")[()]))
-            recognised = isinstance(about, dict) and about.get("format") == FORMAT
-        except (KeyError, ValueError):
-            recognised = False
-        if not recognised:
-            raise ValueError(f"{path} is an .npz file, but not of simjax states: its format marker is missing.")
-        check_version(path, about.get("format_version"), FORMAT_VERSION)
-        try:
+        arrays, about = read_npz(path, FORMAT, FORMAT_VERSION)
+        with usable(path, "simjax states file"):
             return _states_from(arrays, about)
-        except KeyError as error:
-            raise ValueError(f"{path} does not hold usable simjax states: {error} is missing.") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold usable simjax states: {error}") from error
 
     # ---- checks --------------------------------------------------------------------------------------------
+
+    def _stack_layers(self) -> None:
+        """Put lists of an array for each layer into one array each, and read the layer sizes from them."""
+        for name in ("preactivations", "activations"):
+            layers = getattr(self, name)
+            if not (isinstance(layers, list | tuple) and layers and all(np.ndim(layer) == 2 for layer in layers)):
+                continue
+            arrays = [matrix(f"{name}[{k}]", layer) for k, layer in enumerate(layers)]
+            samples, sizes = {array.shape[0] for array in arrays}, tuple(array.shape[1] for array in arrays)
+            if len(samples) > 1:
+                raise ValueError(f"{name} must have one row per sample in every layer, got {sorted(samples)} rows.")
+            if self.layer_sizes is not None and tuple(self.layer_sizes) != sizes:
+                raise ValueError(f"{name} has layers of sizes {sizes}, but layer_sizes is {self.layer_sizes}.")
+            object.__setattr__(self, name, np.concatenate(arrays[::-1], axis=1))
+            object.__setattr__(self, "layer_sizes", sizes)
 
     def _check_shapes(self) -> None:
         for name in _ARRAYS[1:]:
@@ -341,9 +332,10 @@ class States:
         ):
             deviation, allowed = _deviation(found, expected, _BASELINE_TOLERANCE)
             if deviation > allowed:
+                order = " States are stacked last hidden layer first." if name == "preactivations" else ""
                 raise ValueError(
                     f"baseline does not produce these states: {name} differ by up to {deviation:.3g} "
-                    f"(allowed {allowed:.3g})."
+                    f"(allowed {allowed:.3g}).{order}"
                 )
 
 
@@ -378,19 +370,6 @@ def _chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
     if rows.size == 0 or rows.min() < 0 or rows.max() >= m:
         raise ValueError(f"indices_or_count must name at least one sample, all within 0 … {m - 1}.")
     return rows
-
-
-def _read_npz(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    try:
-        with Path(path).open("rb") as file:  # np.load leaves its own handle open when it fails
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise ValueError("it is a single array")
-            return {name: loaded[name] for name in loaded.files}
-    except (*_ZIP_ERRORS, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not an .npz file (truncated, pickled or foreign): {error}") from error
 
 
 def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States:

@@ -11,6 +11,7 @@ import numpy as np
 from simjax._checks import positive_integer
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.statistics import SufficientStatistics
+from simjax.states.plausible import warn_of_no_negative_preactivation
 from simjax.states.states import Rescale, States
 
 
@@ -162,13 +163,17 @@ def stream_states(batches: Iterable[States]) -> StreamedStates:
     """
     sample: States | None = None
     statistics: SufficientStatistics | None = None
+    negative = False
     for batch in agreeing_batches(batches):
         if sample is None or statistics is None:
             sample = _extreme_samples(batch)
             statistics = SufficientStatistics(batch.n + batch.p + 1, batch.n + batch.q)
         statistics.update(*design_and_targets(batch, fit_intercept=True))
+        negative = negative or bool(np.any(batch.preactivations < 0.0))
     if sample is None or statistics is None:
         raise ValueError("batches must hold at least one batch of simjax.States, got none.")
+    if sample.activation == "relu" and sample.baseline is None and not negative:
+        warn_of_no_negative_preactivation()
     return StreamedStates(sample, statistics)
 
 

@@ -16,12 +16,10 @@ from typer.testing import CliRunner
 
 import simjax
 from simjax import datasets
-from simjax import fit as fit_function
 from simjax.app import cli, demo
 from simjax.rows import penalties, problem
 from simjax.rows.options import ORACLES, SOLVERS
-
-fit_module = sys.modules[fit_function.__module__]
+from simjax.sim import plan, supports
 
 
 def run(*arguments: object) -> Any:
@@ -259,9 +257,6 @@ def test_foreign_model_files_are_refused(command: str, content: bytes, tmp_path:
     assert "Traceback" not in result.stderr
 
 
-# ---- the whole -------------------------------------------------------------------------------------------
-
-
 # ---- verify ------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +286,9 @@ def test_verify_needs_a_model_that_says_how_it_was_fitted(states_file: Path, tmp
     assert "no fit settings" in result.stderr
 
 
+# ---- the whole ---------------------------------------------------------------------------------------------
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"simjax {simjax.__version__}\n"
 
@@ -300,11 +298,11 @@ def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.SparseObjective) == demo.OBJECTIVES
     assert get_args(cli.Objective) == tuple(penalties.OBJECTIVES)
     assert get_args(cli.Matching) == problem.MATCHINGS
-    assert get_args(cli.Reduction) == fit_module.REDUCTIONS
-    assert get_args(cli.Constraint) == fit_module.CONSTRAINTS
-    assert get_args(cli.Support) == fit_module.SUPPORTS
-    assert get_args(cli.Rescale) == fit_module.RESCALES
-    assert get_args(cli.Units) == fit_module.UNITS
+    assert get_args(cli.Reduction) == plan.REDUCTIONS
+    assert get_args(cli.Constraint) == plan.CONSTRAINTS
+    assert get_args(cli.Support) == supports.SUPPORTS
+    assert get_args(cli.Rescale) == plan.RESCALES
+    assert get_args(cli.Units) == plan.UNITS
     assert get_args(cli.SolverName) == (*SOLVERS, *ORACLES)
     assert get_args(cli.OracleName) == ORACLES
 

@@ -13,7 +13,7 @@ from benchmarks.records import write
 from experiments import __main__ as command
 from experiments import curves
 from experiments.baselines import Split
-from experiments.experiment import Settings
+from experiments.experiment import Settings, at_sparsity
 from simjax.nn import MLP
 
 pytestmark = pytest.mark.slow  # `make test` is for the library
@@ -51,9 +51,9 @@ def test_all_penalties_have_the_slope_of_l1_at_zero():
 
 
 def test_what_is_lost_at_a_sparsity_and_what_is_free():
-    records = [{"sparsity": sparse, "drop": drop} for sparse, drop in ((0.6, 0.02), (0.2, -0.001), (0.4, 0.001))]
-    assert curves.drop_at(records, 0.5) == pytest.approx([0.0105])
-    assert curves.drop_at(records, 0.7) == []
+    records = [{"seed": 0, "sparsity": x, "drop": y} for x, y in ((0.6, 0.02), (0.2, -0.001), (0.4, 0.001))]
+    assert at_sparsity(records, 0.5, lambda record: record["drop"]) == pytest.approx([0.0105])
+    assert at_sparsity(records, 0.7, lambda record: record["drop"]) == []
     assert curves.free_sparsity(records) == [0.4]
     assert curves.free_sparsity(records[:1]) == []
 

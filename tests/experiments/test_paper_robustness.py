@@ -13,7 +13,7 @@ import simjax
 from experiments import __main__ as command
 from experiments import baselines, robustness
 from experiments.baselines import measures
-from experiments.experiment import Settings
+from experiments.experiment import Settings, at_sparsity
 from simjax.datasets import Dataset
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP
@@ -214,8 +214,9 @@ def test_accuracy_at_a_sparsity_is_read_from_a_line_between_models_of_one_seed()
         for seed in (0, 1)
         for sparse in (0.6, 0.2)
     ]
-    np.testing.assert_allclose(robustness.at_sparsity(records, 0.5, "fgsm_half", 0), [0.75, 0.76])
-    assert robustness.at_sparsity(records, 0.7, "fgsm_half", 0) == []
+    first = robustness.under_attack(0)
+    np.testing.assert_allclose(at_sparsity(records, 0.5, first), [0.75, 0.76])
+    assert at_sparsity(records, 0.7, first) == []
 
 
 def test_the_distance_leaves_out_what_is_not_known():

@@ -1,21 +1,16 @@
-"""Each baseline network on the digits, and sparse models fitted to it: `python -m benchmarks.baselines`.
+"""Each kind of network on the digits, and sparse models fitted to it: `python -m experiments networks`.
 
 For every baseline: how long its training takes, its accuracy, its own Lipschitz bound, the accuracy of SIM models at
 three sparsities, and the share of test samples certified at ε = 0.01 in l∞, of the baseline and of those models. For
 its equilibrium: how many averaged iterations the stated rate predicts at most, how many it takes, and how many with
 Anderson's extrapolation.
-
-Writes benchmarks/results/baselines.json, record by record, and two tables between markers of docs/implicit.md. With
---quick, a short run that only prints.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +19,10 @@ import numpy as np
 from flax import nnx
 
 import simjax
-from benchmarks.against_implicit import KAPPA, relative_weights
-from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, plain, read, write_between
+from benchmarks.problems import KAPPA
+from benchmarks.records import Record, places, plain, table
+from experiments.experiment import Experiment, Job, Settings, one_after_another
+from experiments.sparse import relative_weights
 from simjax import datasets
 from simjax.implicit.equilibrium import Equilibrium, Solver, affine, average_step, equilibrium
 from simjax.implicit.model import ImplicitModel
@@ -44,11 +41,7 @@ from simjax.robustness.lipschitz import (
 )
 from simjax.states.states import States
 
-OUTPUT = RESULTS / "baselines.json"
-PAGE = ROOT / "docs" / "implicit.md"
-MODELS = "<!-- baselines:begin -->", "<!-- baselines:end -->"
-ITERATIONS = "<!-- iterations:begin -->", "<!-- iterations:end -->"
-
+NAME = "networks"
 DATASET = "digits"
 HIDDEN = (32, 16)
 STATES = sum(HIDDEN)
@@ -82,7 +75,7 @@ BASELINES: Mapping[str, Callable[[int, int, int, nnx.Rngs], nnx.Module]] = {
 }
 
 
-class Settings(NamedTuple):
+class Amount(NamedTuple):
     """How much is done."""
 
     epochs: int
@@ -91,51 +84,41 @@ class Settings(NamedTuple):
     tests: int
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few epochs, samples and fits; writes nothing")
-    parser.add_argument("--output", type=Path, help=f"records, instead of {OUTPUT.relative_to(ROOT)}")
-    parser.add_argument("--page", type=Path, help=f"the page with the tables, instead of {PAGE.relative_to(ROOT)}")
-    given = parser.parse_args(arguments)
-    output, page = (given.output, given.page) if given.quick else (given.output or OUTPUT, given.page or PAGE)
-    settings = Settings(RECOMMENDED[DATASET]["epochs"], SAMPLES, ALPHAS, datasets.DIGITS_TEST_SAMPLES)
-    if given.quick:
-        settings = Settings(2, 100, ALPHAS[3::3], 60)
-    records = []
-    for name in given.baselines:
-        records.append({**measure(name, given.seed, settings), "quick": given.quick, **place()})
-        if output is not None:
-            merge(output, records[-1], ("baseline", "seed"))
-        print(json.dumps({key: records[-1][key] for key in ("baseline", "seconds", "test_accuracy")}), flush=True)
-    if output is not None:
-        records = read(output)
-    if page is not None:
-        write_between(page, *MODELS, models_section(records))
-        write_between(page, *ITERATIONS, iterations_section(records))
-    else:
-        print(models_section(records), iterations_section(records), sep="\n\n")
+# --- Running -----------------------------------------------------------------------------------------------------
+
+
+def jobs(settings: Settings) -> Iterator[Job]:
+    """What there is to do: each baseline, with each seed."""
+    amount = Amount(RECOMMENDED[DATASET]["epochs"], SAMPLES, ALPHAS, datasets.DIGITS_TEST_SAMPLES)
+    if settings.quick:
+        amount = Amount(2, 100, ALPHAS[3::3], 60)
+    for seed in settings.seeds:
+        for name in BASELINES:
+            yield Job(({"baseline": name, "seed": seed},), functools.partial(of_baseline, name, seed, amount))
+
+
+def of_baseline(name: str, seed: int, amount: Amount) -> Iterator[Record]:
+    """The record of a baseline."""
+    yield measure(name, seed, amount)
 
 
 # --- One baseline ------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seed: int, settings: Settings) -> Record:
+def measure(name: str, seed: int, amount: Amount) -> Record:
     """Train a baseline, fit models to it, certify all of them and count iterations."""
     data = datasets.load(DATASET)
-    tests, labels = data.test_inputs[: settings.tests], data.test_labels[: settings.tests]
+    tests, labels = data.test_inputs[: amount.tests], data.test_labels[: amount.tests]
     p, q = data.train_inputs.shape[1], len(data.class_names)
     module = BASELINES[name](p, STATES, q, nnx.Rngs(seed))
-    recipe = {**RECOMMENDED[DATASET], "epochs": settings.epochs}
+    recipe = {**RECOMMENDED[DATASET], "epochs": amount.epochs}
     report = train(module, data.train_inputs, data.train_labels, seed=seed, **recipe)
     tested = simjax.collect_states(module, tests)
     norm, bound = own_bound(module, tested)
-    rows = np.random.default_rng(seed).permutation(len(data.train_labels))[: settings.samples]
+    rows = np.random.default_rng(seed).permutation(len(data.train_labels))[: amount.samples]
     states = simjax.collect_states(module, data.train_inputs[rows])
     remedy, states, options = into_ball(states)
-    fits = sparse_models(states, settings.alphas, options)
+    fits = sparse_models(states, amount.alphas, options)
     counted = tests[:SOLVED_SAMPLES]
     return plain(
         {
@@ -244,12 +227,12 @@ class Iteration(NamedTuple):
     """An averaged iteration whose residual shrinks by `factor` in a norm: max|r|/scale or (Σ(scale·r)²)^½.
 
     Attributes:
-        name: what it is called.
-        run: solves for the samples with given settings.
-        step: its α, so that one step from zero is α times the first residual.
-        factor: the stated contraction.
-        scale: (n,) of the norm.
-        order: np.inf or 2.
+      name: what it is called.
+      run: solves for the samples with given settings.
+      step: its α, so that one step from zero is α times the first residual.
+      factor: the stated contraction.
+      scale: (n,) of the norm.
+      order: np.inf or 2.
     """
 
     name: str
@@ -350,30 +333,51 @@ def stated_iteration(module: nnx.Module, model: ImplicitModel | None, u: jax.Arr
     return Iteration("averaged", average, step, factor, eta, np.inf)
 
 
-# --- The tables --------------------------------------------------------------------------------------------------
+# --- The page ----------------------------------------------------------------------------------------------------
 
 
-def models_section(records: Sequence[Record]) -> str:
-    """A line for each baseline, and where they were made."""
-    wanted = " | ".join(f"SIM, ≥ {100 * share:.0f} % zeros" for share in ZEROS)
-    lines = [
-        "Generated by `python -m benchmarks.baselines`; do not edit. SIM models: test accuracy, certified accuracy in "
-        "brackets, share of zeros.",
-        "",
-        "| baseline | training (s) | accuracy % | own Lipschitz bound | certified % | ‖A‖∞ | into the ball by | "
-        f"{wanted} |",
-        "|---" * (7 + len(ZEROS)) + "|",
-    ]
+def section(records: Sequence[Record]) -> str:
+    """The records as two tables, and where they were made."""
+    return "\n".join(
+        [
+            "## The networks, and sparse models fitted to them",
+            "",
+            "SIM models: test accuracy, certified accuracy in brackets, share of zeros.",
+            "",
+            *models_table(records),
+            "",
+            "## Iterations and their stated rates",
+            "",
+            f"Most iterations of a sample, of {SOLVED_SAMPLES}, to a residual of {TOL:g} in float64.",
+            "",
+            *iterations_table(records),
+            "",
+            *places(records),
+        ]
+    )
+
+
+def models_table(records: Sequence[Record]) -> list[str]:
+    """A line for each baseline."""
+    heads = ["baseline", "training (s)", "accuracy %", "own Lipschitz bound", "certified %", "‖A‖∞", "into the ball by"]
+    heads += [f"SIM, ≥ {100 * share:.0f} % zeros" for share in ZEROS]
+    rows = []
     for record in records:
         norm = {"inf": "l∞", "l2": "l2"}[record["bound_norm"]]
         bound = record["bound"] if isinstance(record["bound"], str) else f"{record['bound']:.3g}"
-        own = "–" if record["norm_A"] is None else f"{record['norm_A']:.3g}"
-        chosen = " | ".join(_fit(record["fits"], share) for share in ZEROS)
-        lines.append(
-            f"| {record['baseline']} | {record['seconds']:.1f} | {100 * record['test_accuracy']:.1f} | {bound} "
-            f"({norm}) | {100 * record['certified']:.1f} | {own} | {record['remedy']} | {chosen} |"
+        rows.append(
+            [
+                record["baseline"],
+                f"{record['seconds']:.1f}",
+                f"{100 * record['test_accuracy']:.1f}",
+                f"{bound} ({norm})",
+                f"{100 * record['certified']:.1f}",
+                "–" if record["norm_A"] is None else f"{record['norm_A']:.3g}",
+                record["remedy"],
+                *(_fit(record["fits"], share) for share in ZEROS),
+            ]
         )
-    return "\n".join([*lines, "", *places(records)])
+    return table(heads, rows)
 
 
 def _fit(fits: Sequence[Record], share: float) -> str:
@@ -385,30 +389,26 @@ def _fit(fits: Sequence[Record], share: float) -> str:
     return f"{100 * fit['test_accuracy']:.1f} ({100 * fit['certified']:.1f}), {100 * fit['zeros']:.0f} %"
 
 
-def iterations_section(records: Sequence[Record]) -> str:
-    """Iterations of every baseline that states a rate."""
-    lines = [
-        f"Generated by `python -m benchmarks.baselines`; do not edit. Most iterations of a sample, of "
-        f"{SOLVED_SAMPLES}, to a residual of {TOL:g} in float64.",
-        "",
-        "| baseline | iteration | stated factor | predicted at most | averaged | Anderson |",
-        "|---|---|---|---|---|---|",
-    ]
-    for record in records:
-        found = record["iterations"]
-        if found is None:
-            lines.append(f"| {record['baseline']} | none with a stated rate | – | – | – | – |")
-            continue
-        averaged, anderson = (
-            f"{found[method]:,}" if found[method] is not None else f"> {MAX_ITERS:,}"
-            for method in ("averaged", "anderson")
-        )
-        lines.append(
-            f"| {record['baseline']} | {found['name']} | {found['factor']:.6g} | {found['predicted']:,} | {averaged} "
-            f"| {anderson} |"
-        )
-    return "\n".join(lines)
+def iterations_table(records: Sequence[Record]) -> list[str]:
+    """Iterations of every baseline, where it states a rate."""
+    heads = ["baseline", "iteration", "stated factor", "predicted at most", "averaged", "Anderson"]
+    return table(heads, [[record["baseline"], *_iterations(record["iterations"])] for record in records])
 
 
-if __name__ == "__main__":
-    main()
+def _iterations(found: Record | None) -> list[str]:
+    if found is None:
+        return ["none with a stated rate", *("–" for _ in range(4))]
+    counts = (found[method] for method in ("averaged", "anderson"))
+    counted = (f"{count:,}" if count is not None else f"> {MAX_ITERS:,}" for count in counts)
+    return [found["name"], f"{found['factor']:.6g}", f"{found['predicted']:,}", *counted]
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Every implicit network on the digits",
+    keys=("baseline", "seed"),
+    run=one_after_another(jobs),
+    section=section,
+    pictures=lambda _: {},
+    jobs=jobs,
+)

@@ -1,0 +1,241 @@
+"""What a terminal shows: tables on standard output; progress, warnings and errors on standard error.
+
+The only module that prints. Names of files and other people's words are shown as they are: no markup, no emoji codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simjax._extras import needs
+from simjax.app.observer import Observer
+from simjax.app.reports import json_text
+
+with needs("cli", "rich", "the command simjax"):
+    from rich import box
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as ProgressBars
+    from rich.table import Table
+    from rich.text import Text
+
+if TYPE_CHECKING:
+    from simjax.app.demo import DemoReport
+    from simjax.rows.progress import Progress
+    from simjax.rows.verify import Verification
+
+
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # what to do about it is for the command to say
+
+
+_out = _Terminal(highlight=False, markup=False, emoji=False)
+_err = _Terminal(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+# ---- words -------------------------------------------------------------------------------------------------
+
+
+def say_error(message: object) -> None:
+    """One line on standard error."""
+    _say("Error:", "bold red", message)
+
+
+def say_warning(message: object) -> None:
+    """One line on standard error."""
+    _say("Warning:", "bold yellow", message)
+
+
+def say_not_certified() -> None:
+    """One line on standard error."""
+    _say("Not every row is certified.", "bold yellow", "What was computed is saved all the same.")
+
+
+def _say(head: str, style: str, rest: object) -> None:
+    _err.print(Text.assemble((head, style), " ", str(rest)), soft_wrap=True)
+
+
+# ---- progress ----------------------------------------------------------------------------------------------
+
+
+class Display(Observer):
+    """Stages as progress bars on standard error."""
+
+    def __init__(self) -> None:
+        self._bars = ProgressBars(
+            SpinnerColumn(finished_text=Text("✓", style="green")),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=_err,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._finish()
+        self._bars.stop()
+
+    def stage(self, title: str) -> None:
+        self._finish()
+        self._task = self._bars.add_task(title, total=None, note="")
+
+    def epoch(self, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
+        note = f"loss {loss:.3f}, accuracy {_percent(accuracy)}"
+        self._bars.update(self._task, total=epochs, completed=epoch, note=note)
+
+    def rows(self, progress: Progress) -> None:
+        note = f"{progress.solved} of {progress.rows} rows, worst gap {progress.worst_gap:.0e}"
+        self._bars.update(self._task, total=progress.rows, completed=progress.solved, note=note)
+
+    def _finish(self) -> None:
+        """Stops the stage's clock; a stage without steps counts as one."""
+        if self._task is not None:
+            task = next(task for task in self._bars.tasks if task.id == self._task)
+            if task.total is None:
+                self._bars.update(self._task, total=1, completed=1)
+            self._bars.stop_task(self._task)
+            self._task = None
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def print_json(report: Mapping[str, Any]) -> None:
+    """The report, and nothing else, on standard output."""
+    print(json_text(report), flush=True)
+
+
+def print_fit(title: str, report: Mapping[str, Any]) -> None:
+    """What `fit_report` says."""
+    sparsity = report["sparsity"]
+    pairs = {
+        "rows": ", ".join(f"{count} {status}" for status, count in report["status"].items()),
+        "worst relative gap": _gap(report["worst_relative_gap"]),
+        "worst infeasibility": _gap(report["worst_infeasibility"]),
+        "nonzeros": f"{report['nonzeros']:,}",
+        **({} if sparsity is None else {"sparsity": f"{_percent(sparsity)} fewer than the baseline"}),
+        "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
+        "seconds": f"{report['seconds']:.1f}",
+        "saved as": report["model"],
+    }
+    _print_pairs(title, pairs)
+
+
+def print_evaluation(title: str, report: Mapping[str, Any]) -> None:
+    """Accuracy on the test samples, nonzeros, well-posedness."""
+    pairs = {
+        "test accuracy": f"{_percent(report['accuracy'])} of {report['samples']:,} samples",
+        "nonzeros": f"{report['nonzeros']:,}",
+        "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
+    }
+    _print_pairs(title, pairs)
+
+
+def print_model(title: str, report: Mapping[str, Any]) -> None:
+    """What `model_report` says."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("block")
+    for column in ("shape", "nonzeros", "share"):
+        table.add_column(column, justify="right")
+    for block, about in report["blocks"].items():
+        share = about["nonzeros"] / int(np.prod(about["shape"]))
+        shape = "×".join(map(str, about["shape"]))
+        table.add_row(block, shape, f"{about['nonzeros']:,}", _percent(share))
+    _out.print(table)
+    pairs = {
+        "activation": report["activation"],
+        "storage": report["storage"],
+        "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
+        "Perron eigenvalue": f"λ(|A|) = {report['perron_eigenvalue']:.6g}",
+        **_fit_settings(report["metadata"]),
+    }
+    _print_pairs(None, pairs)
+
+
+def _fit_settings(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """How the model was fitted, if it says so; what is called "fit" may as well be somebody's note."""
+    fitted = metadata.get("fit")
+    if isinstance(fitted, Mapping):
+        return {f"fit: {key}": str(value) for key, value in fitted.items()}
+    return {} if fitted is None else {"fit": str(fitted)}
+
+
+def print_demo(report: DemoReport) -> None:
+    """Baseline beside implicit model, the path, and the files written."""
+    results = report.results
+    baseline, model, rows = results["baseline"], results["model"], results["rows"]
+    table = Table(
+        title=f"{results['dataset']}, {results['samples']:,} samples",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("")
+    for column in ("baseline", "implicit model"):
+        table.add_column(column, justify="right")
+    table.add_row("test accuracy", _percent(baseline["test_accuracy"]), _percent(model["test_accuracy"]))
+    table.add_row("nonzeros", f"{baseline['nonzeros']:,}", f"{model['nonzeros']:,}")
+    table.add_row("sparsity", "", _percent(model["sparsity"]))
+    table.add_row("‖A‖∞", "", f"{model['well_posedness']:.6g}")
+    table.add_row("rows certified", "", f"{rows['certified']} of {rows['total']}")
+    table.add_row("worst relative gap", "", _gap(rows["worst_relative_gap"]))
+    table.add_row("seconds to solve", "", f"{rows['seconds']:.1f}")
+    _out.print(table)
+    path = Table(title="path of alphas", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("alpha", "sparsity", "test accuracy", "rows certified"):
+        path.add_column(column, justify="right")
+    for point in report.path:
+        path.add_row(
+            f"{point.alpha:g}",
+            _percent(point.sparsity),
+            _percent(point.accuracy),
+            f"{point.rows_certified} of {rows['total']}",
+        )
+    _out.print(path)
+    for name, file in report.files.items():
+        _out.print(f"  {name.replace('_', ' '):<10} {file}", soft_wrap=True)
+
+
+def print_verification(found: Verification) -> None:
+    """Row by row: what was claimed, what the oracle found, whether they agree."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{found.rows.size} rows solved again by {found.oracle}")
+    for title in ("row", "objective", found.oracle, "difference", "gap", f"gap of {found.oracle}"):
+        table.add_column(title, justify="right")
+    table.add_column("agrees")
+    for k, number in enumerate(found.rows):
+        table.add_row(
+            str(number),
+            f"{found.objective[k]:.9e}",
+            f"{found.oracle_objective[k]:.9e}",
+            f"{found.difference[k]:.1e}",
+            f"{found.relative_gap[k]:.1e}",
+            f"{found.oracle_gap[k]:.1e}",
+            "yes" if found.agrees[k] else Text("NO", style="bold red"),
+        )
+    _out.print(table)
+
+
+def _print_pairs(title: str | None, pairs: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in pairs.items():
+        table.add_row(name, value)
+    _out.print(table)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _gap(gap: float | None) -> str:
+    return "not finite" if gap is None else f"{gap:.1e}"

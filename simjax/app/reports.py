@@ -1,0 +1,90 @@
+"""What the commands have to say, as JSON values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from simjax.implicit.model import ImplicitModel
+    from simjax.rows.verify import Verification
+    from simjax.sim.result import FitResult
+    from simjax.states.states import States
+
+
+def fit_report(result: FitResult, states: States, output: Path) -> dict[str, Any]:
+    """Of a fit whose model was saved as `output`."""
+    certificate, model = result.certificate, result.model
+    statuses, counts = np.unique(result.status, return_counts=True)
+    baseline = states.baseline
+    return {
+        "model": str(output),
+        "rows": int(result.status.size),
+        "status": dict(zip(statuses.tolist(), counts.tolist(), strict=True)),
+        "certified": result.converged,
+        "worst_relative_gap": json_number(certificate.relative_gap.max()),
+        "worst_infeasibility": json_number(certificate.infeasibility.max()),
+        "nonzeros": model.nonzeros,
+        "sparsity": None if baseline is None else model.sparsity(baseline.nonzeros),
+        "well_posedness": model.well_posedness,
+        "seconds": round(result.seconds, 3),
+        "settings": result.settings,
+    }
+
+
+def model_report(model: ImplicitModel) -> dict[str, Any]:
+    """Of a model: sizes, nonzeros of each block, well-posedness, and what its file remembers."""
+    dense = model.to_dense()
+    return {
+        "n": model.n,
+        "p": model.p,
+        "q": model.q,
+        "activation": model.activation,
+        "storage": model.storage,
+        "nonzeros": model.nonzeros,
+        "blocks": {
+            name: {"shape": list(M.shape), "nonzeros": int(np.count_nonzero(M))}
+            for name, M in ((name, getattr(dense, name)) for name in ("A", "B", "C", "D", "b", "c"))
+            if M is not None
+        },
+        "well_posedness": model.well_posedness,
+        "perron_eigenvalue": model.perron_eigenvalue,
+        "metadata": model.metadata,
+    }
+
+
+def verification_report(found: Verification) -> dict[str, Any]:
+    """Of a verification, a dictionary per row."""
+    names = ("objective", "oracle_objective", "difference", "relative_gap", "oracle_gap")
+    rows = [
+        {
+            "row": int(number),
+            **{name: json_number(getattr(found, name)[k]) for name in names},
+            "agrees": bool(found.agrees[k]),
+        }
+        for k, number in enumerate(found.rows)
+    ]
+    return {"oracle": found.oracle, "ok": found.ok, "rows": rows}
+
+
+def json_number(value: Any) -> float | None:
+    """A float that JSON can hold: None in place of NaN and infinities."""
+    return float(value) if np.isfinite(value) else None
+
+
+def json_text(report: Mapping[str, Any]) -> str:
+    """The report as standard JSON, in ASCII: null in place of NaN and infinities, which a file may bring along."""
+    return json.dumps(_finite(report), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
