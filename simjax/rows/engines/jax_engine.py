@@ -22,8 +22,6 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simjax.rows.arrays import data_fields, register_pytrees
-from simjax.rows.penalties import ScaledPenalty
-from simjax.rows.solvers.canonical import CanonicalRows
 
 _TILE_CPU, _TILE_ACCELERATOR = 64, 1024  # rows that are worked on at once
 _BYTES_CPU, _BYTES_ACCELERATOR = 2**23, 2**29  # of the systems of a tile
@@ -132,7 +130,7 @@ class JaxEngine:
         if row_bytes:
             tile = int(np.clip((_BYTES_CPU if self._on_cpu else _BYTES_ACCELERATOR) // row_bytes, 4, tile))
         tile = min(tile, rows)
-        whole = any(isinstance(t, CanonicalRows) and isinstance(t.penalty, ScaledPenalty) for t in by_row)
+        whole = any(getattr(tree, "indivisible", False) for tree in by_row)
         # Every device gets the numbers of its own rows, filled up by one that is none, and how many tiles they make.
         length = -(-rows // tile) * tile
         numbers, tiles = np.full((self.devices, length), rows, np.int32), np.zeros(self.devices, np.int32)

@@ -63,6 +63,11 @@ class CanonicalRows:
             dual_scale=self.dual_scale[index],
         )
 
+    @property
+    def indivisible(self) -> bool:
+        """Whether rows cannot be picked by a traced index: a penalty of the user's own sees its rows as it knows them."""
+        return isinstance(self.penalty, ScaledPenalty)
+
     def astype(self, dtype: Any) -> CanonicalRows:
         """The same in numbers of another type."""
         return tree_map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, self)
