@@ -96,6 +96,8 @@ class Block:
         if trivial.size:
             part = problem.take(trivial)
             self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial])
+        if self._may_be_sparse(start):
+            live = self._sparse(live)
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
@@ -118,6 +120,34 @@ class Block:
         untouched = np.flatnonzero(np.isinf(answers.gap))
         if untouched.size:  # not even w = 0 has been certified
             self._keep(untouched, problem.take(untouched), answers.weights[untouched], answers.dual[untouched])
+
+    def _may_be_sparse(self, start: Start | None) -> bool:
+        """Whether working sets are worth a try: a penalty with a slope, in the family they know, by NumPy."""
+        problem, penalty = self.problem, self.problem.penalty
+        return (
+            self.options.solver == "auto"
+            and self.engine.name == "numpy"
+            and start is None
+            and not problem.exact
+            and isinstance(penalty, PiecewisePenalty)
+            and bool(np.any(penalty.slope))
+            and (problem.ball is None or problem.ball.tilt is None)
+        )
+
+    def _sparse(self, live: np.ndarray) -> np.ndarray:
+        """Rows solved by working sets; the numbers of those still open."""
+        if live.size == 0:
+            return live
+        problem, design = self.problem.take(live), self.workspace.scaled
+        samples = design.itself()
+        rows = canonical_rows(problem, samples, problem.targets.T, self.workspace.column_scale)
+        board = _board(samples, rows, _ATTEMPTS[0][1] * self.options.tol)
+        with self.engine.session():
+            portfolio.sparse(self.engine, samples, rows, board, self.reporter)
+        solved = np.flatnonzero(board.gap <= board.tol)
+        weights, duals = board.weights * rows.point_scale, board.dual * rows.dual_scale
+        solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals[solved])]
+        return np.delete(live, solved)
 
     def _least_squares(self) -> None:
         """What is left of the rows without penalty whose ball allows their least-squares solution."""

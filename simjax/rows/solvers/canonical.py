@@ -65,7 +65,7 @@ class CanonicalRows:
 
     @property
     def indivisible(self) -> bool:
-        """Whether rows cannot be picked by a traced index: a penalty of the user's own sees its rows as it knows them."""
+        """Whether a traced index cannot pick rows: a penalty of the user's own sees its rows as it knows them."""
         return isinstance(self.penalty, ScaledPenalty)
 
     def astype(self, dtype: Any) -> CanonicalRows:

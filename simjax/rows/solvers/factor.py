@@ -65,6 +65,7 @@ class Design:
     def __init__(self, design: np.ndarray) -> None:
         self.array = design
         self._made: dict[bool, tuple[Factorisation, np.ndarray | None]] = {}
+        self._itself: Factorisation | None = None
 
     def factorisation(self, *, precise: bool) -> Factorisation:
         """Φ = U S Vᵀ.
@@ -84,13 +85,17 @@ class Design:
         return self._made[precise][0]
 
     def itself(self) -> Factorisation:
-        """Φ in its own coordinates, U = I: V is (Φ / scale)ᵀ, (d, m), and not orthonormal.
+        """Φ in its own coordinates, U = I: V is (Φ / scale)ᵀ, (d, m), and not orthonormal; scale is ‖Φ‖_F.
 
         For products with Φ alone. Uᵀt − S Vᵀw is then t − Φw, in which rounding averages out over the samples. Where
         the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
         """
-        scale = self.factorisation(precise=False).scale
-        return Factorisation(self.array.T / float(scale), np.ones(self.array.shape[0]), scale, True)
+        if self._itself is None:
+            scale = np.linalg.norm(self.array)
+            scale = scale if scale > 0.0 else 1.0
+            columns = np.ascontiguousarray(self.array.T) / scale
+            self._itself = Factorisation(columns, np.ones(self.array.shape[0]), np.asarray(scale), True)
+        return self._itself
 
     def coordinates(self, targets: np.ndarray, *, precise: bool) -> np.ndarray:
         """t̃ = Uᵀt of targets (m, R), as (R, r)."""

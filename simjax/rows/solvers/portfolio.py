@@ -25,12 +25,14 @@ from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder
 from simjax.rows.solvers.linear import Gram
 from simjax.rows.solvers.polish import polish
+from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
 
 METHODS = {"admm": admm, "proximal_gradient": proximal_gradient}
 
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _HANDOVER = 5 * CHECK_EVERY  # passes after which the rows still open go to the interior-point method
+_PILOT = 8  # rows on which working sets are tried before all others
 _GRAM_BYTES = 2**30  # a larger KᵀK is not kept
 
 
@@ -67,6 +69,20 @@ def run(
         if begin is not None:
             first_order.restart(np.arange(board.count), *begin)
         first_order.run(board, max_iters, reporter)
+
+
+def sparse(engine: Engine, samples: Factorisation, rows: CanonicalRows, board: RowAnswers, reporter: Reporter) -> None:
+    """Working sets on the samples, `Design.itself`, if they are what solves most of a few rows; as far as they go."""
+    columns = Columns.of(samples.basis.T)
+    pilot = np.unique(np.linspace(0, board.count - 1, _PILOT).astype(int))
+    widths = (board.weights.shape[1], board.dual.shape[1], None)
+    for index in (pilot, np.setdiff1d(np.arange(board.count), pilot)):
+        if index.size:
+            found = engine.collect(_on_working_sets, (columns,), (rows,), index, widths=widths, tol=board.tol)
+            solved = board.offer(index, *found)
+            board.report(reporter, "working_sets")
+            if np.count_nonzero(solved) <= 0.5 * solved.size:
+                return
 
 
 def refine(
@@ -240,6 +256,24 @@ class Stages:
 
     def interior_point(self) -> None:
         """The rows that passes have not settled, in a bounded number of steps."""
+
+
+def _on_working_sets(columns: Columns, rows: CanonicalRows, *, tol: float) -> tuple:
+    ball, penalty = rows.ball, rows.penalty
+    found = solve_sparse_rows(
+        columns,
+        rows.targets,
+        RowTerms(
+            penalty.slope,
+            penalty.curvature,
+            penalty.knot,
+            None if ball is None else ball.weights,
+            None if ball is None else ball.radius,
+            rows.support,
+        ),
+        tol=tol,
+    )
+    return found.weights, found.residuals, found.gap
 
 
 def _gram(factorisation: Factorisation) -> Gram:
