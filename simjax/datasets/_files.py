@@ -45,7 +45,7 @@ def download(url: str, target: Path, check: Callable[[bytes], object]) -> None:
     """Keep what is at `url` as `target`, unless `check` raises.
 
     Raises:
-        OSError: no network, server trouble, an unwritable folder.
+      OSError: no network, server trouble, an unwritable folder.
     """
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
         contents = response.read()
