@@ -155,9 +155,7 @@ class PiecewisePenalty(Penalty):
         parameters = (self.slope, self.curvature, self.knot)
         if all(getattr(parameter, "dtype", None) == dtype for parameter in parameters):
             return self
-        return PiecewisePenalty(
-            *(namespace(parameter).asarray(parameter, dtype=dtype) for parameter in parameters)  # type: ignore[arg-type]
-        )
+        return PiecewisePenalty(*(namespace(parameter).asarray(parameter, dtype=dtype) for parameter in parameters))
 
     def _meeting(self, array: Array) -> tuple[Array, PiecewisePenalty]:
         """The array, and the penalty in its dtype, so that float32 stays float32."""

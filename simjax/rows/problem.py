@@ -18,6 +18,9 @@ from simjax.rows.penalties import Penalty, PiecewisePenalty, check_penalty, take
 
 MATCHINGS = ("penalty", "exact")
 
+# An optimum below this share of λ‖t‖² is an exact fit as far as float64 can tell.
+OBJECTIVE_FLOOR = 1e-12
+
 # Outside of these, squares of numbers leave the range of float64.
 TINY, HUGE = 1e-150, 1e151
 
@@ -66,6 +69,13 @@ class RowProblem:
             ball=None if self.ball is None else self.ball.rows(index),
             support=None if self.support is None else self.support[index],
         )
+
+
+def objective_floor(problem: RowProblem) -> np.ndarray:
+    """What an objective is measured against at the least, (R,): `OBJECTIVE_FLOOR` of λ‖t‖², the objective of w = 0."""
+    if problem.exact:
+        return np.zeros(problem.rows_count)
+    return OBJECTIVE_FLOOR * problem.loss_weight * np.sum(problem.targets**2, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._warnings import warn
 from simjax.rows import infeasible
-from simjax.rows.certificate import Certificate, ball_violation, certify, flat_coordinates, joined_certificates
+from simjax.rows.certificate import Certificate, ball_violation, certify, joined_certificates
 from simjax.rows.constraints import Constraint
+from simjax.rows.dual_points import flat_of
 from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import TINY, RowProblem, RowSource, row_problem
 from simjax.rows.solvers import portfolio
@@ -545,7 +546,7 @@ class _Run:
 def _linear_rows(problem: RowProblem) -> np.ndarray:
     """Rows without penalty, (R,): plain least squares, if the ball allows its solution."""
     support = True if problem.support is None else problem.support
-    return np.all(flat_coordinates(dataclasses.replace(problem, ball=None)) == support, axis=1)
+    return np.all(flat_of(dataclasses.replace(problem, ball=None)) == support, axis=1)
 
 
 def _oracle_solve(problem: RowProblem, oracle: str, workers: int, progress: ProgressCallback | None) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from simjax.rows.arrays import register_pytrees
-from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
+from simjax.rows.conjugate import dual_scaling, flat_coordinates, settled_tilt, support_function
 from simjax.rows.constraints import Ball
 from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
 from simjax.rows.problem import RowProblem
@@ -195,7 +195,7 @@ def relative_gap(
     """
     primal, residual = objective(factorisation, rows, weights)
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
-    flat = flat_coordinates(rows, slopes.shape)
+    flat = flat_coordinates(rows.penalty, rows.ball, slopes.shape)
     mask = ~flat if rows.support is None else rows.support & ~flat
     shift = jnp.zeros_like(slopes)
     if rows.ball is not None and rows.ball.tilt is not None:
@@ -236,13 +236,3 @@ def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dua
     gaps = lax.map(lambda dual: relative_gap(factorisation, rows, weights, dual), duals)
     better = gaps[1] < gaps[0]
     return jnp.where(better[:, None], duals[1], duals[0]), jnp.min(gaps, axis=0)
-
-
-def flat_coordinates(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
-    """Coordinates on which neither the penalty nor the ball has a say, (R, d)."""
-    if not isinstance(rows.penalty, PiecewisePenalty):
-        return jnp.zeros(shape, dtype=bool)
-    flat = (rows.penalty.slope == 0.0) & (rows.penalty.curvature == 0.0)
-    if rows.ball is not None:
-        flat = flat & ~rows.ball.sees
-    return jnp.broadcast_to(flat, shape)

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from simjax.rows.conjugate import flat_coordinates
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.solvers import admm, newton, proximal_gradient
-from simjax.rows.solvers.canonical import CanonicalRows, feasible, flat_coordinates, judge
+from simjax.rows.solvers.canonical import CanonicalRows, feasible, judge
 from simjax.rows.solvers.devices import device_count, over_rows, replicate
 from simjax.rows.solvers.factor import Factorisation, gram_matrix
 from simjax.rows.solvers.iterate import CHECK_EVERY, FirstOrder, Scoreboard, bucket, padded
@@ -179,7 +180,9 @@ class _Stages:
         guess = np.full((count, width), 1e-100) if support is None else 1e-100 * np.asarray(support)
         self.polish(self.board.open, guess[self.board.open])
         # Where nothing at all is said of the weights, passes end no better than this.
-        self.board.given_up = np.all(np.asarray(flat_coordinates(self.rows, guess.shape)) | (guess == 0.0), axis=1)
+        self.board.given_up = np.all(
+            np.asarray(flat_coordinates(self.rows.penalty, self.rows.ball, guess.shape)) | (guess == 0.0), axis=1
+        )
 
     def polish_settled(self, first_order: FirstOrder, signs: _Signs) -> None:
         """Polish the open rows with settled signs; those it improves without solving them go on from there."""
