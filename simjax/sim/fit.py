@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh
-from numpy.typing import ArrayLike
 
-from simjax._typing import Weights
+from simjax._typing import ArrayLike, Weights
 from simjax.rows.certificate import Certificate, joined_certificates
 from simjax.rows.penalties import Penalty
 from simjax.rows.solve import Solution, Start, Workspace, check_solver, dense_rows, solve_problem

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simjax._checks import float_array, positive_scalar
+from simjax._typing import ArrayLike
 from simjax.rows.solve import Start, Workspace, check_solver, dense_rows, solve_problem
 from simjax.rows.status import Status
 from simjax.sim.fit import fit_plan
