@@ -35,8 +35,8 @@ from experiments.experiment import Experiment, Settings, all_certified, grouped,
 from simjax.rows import oracles
 from simjax.rows.certificate import certify
 from simjax.rows.oracles import OracleUnavailable
+from simjax.rows.oracles.conic_row import Design, conic_row
 from simjax.rows.oracles.pool import RowSettings
-from simjax.rows.oracles.program import Design, conic_row
 from simjax.rows.problem import RowProblem
 from simjax.rows.solve import dense_rows, solve_problem
 from simjax.rows.status import Status, row_status

@@ -21,7 +21,7 @@ import numpy as np
 from simjax._typing import ArrayLike
 from simjax.rows.conjugate import support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
-from simjax.rows.penalties import traceable
+from simjax.rows.own_penalty import traceable
 from simjax.rows.problem import RowProblem, objective_floor
 
 # A relative gap below this needs no better dual point.

@@ -15,7 +15,8 @@ import scipy.linalg
 
 from simjax.rows._qr import ColumnBasis
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, nearest_in_domain, settled_tilt
-from simjax.rows.penalties import soft, traceable
+from simjax.rows.own_penalty import traceable
+from simjax.rows.penalties import soft
 from simjax.rows.problem import RowProblem
 
 _SWEEPS = 5

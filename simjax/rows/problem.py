@@ -14,7 +14,8 @@ import numpy as np
 
 from simjax._checks import choice, float_array, matrix
 from simjax.rows.constraints import Ball, Constraint, Free, MetzlerRow
-from simjax.rows.penalties import Penalty, PiecewisePenalty, check_penalty, take_rows
+from simjax.rows.own_penalty import check_penalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
 
 MATCHINGS = ("penalty", "exact")
 

@@ -17,6 +17,7 @@ from simjax.rows import infeasible
 from simjax.rows.certificate import Certificate, ball_violation, certify, joined_certificates
 from simjax.rows.constraints import Constraint
 from simjax.rows.dual_points import flat_of
+from simjax.rows.oracles.interface import ORACLES, oracle_module
 from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import TINY, RowProblem, RowSource, row_problem
 from simjax.rows.solvers import portfolio
@@ -38,8 +39,6 @@ _ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 
 _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 # Columns whose norms differ by more than this are brought to norm one for the solver.
 _COLUMN_SPREAD = 1e3
-
-ORACLES = ("clarabel", "mosek")
 
 Weights = np.ndarray | scipy.sparse.csr_array
 
@@ -258,8 +257,6 @@ def check_solver(solver: str, matching: str, workers: int = 1) -> None:
     choice("solver", solver, (*portfolio.SOLVERS, *ORACLES))
     positive_integer("workers", workers)
     if solver in ORACLES:
-        from simjax.rows.oracles.interface import oracle_module  # interior-point packages are an extra
-
         oracle_module(solver).check_available()
     elif workers != 1:
         raise ValueError(f"workers must be 1 for solver={solver!r}, which solves all rows at once; got {workers}.")

@@ -10,7 +10,7 @@ import scipy.linalg
 
 from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
 from simjax.rows.dual_points import ROUNDING, flat_of
-from simjax.rows.penalties import traceable
+from simjax.rows.own_penalty import traceable
 from simjax.rows.problem import OBJECTIVE_FLOOR, RowProblem, RowSource
 from simjax.rows.solve import dense_rows
 from simjax.sim.plan import state_scale

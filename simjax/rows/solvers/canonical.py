@@ -20,7 +20,8 @@ from jax import lax
 from simjax.rows.arrays import register_pytrees
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, settled_tilt, support_function
 from simjax.rows.constraints import Ball
-from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
+from simjax.rows.own_penalty import Opaque, ScaledPenalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import RowProblem
 from simjax.rows.solvers.factor import Factorisation
 
