@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 import simjax
 from simjax import datasets
 from simjax._checks import choice
+from simjax.datasets._files import cache_folder
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.rows.penalties import OBJECTIVES as PENALTIES
 from simjax.rows.problem import RowProblem, row_problem
@@ -136,7 +136,7 @@ def network_states(dataset: str, m: int, seed: int = 0, cache: Path | None = Non
     data = _data(dataset)
     if not 1 <= m <= len(data.train_labels):
         raise ValueError(f"m must be in 1..{len(data.train_labels)} for {dataset}, got {m}.")
-    network = _trained(dataset, seed, cache_folder() if cache is None else Path(cache))
+    network = trained_network(dataset, seed, cache)
     chosen = np.random.default_rng(seed).permutation(len(data.train_labels))[:m]
     return simjax.collect_states(network, data.train_inputs[chosen])
 
@@ -146,31 +146,41 @@ def _data(dataset: str) -> datasets.Dataset:
     return datasets.load(dataset)
 
 
-def cache_folder() -> Path:
-    """Where trained weights and the environments of other solvers are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "simjax"
-
-
 def trained_network(dataset: str, seed: int = 0, cache: Path | None = None) -> MLP:
     """The network of `NETWORKS` trained on `dataset`, from the cache if it is there; arguments as `network_states`."""
-    choice("dataset", dataset, NETWORKS)
-    return _trained(dataset, seed, cache_folder() if cache is None else Path(cache))
+    sizes, recipe = NETWORKS[choice("dataset", dataset, NETWORKS)], dict(RECOMMENDED[dataset])
+
+    def make() -> MLP:
+        network, data = MLP(sizes), _data(dataset)
+        train(network, data.train_inputs, data.train_labels, seed=seed, **recipe)
+        return network
+
+    name = f"benchmark-{dataset}-{'-'.join(map(str, sizes))}-seed{seed}"
+    return kept(name, [dataset, sizes, seed, recipe], make, cache)
 
 
-def _trained(dataset: str, seed: int, cache: Path) -> MLP:
-    """The trained network, from `cache` if it is there; its file is named after everything it was trained with."""
-    sizes, recipe = NETWORKS[dataset], dict(RECOMMENDED[dataset])
-    trained_with = json.dumps([dataset, sizes, seed, recipe], sort_keys=True)
-    key = hashlib.sha256(trained_with.encode()).hexdigest()[:12]
-    file = cache / f"benchmark-{dataset}-{'-'.join(map(str, sizes))}-seed{seed}-{key}.safetensors"
+def kept(name: str, facts: Any, make: Callable[[], MLP], cache: Path | None = None) -> MLP:
+    """A network from the cache, or made and put there.
+
+    Args:
+      name: what its file's name begins with.
+      facts: everything that it is made with, in JSON's terms; other facts, another file.
+      make: makes it.
+      cache: folder; None means the user's cache.
+    """
+    folder = cache_folder() if cache is None else Path(cache)
+    file = folder / f"{name}-{digest(facts)}.safetensors"
     if file.is_file():
         return MLP.load(file)
-    network, data = MLP(sizes), _data(dataset)
-    train(network, data.train_inputs, data.train_labels, seed=seed, **recipe)
-    cache.mkdir(parents=True, exist_ok=True)
-    network.save(file)
+    network = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save(file, overwrite=True)
     return network
+
+
+def digest(facts: Any) -> str:
+    """Twelve hexadecimal digits of the facts, in JSON's terms."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def of_states(

@@ -127,16 +127,20 @@ def places(records: Sequence[Record]) -> list[str]:
 
 def place() -> Record:
     """Where, when and with what a record was made."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu_model(),
-        "cores": cores,
+        "cores": cores(),
         "device": str(jax.devices()[0].device_kind),
         "python": platform.python_version(),
         "versions": {"simjax": simjax.__version__, **versions("jax", "flax", "optax", "numpy")},
         **commit(),
         "date": now(),
     }
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def now() -> str:

@@ -33,7 +33,7 @@ from benchmarks import problems
 from benchmarks.peers import environments
 from benchmarks.peers.common import FAILED, NOT_OFFERED, OVER_BUDGET, UNAVAILABLE, Unavailable, without_figures
 from benchmarks.peers.registry import PEERS, REFERENCE
-from benchmarks.records import RESULTS, ROOT, commit, cpu_model, now, plain, read, write
+from benchmarks.records import RESULTS, ROOT, commit, cores, cpu_model, now, plain, read, write
 from simjax._checks import positive_integer, positive_scalar
 
 OUTPUT = RESULTS / "sidebyside.json"
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peers = matching("peers", given.peers or ["*"], PEERS)
     except ValueError as error:
         parser.error(str(error))
-    if hasattr(os, "sched_getaffinity") and settings.workers > len(os.sched_getaffinity(0)):
-        parser.error(f"--workers must be at most the {len(os.sched_getaffinity(0))} cores here, got {settings.workers}")
+    if settings.workers > cores():
+        parser.error(f"--workers must be at most the {cores()} cores here, got {settings.workers}")
     if settings.sample < _SAMPLE and not given.quick:
         parser.error(f"--sample must be at least {_SAMPLE}, but with --quick; got {settings.sample}")
     given.output.parent.mkdir(parents=True, exist_ok=True)

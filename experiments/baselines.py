@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.problems import NETWORKS, cache_folder
+from benchmarks.problems import NETWORKS, kept
 from benchmarks.records import Record
 from simjax import datasets
 from simjax._checks import choice
@@ -88,17 +86,15 @@ def baseline(
     """
     recipe = dict(RECIPES[choice("kind", kind, RECIPES)])
     split = samples(seed, held_out=held_out, quick=quick, standardised=standardised)
-    facts = json.dumps([DATASET, SIZES, kind, recipe, seed, held_out, quick, standardised], sort_keys=True)
-    key = hashlib.sha256(facts.encode()).hexdigest()[:12]
-    file = (cache_folder() if cache is None else Path(cache)) / f"paper-{DATASET}-{kind}-seed{seed}-{key}.safetensors"
-    if file.is_file():
-        return MLP.load(file), split
-    network = MLP(SIZES, rngs=nnx.Rngs(seed))
-    trainer: Callable[..., Any] = train if kind == "well-trained" else descend
-    trainer(network, split.train_inputs, split.train_labels, seed=seed, **recipe)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    network.save(file, overwrite=True)
-    return network, split
+
+    def make() -> MLP:
+        network = MLP(SIZES, rngs=nnx.Rngs(seed))
+        trainer: Callable[..., Any] = train if kind == "well-trained" else descend
+        trainer(network, split.train_inputs, split.train_labels, seed=seed, **recipe)
+        return network
+
+    facts = [DATASET, SIZES, kind, recipe, seed, held_out, quick, standardised]
+    return kept(f"paper-{DATASET}-{kind}-seed{seed}", facts, make, cache), split
 
 
 def samples(seed: int, *, held_out: int = 0, quick: bool = False, standardised: bool = False) -> Split:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import simjax
@@ -71,10 +72,15 @@ def certified(result: simjax.FitResult) -> Record:
     }
 
 
+def together(proofs: Sequence[Record]) -> Record:
+    """What `certified` says of several fits, as of one."""
+    added = {key: sum(proof[key] for proof in proofs) for key in ("rows", "rows_certified")}
+    return {**added, "worst_relative_gap": max(proof["worst_relative_gap"] for proof in proofs)}
+
+
 def all_certified(records: Sequence[Record]) -> str:
     """One sentence for a page: whether every row behind its numbers is certified."""
-    rows, solved = (sum(record[key] for record in records) for key in ("rows", "rows_certified"))
-    worst = max(float(record["worst_relative_gap"]) for record in records)
+    rows, solved, worst = together(records).values()
     which = f"{rows:,} rows behind these numbers are"
     told = f"All {which} certified" if rows == solved else f"**{rows - solved:,} of {which} not certified**"
     return f"{told} (worst relative gap {worst:.1e})."
@@ -87,6 +93,16 @@ def spread(values: Sequence[float], form: str = ".1f", scale: float = 1.0) -> st
         return "–"
     mean = format(statistics.fmean(scaled), form)
     return mean if len(scaled) == 1 else f"{mean} ± {format(statistics.stdev(scaled), form.lstrip('+'))}"
+
+
+def errorbars(
+    axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], style: str, colour: str, label: str, *,
+    scale: float = 1.0, size: float = 4,
+) -> None:  # fmt: skip
+    """Draw the means over seeds of `scale` times the values at each x, with their standard deviations."""
+    y = [scale * statistics.fmean(found) for found in values]
+    error = [scale * statistics.stdev(found) if len(found) > 1 else 0.0 for found in values]
+    axes.errorbar(x, y, error, fmt=style, color=colour, markersize=size, capsize=2, label=label)
 
 
 def interpolated(points: Iterable[tuple[float, float]], x: float) -> float | None:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import simjax
 from benchmarks.problems import trained_network
-from benchmarks.records import Record, places
+from benchmarks.records import Record, places, table
 from experiments import newsgroups
 from experiments.experiment import (
     Experiment,
@@ -29,9 +29,11 @@ from experiments.experiment import (
     Settings,
     all_certified,
     certified,
+    errorbars,
     grouped,
     one_after_another,
     spread,
+    together,
 )
 from experiments.stages import Stage, spending
 from simjax import datasets
@@ -181,7 +183,7 @@ def sweep(states: simjax.States, reading: str, kappas: Sequence[float], given: C
             }
             results.append(alone)
         points.append(point)
-    return {"samples": states.m, "points": points, **together(results)}
+    return {"samples": states.m, "points": points, **proofs(results)}
 
 
 def cold(states: simjax.States, given: Case) -> Record:
@@ -199,7 +201,7 @@ def cold(states: simjax.States, given: Case) -> Record:
             }
         )
         results.append(result)
-    return {"samples": states.m, "points": points, **together(results)}
+    return {"samples": states.m, "points": points, **proofs(results)}
 
 
 def timed(make: Callable[[], simjax.FitResult]) -> tuple[simjax.FitResult, Stage]:
@@ -221,11 +223,9 @@ def largest_row(model: ImplicitModel, reading: str) -> float:
     return float(np.abs(rows).sum(axis=1).max())
 
 
-def together(results: Sequence[simjax.FitResult]) -> Record:
+def proofs(results: Sequence[simjax.FitResult]) -> Record:
     """How many rows of all these fits are certified."""
-    each = [certified(result) for result in results]
-    total = {key: sum(record[key] for record in each) for key in ("rows", "rows_certified")}
-    return {**total, "worst_relative_gap": max(record["worst_relative_gap"] for record in each)}
+    return together([certified(result) for result in results])
 
 
 # --- What the records say ----------------------------------------------------------------------------------------
@@ -278,10 +278,15 @@ def _sweep_table(name: str, records: Sequence[Record]) -> list[str]:
         f"({len(seeds)} seeds); {one['samples']:,} training samples. Printed beside it: {column}, whose dense model "
         f"has {PRINTED_DENSE[column]} %.",
         "",
-        "| bound | κ | test accuracy % | the same, C refitted % | zeros against the baseline's weights % "
-        "| zeros among all entries of A, B, C, D % | nonzeros of A, B, C | printed accuracy % | printed sparsity % |",
-        "|---" * 9 + "|",
     ]
+    heads = ["bound", "κ", "test accuracy %", "the same, C refitted %", "zeros against the baseline's weights %"]
+    heads += [
+        "zeros among all entries of A, B, C, D %",
+        "nonzeros of A, B, C",
+        "printed accuracy %",
+        "printed sparsity %",
+    ]
+    rows = []
     for (reading,), mine in grouped(sweeps, "reading").items():
         for kappa in [point["kappa"] for point in mine[0]["points"]]:
             found = at(mine, kappa)
@@ -291,9 +296,9 @@ def _sweep_table(name: str, records: Sequence[Record]) -> list[str]:
             cells += [spread([sparsity(r, p, of) for r, p in found], ".1f", 100) for of in ("baseline", "entries")]
             sizes = (statistics.fmean(point[f"nonzeros_{block}"] for _, point in found) for block in "ABC")
             cells.append(", ".join(f"{size:,.0f}" for size in sizes))
-            printed = " | ".join(f"{value}" for value in PRINTED[column][kappa])
-            lines.append(f"| {READINGS[reading]} | {kappa} | {' | '.join(cells)} | {printed} |")
-    return lines
+            printed = (f"{value}" for value in PRINTED[column][kappa])
+            rows.append([READINGS[reading], f"{kappa}", *cells, *printed])
+    return [*lines, *table(heads, rows)]
 
 
 def _speed_table(name: str, records: Sequence[Record]) -> list[str]:
@@ -301,40 +306,36 @@ def _speed_table(name: str, records: Sequence[Record]) -> list[str]:
     samples = [record for record in records if record["what"] == "samples"]
     column = DATASETS[name]
     share = PRINTED_SHARES[column]
-    lines = [
-        f"| κ | warm start: time ÷ | passes ÷ | printed | {100 * share:.0f} % of the samples: time ÷ | printed |",
-        "|---" * 6 + "|",
-    ]
+    heads = ["κ", "warm start: time ÷", "passes ÷", "printed", f"{100 * share:.0f} % of the samples: time ÷", "printed"]
+    rows = []
     for kappa in TIMED:
         points = [point for _, point in at(stacked, kappa) if "warm_seconds" in point]
         cells = [
+            f"{kappa}",
             spread([point["cold_seconds"] / point["warm_seconds"] for point in points]),
             spread([point["cold_passes"] / max(point["warm_passes"], 1) for point in points]),
             f"{PRINTED_SPEED[column][kappa][0]}",
             spread(speed_ups(samples, kappa, share)),
             f"{PRINTED_SPEED[column][kappa][1]}",
         ]
-        lines.append(f"| {kappa} | {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return table(heads, rows)
 
 
 def _samples_table(records: Sequence[Record]) -> list[str]:
     groups = grouped([record for record in records if record["what"] == "samples"], "share")
-    lines = [
-        "| share of the samples | samples | "
-        + " | ".join(f"κ = {kappa}: test accuracy % | zeros % | seconds" for kappa in TIMED)
-        + " |",
-        "|---|---" + "|---" * 3 * len(TIMED) + "|",
-    ]
+    heads = ["share of the samples", "samples"]
+    heads += [head for kappa in TIMED for head in (f"κ = {kappa}: test accuracy %", "zeros %", "seconds")]
+    rows = []
     for (share,), mine in groups.items():
-        cells = []
+        cells = [f"{100 * share:.0f} %", f"{mine[0]['samples']:,}"]
         for kappa in TIMED:
             found = at(mine, kappa)
             cells.append(spread([point["accuracy"] for _, point in found], ".1f", 100))
             cells.append(spread([sparsity(record, point, "baseline") for record, point in found], ".1f", 100))
             cells.append(spread([point["seconds"] for _, point in found], ".2f"))
-        lines.append(f"| {100 * share:.0f} % | {mine[0]['samples']:,} | {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return table(heads, rows)
 
 
 # --- Pictures ----------------------------------------------------------------------------------------------------
@@ -358,9 +359,9 @@ def _sweep_picture(records: Sequence[Record]) -> Figure:
             for key, style in (("accuracy", "o-"), ("refitted_accuracy", "s--")):
                 values = [[point[key] for _, point in at(these, kappa)] for kappa in kappas]
                 label = READINGS[reading] + (", C refitted" if key.startswith("refitted") else "")
-                _errorbars(left, kappas, values, style, COLOURS[reading], label)
+                errorbars(left, kappas, values, style, COLOURS[reading], label, scale=100.0)
             zeros = [[sparsity(record, point, "entries") for record, point in at(these, kappa)] for kappa in kappas]
-            _errorbars(right, kappas, zeros, "o-", COLOURS[reading], READINGS[reading])
+            errorbars(right, kappas, zeros, "o-", COLOURS[reading], READINGS[reading], scale=100.0)
         printed, column = PRINTED[DATASETS[name]], DATASETS[name]
         for axes, k in ((left, 0), (right, 1)):
             axes.plot(
@@ -386,7 +387,7 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
             for axes, key, scale in ((left, "accuracy", 100.0), (right, "seconds", 1.0)):
                 values = [[p[key] for r, p in at(mine, kappa) if r["share"] == share] for share in shares]
                 percent = [100 * share for share in shares]
-                _errorbars(axes, percent, values, "o-", KAPPA_COLOURS[kappa], f"κ = {kappa}", scale)
+                errorbars(axes, percent, values, "o-", KAPPA_COLOURS[kappa], f"κ = {kappa}", scale=scale)
         base = statistics.fmean(100 * record["baseline_accuracy"] for record in mine)
         left.axhline(base, color="black", linewidth=1, label="baseline")
         left.set_ylabel("test accuracy (%)")
@@ -398,16 +399,6 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
             axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
     return figure
-
-
-def _errorbars(
-    axes: Any, x: Sequence[float], values: Sequence[Sequence[float]], style: str, colour: str, label: str,
-    scale: float = 100.0,
-) -> None:  # fmt: skip
-    """Means and standard deviations."""
-    y = [scale * statistics.fmean(found) for found in values]
-    error = [scale * statistics.stdev(found) if len(found) > 1 else 0.0 for found in values]
-    axes.errorbar(x, y, error, fmt=style, color=colour, markersize=4, capsize=2, label=label)
 
 
 PICTURES = {

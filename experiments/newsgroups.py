@@ -8,8 +8,6 @@ implicit models of a path of penalties, by objective and by the share of the tra
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -24,12 +23,23 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import normalize
 
 import simjax
-from benchmarks.problems import cache_folder
-from benchmarks.records import Record, places
-from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, interpolated, spread
+from benchmarks.problems import digest
+from benchmarks.records import Record, places, table
+from experiments.experiment import (
+    Experiment,
+    Settings,
+    all_certified,
+    certified,
+    errorbars,
+    grouped,
+    interpolated,
+    spread,
+    together,
+)
 from experiments.sparse import pruned, relative_weights
 from simjax._files import atomic_file
 from simjax.datasets import TextDataset, load_newsgroups
+from simjax.datasets._files import cache_folder
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, train
 
@@ -119,7 +129,7 @@ def messages(reduction: Reduction, cache: Path | None = None) -> Messages:
     Raises:
       FileNotFoundError, ValueError: as `simjax.datasets.load_newsgroups`.
     """
-    key = hashlib.sha256(json.dumps(dataclasses.asdict(reduction), sort_keys=True).encode()).hexdigest()[:12]
+    key = digest(dataclasses.asdict(reduction))
     file = (cache_folder() if cache is None else cache) / f"benchmark-20newsgroups-{key}.npz"
     if not file.is_file():
         made = vectorised(load_newsgroups(), reduction)
@@ -193,11 +203,9 @@ def run(settings: Settings) -> Iterator[Record]:
                     {"slope": slope, **measured(fit.model, baseline, data), **certified(fit)}
                     for slope, fit in zip(mine, path.fits)
                 ]
-                counts = {key: sum(point[key] for point in points) for key in ("rows", "rows_certified")}
-                worst = max(point["worst_relative_gap"] for point in points)
                 yield {
                     **facts, "share": share, "method": name, "samples": m, "points": points,
-                    "fit_seconds": path.seconds, **counts, "worst_relative_gap": worst,
+                    "fit_seconds": path.seconds, **together(points),
                 }  # fmt: skip
 
 
@@ -262,23 +270,13 @@ def section(records: Sequence[Record]) -> str:
         "**The sparsest model whose F1 does not drop.** Chosen by the F1 of validation messages, among the models of a "
         "path; the change is that of the test F1 against the baseline, in points.",
         "",
-        "| training messages | penalty | sparsity without a drop % | change of test F1 "
-        "| sparsity for at most 1 point % | change of test F1 | seeds with such models |",
-        "|---|---|---|---|---|---|---|",
-        f"| < {PRINTED['share']:.0f} % | printed: perspective, DistilBERT | {PRINTED['sparsity']:.0f} | 0 | – | – | |",
-    ]
-    lines += [_drop_row(share, method, groups[share, method]) for share, method in groups]
-    lines += [
+        *_drop_table(groups),
         "",
         "**Test F1 (%) by sparsity**, linearly between the models of a path; a dash where not every seed's path "
         "reaches the sparsity.",
         "",
-        "| training messages | penalty | " + " | ".join(f"{sparsity} %" for sparsity in SPARSITIES) + " |",
-        "|---|---" + "|---" * len(SPARSITIES) + "|",
+        *_sparsity_table(groups),
     ]
-    for (share, method), mine in groups.items():
-        cells = " | ".join(spread(over_seeds(mine, sparsity / 100), ".1f", 100) for sparsity in SPARSITIES)
-        lines.append(f"| {_share(share, method, mine)} | {_title(method)} | {cells} |")
     seconds = {
         key: [record["fit_seconds"] for record in mine] for key, mine in grouped(fitted, "share", "method").items()
     }
@@ -299,7 +297,26 @@ def section(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _drop_row(share: float, method: str, records: Sequence[Record]) -> str:
+Groups = Mapping[tuple[Any, ...], Sequence[Record]]  # by share and method
+
+
+def _drop_table(groups: Groups) -> list[str]:
+    heads = ["training messages", "penalty", "sparsity without a drop %", "change of test F1"]
+    heads += ["sparsity for at most 1 point %", "change of test F1", "seeds with such models"]
+    printed = [f"< {PRINTED['share']:.0f} %", "printed: perspective, DistilBERT", f"{PRINTED['sparsity']:.0f}", "0"]
+    rows = (_drop_row(share, method, mine) for (share, method), mine in groups.items())
+    return table(heads, [[*printed, "–", "–", ""], *rows])
+
+
+def _sparsity_table(groups: Groups) -> list[str]:
+    rows = []
+    for (share, method), mine in groups.items():
+        cells = (spread(over_seeds(mine, sparsity / 100), ".1f", 100) for sparsity in SPARSITIES)
+        rows.append([_share(share, method, mine), _title(method), *cells])
+    return table(["training messages", "penalty", *(f"{sparsity} %" for sparsity in SPARSITIES)], rows)
+
+
+def _drop_row(share: float, method: str, records: Sequence[Record]) -> list[str]:
     cells, counts = [], []
     for drop in (0.0, 0.01):
         found = [(sparsest(record, drop), record["baseline"]["test_f1"]) for record in records]
@@ -308,7 +325,7 @@ def _drop_row(share: float, method: str, records: Sequence[Record]) -> str:
         cells.append(spread([point["sparsity"] for point, _ in kept], ".1f", 100))
         cells.append(spread([point["test_f1"] - before for point, before in kept], "+.1f", 100))
     told = f"{', '.join(counts)} of {len(records)}"
-    return f"| {_share(share, method, records)} | {_title(method)} | {' | '.join(cells)} | {told} |"
+    return [_share(share, method, records), _title(method), *cells, told]
 
 
 def _share(share: float, method: str, records: Sequence[Record]) -> str:
@@ -342,15 +359,9 @@ def _f1_picture(records: Sequence[Record]) -> Figure:
         for (method,), mine in grouped([r for r in records if r["share"] == share], "method").items():
             # One point per penalty: the means over seeds, whose sparsities differ a little.
             points = list(zip(*(record["points"] for record in mine)))
-            x, y, error = ([], [], [])
-            for same in points:
-                x.append(100 * statistics.fmean(point["sparsity"] for point in same))
-                values = [100 * point["test_f1"] for point in same]
-                y.append(statistics.fmean(values))
-                error.append(statistics.stdev(values) if len(values) > 1 else 0.0)
-            axes.errorbar(
-                x, y, error, fmt=STYLES[method], color=COLOURS[method], markersize=5, capsize=2, label=_title(method)
-            )
+            x = [100 * statistics.fmean(point["sparsity"] for point in same) for same in points]
+            values = [[100 * point["test_f1"] for point in same] for same in points]
+            errorbars(axes, x, values, STYLES[method], COLOURS[method], _title(method), size=5)
         base = [100 * record["baseline"]["test_f1"] for record in records]
         axes.axhline(statistics.fmean(base), color="black", linewidth=1, label="baseline")
         axes.axvline(
@@ -378,11 +389,11 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
                 if None not in points
             }
             label = f"{_title(method)}, {'no drop' if drop == 0.0 else 'at most 1 point'}"
-            _errorbars(left, complete, style, COLOURS[method], label)
+            _by_share(left, complete, style, COLOURS[method], label)
         for sparsity, style in ((0.2, "-"), (0.6, "--")):
             found = {share: over_seeds(same, sparsity) for (share,), same in groups.items()}
             complete = {share: [100 * value for value in values] for share, values in found.items() if values}
-            _errorbars(right, complete, style, COLOURS[method], f"{_title(method)}, {100 * sparsity:.0f} % sparse")
+            _by_share(right, complete, style, COLOURS[method], f"{_title(method)}, {100 * sparsity:.0f} % sparse")
     left.axhline(PRINTED["sparsity"], color="black", linestyle=":", linewidth=1, label="printed: 17 %, no drop")
     left.set_ylabel("greatest sparsity at that validation F1 (%)")
     base = statistics.fmean(100 * record["baseline"]["test_f1"] for record in records)
@@ -396,12 +407,8 @@ def _samples_picture(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _errorbars(axes: Any, values: Mapping[float, Sequence[float]], style: str, colour: str, label: str) -> None:
-    """Means and standard deviations against shares."""
-    x = [100 * share for share in values]
-    y = [statistics.fmean(found) for found in values.values()]
-    error = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in values.values()]
-    axes.errorbar(x, y, error, fmt="o" + style, color=colour, markersize=4, capsize=2, label=label)
+def _by_share(axes: Axes, values: Mapping[float, Sequence[float]], style: str, colour: str, label: str) -> None:
+    errorbars(axes, [100 * share for share in values], list(values.values()), "o" + style, colour, label)
 
 
 EXPERIMENT = Experiment(

@@ -30,14 +30,14 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.problems import ALPHA, LOSS_WEIGHT, Problem, network_states, of_states
-from benchmarks.records import ROOT, Record, places, versions
+from benchmarks.records import ROOT, Record, cores, places, table, versions
 from experiments.experiment import Experiment, Settings, all_certified, grouped, spread
 from simjax.rows import oracles
 from simjax.rows.certificate import certify
 from simjax.rows.options import SolveOptions
 from simjax.rows.oracles import OracleUnavailable
+from simjax.rows.oracles.conic_row import Design, conic_row
 from simjax.rows.oracles.pool import RowSettings
-from simjax.rows.oracles.program import Design, conic_row
 from simjax.rows.problem import RowProblem
 from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_problem
@@ -220,11 +220,6 @@ def judged(rows: RowProblem, weights: np.ndarray, duals: np.ndarray) -> Record:
     }
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # --- The page ----------------------------------------------------------------------------------------------------
 
 
@@ -238,9 +233,10 @@ def section(records: Sequence[Record]) -> str:
             f"**m = {m} samples**, {first['rows_total']} rows of {first['d']} weights, "
             f"seeds {', '.join(str(seed) for (seed,) in grouped(mine, 'seed'))}:",
             "",
-            "| method | processes | rows timed | start of the workers (s) | all rows (s) | against serial |",
-            "|---|---|---|---|---|---|",
-            *(line(method, mine) for (method,) in grouped(mine, "method")),
+            *table(
+                ["method", "processes", "rows timed", "start of the workers (s)", "all rows (s)", "against serial"],
+                [cells(method, mine) for (method,) in grouped(mine, "method")],
+            ),
             "",
         ]
     parts += [f"{all_certified(present)} Every method is asked for a relative gap of {REACHED:g}.", ""]
@@ -249,17 +245,17 @@ def section(records: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
-def line(method: str, records: Sequence[Record]) -> str:
+def cells(method: str, records: Sequence[Record]) -> list[str]:
     """One method's line of the table of one number of samples."""
     mine = [record for record in records if record["method"] == method]
     if any("unavailable" in record for record in mine):
-        return f"| {METHODS[method]} | {mine[0]['workers']} | – | – | unavailable | – |"
+        return [METHODS[method], f"{mine[0]['workers']}", "–", "–", "unavailable", "–"]
     timed, total = mine[0]["rows_timed"], mine[0]["rows_total"]
     scaled = "" if timed == total else " (scaled)"
-    workers = "1, its threads on all cores" if method.startswith("simjax") else mine[0]["workers"]
+    workers = "1, its threads on all cores" if method.startswith("simjax") else f"{mine[0]['workers']}"
     start = "–" if method == "serial" or method.startswith("simjax") else spread([r["start_seconds"] for r in mine])
     seconds = spread([record["seconds"] for record in mine], ".2f") + scaled
-    return f"| {METHODS[method]} | {workers} | {timed} of {total} | {start} | {seconds} | {speedup(mine, records)} |"
+    return [METHODS[method], workers, f"{timed} of {total}", start, seconds, speedup(mine, records)]
 
 
 def speedup(mine: Sequence[Record], records: Sequence[Record]) -> str:

@@ -28,7 +28,7 @@ import simjax
 from benchmarks.problems import LOSS_WEIGHT
 from benchmarks.records import Record, places, table
 from experiments.baselines import EPSILONS, Split, baseline, measures
-from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, spread
+from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, spread, together
 from experiments.sparse import pruned
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP
@@ -456,12 +456,6 @@ def interpolated(tried: Sequence[tuple[float, int]], wanted: float) -> float:
 
 def _log(nonzeros: int, wanted: float) -> float:
     return float(np.log(max(nonzeros, 1) / wanted))
-
-
-def together(proofs: Sequence[Record]) -> Record:
-    """Certificates of several solves as one."""
-    added = {key: sum(proof[key] for proof in proofs) for key in ("rows", "rows_certified")}
-    return {**added, "worst_relative_gap": max(proof["worst_relative_gap"] for proof in proofs)}
 
 
 def joined(facts: Record, refitted: Refitted) -> Outcome:

@@ -199,6 +199,7 @@ def of_row(keys: Record, reading: Reading, objective: str, row: Row, quick: bool
 def fitted(network: MLP, inputs: np.ndarray, reading: Reading, objective: str, row: Row) -> simjax.FitResult:
     """The paper's recipe for a row of its tables, on the states at `inputs` (m, p)."""
     uniform = reading.rescale == "uniform"
+    rescale: Any = "none" if uniform else reading.rescale
     states = uniformly_scaled(network, inputs) if uniform else simjax.collect_states(network, inputs)
     return simjax.fit(
         states,
@@ -209,7 +210,7 @@ def fitted(network: MLP, inputs: np.ndarray, reading: Reading, objective: str, r
         kappa=KAPPA,
         reduction=reading.reduction,
         support=reading.support,
-        rescale="none" if uniform else reading.rescale,
+        rescale=rescale,
         units="rescaled",
     )
 

@@ -69,11 +69,11 @@ def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel) -> Figu
     """The pattern of (A B; C D) of `model` and, for comparison, of `baseline`: each nonzero weight is a dot.
 
     Args:
-        model: the fitted model.
-        baseline: the implicit form of the network imitated, such as `states.baseline`.
+      model: the fitted model.
+      baseline: the implicit form of the network imitated, such as `states.baseline`.
 
     Raises:
-        ValueError: the two differ in n, p or q.
+      ValueError: the two differ in n, p or q.
     """
     if (model.n, model.p, model.q) != (baseline.n, baseline.p, baseline.q):
         raise ValueError(
@@ -193,12 +193,12 @@ def plot_trade_off(
     """Accuracy against sparsity over a path of alphas, beside the baseline's accuracy.
 
     Args:
-        points: at least one; each has `alpha`, `sparsity` and `accuracy`, the latter two as fractions.
-        baseline_accuracy: a fraction.
-        chosen_alpha: the point with this alpha is marked.
+      points: at least one; each has `alpha`, `sparsity` and `accuracy`, the latter two as fractions.
+      baseline_accuracy: a fraction.
+      chosen_alpha: the point with this alpha is marked.
 
     Raises:
-        ValueError: no points, or numbers that are not finite.
+      ValueError: no points, or numbers that are not finite.
     """
     if not points:
         raise ValueError("points must hold at least one point, got none")
@@ -241,7 +241,7 @@ def plot_path(path: Path) -> Figure:
     """What the models of a path leave unexplained, against how many weights they have.
 
     Args:
-        path: from `simjax.path`; each point is labelled with its alpha or kappa.
+      path: from `simjax.path`; each point is labelled with its alpha or kappa.
     """
     order = np.argsort(path.nonzeros, kind="stable")
     nonzeros, misfit = path.nonzeros[order], np.maximum(path.misfit[order], _SMALLEST_GAP)

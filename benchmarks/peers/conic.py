@@ -1,6 +1,6 @@
 """Interior-point solvers row by row over processes, as the SIM paper does (Algorithm 1): Clarabel and MOSEK.
 
-Each row is stated by `simjax.rows.oracles.program` in one of two forms:
+Each row is stated by `simjax.rows.oracles.build` in one of two forms:
 
     residual    min λ‖r‖² + h(w)              s.t.  Φw + r = t
     gram        min λ wᵀΦᵀΦw − 2λ(Φᵀt)ᵀw + h(w)
@@ -29,9 +29,11 @@ from benchmarks.peers.common import Answer, Task, Unavailable, memory_limit, tig
 from benchmarks.records import versions
 from simjax.rows.oracles import OracleUnavailable
 from simjax.rows.oracles import clarabel as clarabel_oracle
+from simjax.rows.oracles.answer import solve_row
+from simjax.rows.oracles.build import RowProgram
+from simjax.rows.oracles.conic_row import ConicRow, Design, conic_row
 from simjax.rows.oracles.interface import ConicSolution, oracle_module
-from simjax.rows.oracles.program import ConicProgram, ConicRow, Design, RowProgram, conic_row
-from simjax.rows.oracles.rows import solve_row
+from simjax.rows.oracles.program import ConicProgram
 
 # What the solver itself is asked for, in units of the row's objective.
 LADDER = (1e-6, 1e-7, 1e-8, 1e-9, 1e-10)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.peers.common import Unavailable
-from benchmarks.problems import cache_folder
 from simjax._checks import choice
+from simjax.datasets._files import cache_folder
 
 _TAIL = 2000  # characters of a failed command's output to show
 
@@ -45,7 +45,7 @@ ENVIRONMENTS = {
 def folder(name: str) -> Path:
     """Where the environment is, or would be."""
     package = ENVIRONMENTS[choice("name", name, ENVIRONMENTS)].alone[0].replace("==", "-")
-    return cache_folder() / "environments" / f"{package}-python{sys.version_info.major}.{sys.version_info.minor}"
+    return cache_folder("environments") / f"{package}-python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def exists(name: str) -> bool:

@@ -44,9 +44,9 @@ class Recipe:
     """What the demo does with a data set unless told otherwise.
 
     Attributes:
-        sizes: of the baseline's layers, from the inputs to the outputs.
-        samples: how many training samples to collect states on.
-        alpha: the penalty's weight, for the mean loss, of entries that the first fit left at zero.
+      sizes: of the baseline's layers, from the inputs to the outputs.
+      samples: how many training samples to collect states on.
+      alpha: the penalty's weight, for the mean loss, of entries that the first fit left at zero.
     """
 
     sizes: tuple[int, ...]
@@ -102,11 +102,11 @@ class DemoReport:
     """What a demo made.
 
     Attributes:
-        states: the states fitted.
-        result: the fit, with the model and its certificate.
-        path: the models of the path, by increasing alpha.
-        results: everything measured, as in results.json.
-        files: what was written, by purpose.
+      states: the states fitted.
+      result: the fit, with the model and its certificate.
+      path: the models of the path, by increasing alpha.
+      results: everything measured, as in results.json.
+      files: what was written, by purpose.
     """
 
     states: States
@@ -140,24 +140,24 @@ def run_demo(
     ε / (|W_ij| + ε), so that large weights pay little and fewer of them do the same (`adaptive_weights`).
 
     Args:
-        output: the folder to write to; it is made if it is not there.
-        dataset: "digits" or "fashion-mnist".
-        samples: how many training samples to collect states on; None is the recipe's number.
-        objective: "perspective", "l1" or "elastic_net", as in `fit`.
-        alpha: its weight, for the mean loss; None is the recipe's, which was chosen for "perspective".
-        seed: of the baseline's weights, its training and the choice of samples.
-        quick: a short training, few samples and a path of two models, to see that everything works.
-        overwrite: replace files of an earlier demo.
-        observer: is told how it goes.
+      output: the folder to write to; it is made if it is not there.
+      dataset: "digits" or "fashion-mnist".
+      samples: how many training samples to collect states on; None is the recipe's number.
+      objective: "perspective", "l1" or "elastic_net", as in `fit`.
+      alpha: its weight, for the mean loss; None is the recipe's, which was chosen for "perspective".
+      seed: of the baseline's weights, its training and the choice of samples.
+      quick: a short training, few samples and a path of two models, to see that everything works.
+      overwrite: replace files of an earlier demo.
+      observer: is told how it goes.
 
     Returns:
-        A `DemoReport`; its property `converged` says whether all rows are certified. Files are written when
-        all is computed.
+      A `DemoReport`; its property `converged` says whether all rows are certified. Files are written when
+      all is computed.
 
     Raises:
-        FileExistsError: a file to be written exists and `overwrite` is False.
-        ValueError, TypeError: arguments out of range; more samples than the data set has.
-        FileNotFoundError: the data set is not there and could not be downloaded.
+      FileExistsError: a file to be written exists and `overwrite` is False.
+      ValueError, TypeError: arguments out of range; more samples than the data set has.
+      FileNotFoundError: the data set is not there and could not be downloaded.
     """
     recipe = RECIPES[choice("dataset", dataset, RECIPES)]
     choice("objective", objective, OBJECTIVES)

@@ -55,6 +55,6 @@ def load(name: str) -> Dataset:
     """The data set of that name: "digits" or "fashion-mnist".
 
     Raises:
-        ValueError: an unknown name; else as the loader of that data set.
+      ValueError: an unknown name; else as the loader of that data set.
     """
     return LOADERS[choice("name", name, LOADERS)]()

@@ -12,10 +12,10 @@ class Dataset:
     """A classification data set, split into training and test samples.
 
     Attributes:
-        name: the name by which `load` knows it.
-        train_inputs, test_inputs: (m, p) float64 in [0, 1].
-        train_labels, test_labels: (m,) int64 class indices.
-        class_names: what the indices mean.
+      name: the name by which `load` knows it.
+      train_inputs, test_inputs: (m, p) float64 in [0, 1].
+      train_labels, test_labels: (m,) int64 class indices.
+      class_names: what the indices mean.
     """
 
     name: str
@@ -37,10 +37,10 @@ class TextDataset:
     """A classification data set of texts, split into training and test samples; who wants numbers vectorises them.
 
     Attributes:
-        name: of the data set.
-        train_texts, test_texts: m texts each.
-        train_labels, test_labels: (m,) int64 class indices.
-        class_names: what the indices mean.
+      name: of the data set.
+      train_texts, test_texts: m texts each.
+      train_labels, test_labels: (m,) int64 class indices.
+      class_names: what the indices mean.
     """
 
     name: str
@@ -62,10 +62,10 @@ class ImageDataset:
     """Images to classify, as bytes: as numbers of eight bytes they would not fit into the memory of many machines.
 
     Attributes:
-        name: of the data set.
-        train_images, test_images: (m, height, width, 3) uint8, read-only.
-        train_labels, test_labels: (m,) int64 class indices.
-        class_names: what the indices mean.
+      name: of the data set.
+      train_images, test_images: (m, height, width, 3) uint8, read-only.
+      train_labels, test_labels: (m,) int64 class indices.
+      class_names: what the indices mean.
     """
 
     name: str

@@ -26,10 +26,10 @@ def folders(name: str) -> list[Path]:
     return [*own, SYSTEM_FOLDER / name, cache_folder(name)]
 
 
-def cache_folder(name: str) -> Path:
-    """Where downloads of the data set of that name are kept."""
+def cache_folder(*names: str) -> Path:
+    """The user's cache of this package, or a folder in it: that of a data set's name keeps its downloads."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "simjax" / name
+    return (Path(base) if base else Path.home() / ".cache").joinpath("simjax", *names)
 
 
 def find_folder(name: str, files: Iterable[str]) -> Path | None:
@@ -45,7 +45,7 @@ def download(url: str, target: Path, check: Callable[[bytes], object]) -> None:
     """Keep what is at `url` as `target`, unless `check` raises.
 
     Raises:
-        OSError: no network, server trouble, an unwritable folder.
+      OSError: no network, server trouble, an unwritable folder.
     """
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
         contents = response.read()

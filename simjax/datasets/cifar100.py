@@ -54,8 +54,8 @@ def load_cifar100() -> ImageDataset:
     must have the checksum of its form; the archive's and the files' are the official ones.
 
     Raises:
-        FileNotFoundError: it is nowhere and could not be downloaded; says which file to put where.
-        ValueError: a file is damaged, or not the official one.
+      FileNotFoundError: it is nowhere and could not be downloaded; says which file to put where.
+      ValueError: a file is damaged, or not the official one.
     """
     for files, read in _FORMS:
         folder = _files.find_folder(_NAME, files())

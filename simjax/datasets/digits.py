@@ -14,7 +14,7 @@ def load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels, always shuffled alike; 360 are for testing.
 
     Raises:
-        ModuleNotFoundError: scikit-learn, which brings them, is not installed.
+      ModuleNotFoundError: scikit-learn, which brings them, is not installed.
     """
     with needs("datasets", "scikit-learn", "simjax.datasets.load_digits"):
         from sklearn import datasets as bundled

@@ -35,8 +35,8 @@ def load_fashion_mnist() -> Dataset:
     checksums.
 
     Raises:
-        FileNotFoundError: the files are nowhere and could not be downloaded; says which to put where.
-        ValueError: a file is damaged, or not the official one.
+      FileNotFoundError: the files are nowhere and could not be downloaded; says which to put where.
+      ValueError: a file is damaged, or not the official one.
     """
     folder = find_fashion_mnist()
     if folder is None:

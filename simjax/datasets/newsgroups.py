@@ -39,14 +39,14 @@ def load_newsgroups(remove: Sequence[str] = ()) -> TextDataset:
     unpacked to disk.
 
     Args:
-        remove: which of "headers", "footers" (signatures) and "quotes" to strip, by scikit-learn's rules. Headers
-            name the group or its readers: a classifier that sees them does better than its reading deserves.
+      remove: which of "headers", "footers" (signatures) and "quotes" to strip, by scikit-learn's rules. Headers
+        name the group or its readers: a classifier that sees them does better than its reading deserves.
 
     Raises:
-        FileNotFoundError: the archive is nowhere and could not be downloaded; says which file to put where.
-        ValueError: the archive is damaged or not the official one; an unknown part to remove.
-        TypeError: remove is no sequence of names.
-        ModuleNotFoundError: there is something to remove, and scikit-learn is not installed.
+      FileNotFoundError: the archive is nowhere and could not be downloaded; says which file to put where.
+      ValueError: the archive is damaged or not the official one; an unknown part to remove.
+      TypeError: remove is no sequence of names.
+      ModuleNotFoundError: there is something to remove, and scikit-learn is not installed.
     """
     strip = _stripping(remove)
     file = find_newsgroups() or _download_newsgroups()

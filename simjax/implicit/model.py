@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigs, splu
 
 from simjax._checks import choice, float_array, matrix, positive_integer, positive_scalar
+from simjax._files import (
+    package_version,
+    read_safetensors,
+    usable,
+    write_safetensors,
+)
 from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
 
@@ -364,9 +364,7 @@ class ImplicitModel:
             FileNotFoundError: its folder does not exist.
         """
         tensors, header = model_to_tensors(self)
-        data = safetensors.numpy.save(tensors, metadata={"format": FORMAT, **header})
-        with atomic_file(path, overwrite) as file:
-            file.write(data)
+        write_safetensors(path, tensors, header, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> ImplicitModel:
@@ -377,12 +375,8 @@ class ImplicitModel:
             ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
-        try:
+        with usable(path, "simjax model"):
             return model_from_tensors(tensors, header)
-        except KeyError as error:
-            raise ValueError(f"{path} is not a usable simjax model: {error} is missing.") from error
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a usable simjax model: {error}") from error
 
 
 # ---- fixed-point iteration ---------------------------------------------------------------------------------
@@ -635,72 +629,6 @@ def _filled(biases: list[np.ndarray | None], weights: list[np.ndarray]) -> list[
 
 
 # ---- files -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic_file(path: str | PathLike[str], overwrite: bool) -> Iterator[BinaryIO]:
-    """A binary file to write that appears under `path` only when complete.
-
-    Raises:
-        FileExistsError: `path` exists and `overwrite` is False.
-        FileNotFoundError: its folder does not exist.
-    """
-    target = Path(path)
-    _refuse_existing(target, overwrite)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist.")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        _refuse_existing(target, overwrite)  # it may have appeared meanwhile
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _refuse_existing(target: Path, overwrite: bool) -> None:
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder; give a file name.")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; choose another name or pass overwrite=True.")
-
-
-def read_safetensors(
-    path: str | PathLike[str], marker: str, newest_version: int
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and header of a safetensors file that carries the format `marker`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: truncated or foreign, or of a newer version.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file (truncated or foreign): {error}") from error
-    if header.get("format") != marker:
-        raise ValueError(f"{path} is a safetensors file, but not a {marker}: its format is {header.get('format')!r}.")
-    check_version(path, header.get("format_version"), newest_version)
-    return tensors, header
-
-
-def check_version(path: str | PathLike[str], version: Any, newest: int) -> None:
-    """Raises ValueError unless `version` is a format version that this simjax can read."""
-    if str(version) not in {str(v) for v in range(1, newest + 1)}:
-        raise ValueError(f"{path} has format version {version!r}, but this simjax reads versions up to {newest}.")
-
-
-def package_version() -> str:
-    """The installed version of simjax, or "unknown" when it runs from a source tree."""
-    try:
-        return importlib.metadata.version("simjax")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def model_to_tensors(model: ImplicitModel) -> tuple[dict[str, np.ndarray], dict[str, str]]:

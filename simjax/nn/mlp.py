@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
+from simjax._files import read_safetensors, usable, write_safetensors
 from simjax.implicit.activations import activation as find_activation
-from simjax.implicit.model import ImplicitModel, atomic_file, package_version, read_safetensors
+from simjax.implicit.model import ImplicitModel
 from simjax.states.states import States
 
 FORMAT = "simjax-mlp"
@@ -83,19 +83,14 @@ class MLP(nnx.Module):
             FileNotFoundError: its folder does not exist.
         """
         weights, biases = self._parameters()
-        tensors = {f"layers.{k}.kernel": np.ascontiguousarray(W.T) for k, W in enumerate(weights)}
+        tensors = {f"layers.{k}.kernel": W.T for k, W in enumerate(weights)}
         tensors |= {f"layers.{k}.bias": b for k, b in enumerate(biases or [])}
         header = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "simjax_version": package_version(),
             "sizes": json.dumps(self.sizes),
             "activation": self.activation,
             "use_bias": json.dumps(self.use_bias),
         }
-        data = safetensors.numpy.save(tensors, metadata=header)
-        with atomic_file(path, overwrite) as file:
-            file.write(data)
+        write_safetensors(path, tensors, header, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> MLP:
@@ -106,16 +101,12 @@ class MLP(nnx.Module):
             ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
-        try:
+        with usable(path, "simjax network"):
             network = cls(json.loads(header["sizes"]), header["activation"], json.loads(header["use_bias"]))
             for k, layer in enumerate(network.layers):
                 _load_parameter(layer.kernel, tensors, f"layers.{k}.kernel")
                 if layer.bias is not None:
                     _load_parameter(layer.bias, tensors, f"layers.{k}.bias")
-        except KeyError as error:
-            raise ValueError(f"{path}: not a usable simjax network: {error} is missing") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a usable simjax network: {error}") from error
         return network
 
     def _parameters(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:

@@ -25,12 +25,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import scipy.sparse as sp
 from flax import nnx
 
 from simjax._checks import float_array, positive_integer
-from simjax.implicit.model import ImplicitModel, atomic_file, package_version, read_safetensors
+from simjax._files import read_safetensors, usable, write_safetensors
+from simjax.implicit.model import ImplicitModel
 from simjax.states.states import States
 
 FORMAT = "simjax-resnet"
@@ -263,14 +263,10 @@ class ResNet(nnx.Module):
             FileNotFoundError: its folder does not exist.
         """
         header = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "simjax_version": package_version(),
             "sizes": json.dumps([self.blocks, self.width, self.classes]),
         }
-        tensors = {name: np.ascontiguousarray(np.asarray(variable[...])) for name, variable in self._variables()}
-        with atomic_file(path, overwrite) as file:
-            file.write(safetensors.numpy.save(tensors, metadata=header))
+        tensors = {name: np.asarray(variable[...]) for name, variable in self._variables()}
+        write_safetensors(path, tensors, header, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> ResNet:
@@ -281,16 +277,12 @@ class ResNet(nnx.Module):
             ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
-        try:
+        with usable(path, "simjax network"):
             network = cls(*json.loads(header["sizes"]))
             for name, variable in network._variables():
                 if tensors[name].shape != variable.shape:
                     raise ValueError(f"{name} has shape {tensors[name].shape}, its sizes say {variable.shape}")
                 variable[...] = jnp.asarray(tensors[name])
-        except KeyError as error:
-            raise ValueError(f"{path}: not a usable simjax network: {error} is missing") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a usable simjax network: {error}") from error
         network.eval()
         return network
 

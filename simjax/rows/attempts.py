@@ -16,9 +16,11 @@ import numpy as np
 
 from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
-from simjax.rows.certificate import Certificate, ball_violation, certify, flat_coordinates
+from simjax.rows.certificate import Certificate, ball_violation, certify
+from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
-from simjax.rows.options import ORACLES, SolveOptions
+from simjax.rows.options import SolveOptions
+from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import TINY, RowProblem
 from simjax.rows.progress import Progress, ProgressCallback, Reporter
@@ -255,7 +257,7 @@ def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> Row
 def _linear_rows(problem: RowProblem) -> np.ndarray:
     """Rows without penalty, (R,): plain least squares, if the ball allows its solution."""
     support = True if problem.support is None else problem.support
-    return np.all(flat_coordinates(dataclasses.replace(problem, ball=None)) == support, axis=1)
+    return np.all(flat_of(dataclasses.replace(problem, ball=None)) == support, axis=1)
 
 
 def _oracle_solve(problem: RowProblem, options: SolveOptions) -> Any:

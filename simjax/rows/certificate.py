@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from simjax._typing import ArrayLike
-from simjax.rows._qr import ColumnBasis
-from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
-from simjax.rows.constraints import Ball
-from simjax.rows.penalties import Penalty, PiecewisePenalty, traceable
-from simjax.rows.problem import RowProblem
+from simjax.rows.conjugate import support_function
+from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
+from simjax.rows.own_penalty import traceable
+from simjax.rows.problem import RowProblem, objective_floor
 
-# λ‖t‖² is the objective of w = 0. An optimum below 1e-12 of it is an exact fit as far as float64 can tell.
-_OBJECTIVE_FLOOR = 1e-12
-_TILT_SWEEPS = 5
+# A relative gap below this needs no better dual point.
+_GOOD = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +104,24 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
         candidates.append(np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, candidates[0]))
     # y = 0 is always feasible, with D = 0: it proves an exact fit that costs nothing.
     best_gap, best_dual = objective.copy(), np.zeros_like(residual)
+
+    def keep(rows: np.ndarray, part: RowProblem, points: DualPoints) -> None:
+        """Take over what the points prove of these rows, where it is more than before."""
+        gap = _gap(part, weights[rows], residual[rows], points)
+        better = gap < best_gap[rows]
+        best_gap[rows[better]], best_dual[rows[better]] = gap[better], points.dual[better]
+
+    every = np.arange(problem.rows_count)
     for dual in candidates:
-        dual, gap = _gap_of(problem, weights, residual, dual)
-        better = gap < best_gap
-        best_gap = np.where(better, gap, best_gap)
-        best_dual = np.where(better[:, None], dual, best_dual)
+        points = scaled_points(problem, dual)
+        keep(every, problem, points)
+        # Where scaling lost what the point is worth, a projection may keep it.
+        lost = np.flatnonzero((points.scaling[:, 0] < 1.0) & (best_gap > _GOOD * np.maximum(objective, floor)))
+        if lost.size:
+            lost = lost[narrow_rows(problem.take(lost), dual[lost])]
+        if lost.size:
+            part = problem.take(lost)
+            keep(lost, part, projected_points(part, dual[lost]))
     scale = np.maximum(objective, floor)
     gap = np.where(np.isfinite(objective), best_gap, np.inf)
     relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))
@@ -178,11 +188,11 @@ def _evaluate(problem: RowProblem, weights: np.ndarray) -> tuple[np.ndarray, np.
     """(P (R,), residual t − Φw (R, m), relative residual (R,), scale floor (R,))."""
     residual = problem.targets.T - weights @ problem.design.T
     square, target_square = _row_squares(residual), _row_squares(problem.targets.T)
-    objective, floor = _value(problem, weights), np.zeros(problem.rows_count)
+    objective = _value(problem, weights)
     if not problem.exact:
         objective = problem.loss_weight * square + objective
-        floor = _OBJECTIVE_FLOOR * problem.loss_weight * target_square
-    return objective, residual, np.sqrt(square) / np.where(target_square > 0.0, np.sqrt(target_square), 1.0), floor
+    fit = np.sqrt(square) / np.where(target_square > 0.0, np.sqrt(target_square), 1.0)
+    return objective, residual, fit, objective_floor(problem)
 
 
 def _row_squares(rows: np.ndarray) -> np.ndarray:
@@ -194,25 +204,17 @@ def _value(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
     return np.sum(np.broadcast_to(problem.penalty.value(weights), weights.shape), axis=1)
 
 
-def _gap_of(
-    problem: RowProblem, weights: np.ndarray, residual: np.ndarray, dual: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The dual point made feasible, and the gap it proves, (R,)."""
-    dual = _project_onto_tilt(problem, _project_out_flat(problem, dual))
-    penalty, ball, mask = problem.penalty, problem.ball, problem.support
-    slopes = _settled(problem, dual @ problem.design, dual, mask)
-    # Directions in which h is flat demand s = 0; they were projected out and must not scale the rest to nothing.
-    factor = dual_scaling(penalty, ball, slopes, _not_flat(penalty, ball, slopes.shape, mask))
-    dual, slopes = factor * dual, factor * slopes
-    slopes = np.where(_negligible(problem, slopes, dual), 0.0, slopes)
-    conjugate = support_function(penalty, ball, slopes, mask)
+def _gap(problem: RowProblem, weights: np.ndarray, residual: np.ndarray, points: DualPoints) -> np.ndarray:
+    """The gap that dual points prove of weights (R, d) with residual t − Φw, (R,)."""
+    dual, slopes = points.dual, points.slopes
+    conjugate = support_function(problem.penalty, problem.ball, slopes, problem.support)
     fenchel = np.maximum(_value(problem, weights) + conjugate - np.einsum("ij,ij->i", slopes, weights), 0.0)
     if problem.exact:
         gap = fenchel + np.abs(np.einsum("ij,ij->i", dual, residual))
     else:
         mismatch = 2.0 * problem.loss_weight[:, None] * residual - dual
         gap = fenchel + _row_squares(mismatch) / (4.0 * problem.loss_weight)
-    return dual, np.where(np.isnan(gap), np.inf, gap)
+    return np.where(np.isnan(gap), np.inf, gap)
 
 
 def ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
@@ -230,109 +232,3 @@ def ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
     if problem.support is not None:
         violation = np.where(np.any(weights[:] * ~problem.support != 0.0, axis=1), np.inf, violation)
     return violation
-
-
-# --- Directions in which the objective is flat -------------------------------------------------------------------
-# Where h = 0 and no ball binds, g* is finite only for s = 0: the dual point has to be orthogonal to those columns.
-
-
-def _not_flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...], mask: Any) -> Any:
-    flat = _flat(penalty, ball, shape)
-    return ~flat if mask is None else mask & ~flat
-
-
-def _flat(penalty: Penalty, ball: Ball | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Where neither penalty nor ball has a say, (R, d)."""
-    if isinstance(penalty, PiecewisePenalty):
-        flat = (np.asarray(penalty.slope) == 0.0) & (np.asarray(penalty.curvature) == 0.0)
-    else:
-        ones = np.ones(shape)
-        flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
-    flat = np.broadcast_to(flat, shape)
-    return flat if ball is None else flat & ~np.asarray(ball.sees)
-
-
-def flat_coordinates(problem: RowProblem) -> np.ndarray:
-    """Where neither penalty nor ball has a say, (R, d), inside the support."""
-    flat = _flat(traceable(problem.penalty), problem.ball, (problem.rows_count, problem.width))
-    return flat if problem.support is None else flat & problem.support
-
-
-def _project_out_flat(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
-    flat = flat_coordinates(problem)
-    if not flat.any():
-        return dual
-    dual = dual.copy()
-    patterns, which = np.unique(flat, axis=0, return_inverse=True)
-    for k, pattern in enumerate(patterns):
-        if pattern.any():
-            rows = which.reshape(-1) == k
-            basis = ColumnBasis.of(problem.design[:, pattern]).basis
-            block = dual[rows]
-            size = np.linalg.norm(block, axis=1, keepdims=True)
-            for _ in range(2):  # a second pass removes the rounding of the first
-                block = block - (block @ basis) @ basis.T
-            # What is left after full cancellation is rounding: y = 0 is the only feasible point then.
-            dual[rows] = np.where(np.linalg.norm(block, axis=1, keepdims=True) > 1e-12 * size, block, 0.0)
-    return dual
-
-
-def _project_onto_tilt(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
-    """y moved to where an unpenalised tilted coordinate allows what the others demand: s_i/δ_i ≥ (|s_j| − c_j)/ω_j.
-
-    At an optimum these are equalities for all j in the support of w. The least change of y that gives i and the
-    coordinates that demand more the same θ, and leaves the slopes of flat ones, is in the span of their columns; a few
-    sweeps catch those that come to demand more by it.
-    """
-    ball = problem.ball
-    if ball is None or ball.tilt is None:
-        return dual
-    penalty: Any = problem.penalty
-    shape = (problem.rows_count, problem.width)
-    slope, straight = np.broadcast_to(penalty.slope, shape), ~np.broadcast_to(penalty.curved, shape)
-    tilted = (np.asarray(ball.tilt) > 0.0) & np.isfinite(ball.radius) & (slope == 0.0) & straight
-    dual, flat = dual.copy(), flat_coordinates(problem)
-    for row in np.flatnonzero(tilted.any(axis=1)):
-        own = int(np.argmax(tilted[row]))
-        omega = np.broadcast_to(ball.weights, shape)[row]
-        others = (omega > 0.0) & straight[row]
-        if problem.support is not None:
-            others = others & problem.support[row]
-        members = np.zeros_like(others)
-        for _ in range(_TILT_SWEEPS):
-            slopes = dual[row] @ problem.design
-            theta = slopes[own] / ball.tilt[row, own]
-            demand = np.where(others, (np.abs(slopes) - slope[row]) / np.where(others, omega, 1.0), -np.inf)
-            over = demand > theta
-            if not over.any():
-                break
-            members = members | over
-            chosen = np.flatnonzero(members)
-            level = 0.5 * (theta + demand[chosen].max())
-            wanted = np.sign(slopes[chosen]) * (slope[row, chosen] + omega[chosen] * level) - slopes[chosen]
-            still = np.flatnonzero(flat[row])
-            wanted = np.concatenate([wanted, [ball.tilt[row, own] * level - slopes[own]], -slopes[still]])
-            columns = problem.design[:, np.concatenate([chosen, [own], still])]
-            dual[row] += np.linalg.lstsq(columns.T, wanted, rcond=1e-13)[0]
-    return dual
-
-
-def _settled(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray, mask: Any) -> np.ndarray:
-    """The slopes, with an unpenalised tilted coordinate raised to what the others demand if only rounding is missing.
-
-    As in `_negligible`, rounding is 1e-13 √m ‖φ_i‖ ‖y‖.
-    """
-    if problem.ball is None or problem.ball.tilt is None:
-        return slopes
-    raised = settled_tilt(problem.penalty, problem.ball, slopes, mask)  # type: ignore[arg-type]
-    reach = np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)
-    return np.where(raised - slopes <= 1e-13 * np.sqrt(problem.design.shape[0]) * reach, raised, slopes)
-
-
-def _negligible(problem: RowProblem, slopes: np.ndarray, dual: np.ndarray) -> np.ndarray:
-    """Where s_j = 0 is demanded and holds to rounding: |s_j| ≤ 1e-13 √m ‖φ_j‖ ‖y‖."""
-    flat = flat_coordinates(problem)
-    if not flat.any():
-        return flat
-    reach = np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)
-    return flat & (np.abs(slopes) <= 1e-13 * np.sqrt(problem.design.shape[0]) * reach)

@@ -6,6 +6,7 @@ g*(s) = sup_w sᵀw − h(w)   s.t.  Σ_j ω_j |w_j| + δ_j w_j ≤ κ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from simjax._typing import Array
@@ -167,6 +168,59 @@ def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
 # --- The domain --------------------------------------------------------------------------------------------------
 
 
+def flat_coordinates(
+    penalty: Penalty, ball: Ball | None, shape: tuple[int, ...], support: Array | None = None
+) -> Array:
+    """Where neither penalty nor ball has a say, so that s_j = 0 is demanded; (rows, d), inside the support."""
+    if isinstance(penalty, PiecewisePenalty):
+        flat = (penalty.slope == 0.0) & (penalty.curvature == 0.0)
+    else:
+        ones = namespace(getattr(penalty, "point_scale", None)).ones(shape)
+        flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
+    xp = namespace(flat, None if ball is None else ball.weights)
+    flat = xp.broadcast_to(flat, shape)
+    if ball is not None:
+        flat = flat & ~ball.sees
+    return flat if support is None else flat & support
+
+
+def nearest_in_domain(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+    """The slopes with each that is outside of the domain of h* moved to its end, on the coordinates no ball sees."""
+    xp = namespace(slopes, None if ball is None else ball.weights)
+    penalty, ball = _in_precision_of(slopes, penalty, ball)
+    free = _free(ball, slopes, mask)
+    if isinstance(penalty, PiecewisePenalty):
+        limit = xp.where(free & ~penalty.curved, penalty.slope, xp.inf)
+        return xp.minimum(xp.maximum(slopes, -limit), limit)
+    seen = xp.where(free, slopes, 0.0)
+    low = _largest_factor(lambda factor: xp.isfinite(penalty.conjugate(factor * seen)), xp.ones_like(seen))
+    return xp.where(low < 1.0, low * slopes, slopes)
+
+
+def _free(ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+    """The coordinates in `mask` that no ball sees, (rows, d)."""
+    xp = namespace(slopes, None if ball is None else ball.weights)
+    free = xp.ones(slopes.shape, dtype=bool) if ball is None else ~xp.broadcast_to(ball.sees, slopes.shape)
+    return free if mask is None else free & mask
+
+
+def _largest_factor(fits: Callable[[Array], Array], ones: Array) -> Array:
+    """The largest f in [0, 1] that fits, entry by entry, where 0 does and whatever is below one that does."""
+    xp = namespace(ones)
+
+    def halve(carry: tuple) -> tuple:
+        low, high, count = carry
+        middle = 0.5 * (low + high)
+        good = fits(middle)
+        return xp.where(good, middle, low), xp.where(good, high, middle), count + 1
+
+    whole = fits(ones)
+    start = (xp.where(whole, ones, 0.0), ones, 0)
+    low, *_ = while_loop(lambda carry: xp.any(carry[0] < carry[1]) & (carry[2] < _HALVINGS), halve, start, xp)
+    # A hair inside, so that the rounding of f·s by whoever multiplies cannot leave the domain again.
+    return xp.where(whole, 1.0, low * (1.0 - 5.0 * rounding_unit(ones)))
+
+
 def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
     """The largest f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
 
@@ -174,10 +228,7 @@ def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array
     """
     xp = namespace(slopes, None if ball is None else ball.weights)
     penalty, ball = _in_precision_of(slopes, penalty, ball)
-    free = xp.ones(slopes.shape, dtype=bool) if ball is None else ~xp.broadcast_to(ball.sees, slopes.shape)
-    if mask is not None:
-        free = free & mask
-    epsilon = rounding_unit(slopes)
+    free = _free(ball, slopes, mask)
     if isinstance(penalty, PiecewisePenalty):
         size = xp.abs(slopes)
         flat = free & ~penalty.curved & (size > penalty.slope)
@@ -185,24 +236,13 @@ def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array
         factor = xp.min(fit, axis=1, keepdims=True)
         if ball is not None and ball.tilt is not None:
             factor = xp.minimum(factor, _tilted_scaling(penalty, ball, slopes, mask))
-        return xp.where(factor < 1.0, factor * (1.0 - 2.0 * epsilon), 1.0)
+        return xp.where(factor < 1.0, factor * (1.0 - 2.0 * rounding_unit(slopes)), 1.0)
     slopes = xp.where(free, slopes, 0.0)
 
     def finite(factor: Array) -> Array:
         return xp.all(xp.isfinite(penalty.conjugate(factor * slopes)), axis=1, keepdims=True)
 
-    def halve(carry: tuple) -> tuple:
-        low, high, count = carry
-        middle = 0.5 * (low + high)
-        fits = finite(middle)
-        return xp.where(fits, middle, low), xp.where(fits, high, middle), count + 1
-
-    ones = xp.ones((slopes.shape[0], 1), dtype=slopes.dtype)
-    whole = finite(ones)
-    start = (xp.where(whole, ones, 0.0), ones, 0)
-    low, *_ = while_loop(lambda carry: xp.any(carry[0] < carry[1]) & (carry[2] < _HALVINGS), halve, start, xp)
-    # A hair inside, so that the rounding of f·s by whoever multiplies cannot leave the domain again.
-    return xp.where(whole, 1.0, low * (1.0 - 5.0 * epsilon))
+    return _largest_factor(finite, xp.ones((slopes.shape[0], 1), dtype=slopes.dtype))
 
 
 def _tilted_scaling(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
@@ -242,7 +282,8 @@ def settled_tilt(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Arr
         return slopes
     xp = namespace(slopes, ball.weights)
     penalty, ball = _in_precision_of(slopes, penalty, ball)
-    tilt, weights = ball.tilt, ball.weights
+    tilt: Any = ball.tilt
+    weights = ball.weights
     seen = slopes if mask is None else xp.where(mask, slopes, 0.0)
     own = (tilt > 0.0) & xp.isfinite(ball.radius) & (penalty.slope == 0.0) & ~penalty.curved
     flat = (weights > 0.0) & ~penalty.curved

@@ -129,18 +129,20 @@ class L1Ball:
         Raises:
           ValueError: if size, weights or radius do not fit these numbers.
         """
-        size = width if self.size is None else self.size
+        size, radius, omega = (
+            width if self.size is None else self.size,
+            np.asarray(self.radius),
+            np.asarray(self.weights),
+        )
         if size > width:
             raise ValueError(f"size of the ball must be at most the number of coordinates {width}, got {size}.")
-        if self.radius.ndim == 1 and self.radius.shape != (rows,):
-            raise ValueError(f"radius must be a scalar or ({rows},), got shape {self.radius.shape}.")
-        if self.weights.ndim and self.weights.shape[-1] != size:
-            raise ValueError(f"weights of the ball must have {size} entries a row, got shape {self.weights.shape}.")
-        if self.weights.ndim == 2 and self.weights.shape[0] not in (1, rows):
-            raise ValueError(f"weights of the ball must be for {rows} rows, got shape {self.weights.shape}.")
-        weights = np.zeros((self.weights.shape[0] if self.weights.ndim == 2 else 1, width))
-        weights[:, :size] = self.weights
-        return Ball(weights, np.broadcast_to(self.radius.reshape(-1, 1), (rows, 1)).copy(), size)
+        if omega.ndim and omega.shape[-1] != size:
+            raise ValueError(f"weights of the ball must have {size} entries a row, got shape {omega.shape}.")
+        if omega.ndim == 2 and omega.shape[0] not in (1, rows):
+            raise ValueError(f"weights of the ball must be for {rows} rows, got shape {omega.shape}.")
+        weights = np.zeros((omega.shape[0] if omega.ndim == 2 else 1, width))
+        weights[:, :size] = omega
+        return Ball(weights, _radius_of_rows(radius, rows), size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,15 +191,13 @@ class MetzlerRow:
           ValueError: if size, weights, radius or diagonal do not fit these numbers, or no weights meet the constraint.
         """
         plain = L1Ball(1.0, self.size, self.weights).ball(rows, width)
-        diagonal, every = self.diagonal, np.arange(rows)
-        if self.radius.ndim == 1 and self.radius.shape != (rows,):
-            raise ValueError(f"radius must be a scalar or ({rows},), got shape {self.radius.shape}.")
+        diagonal, every = np.asarray(self.diagonal), np.arange(rows)
+        radius = _radius_of_rows(np.asarray(self.radius), rows)
         if diagonal.shape != (rows,) or np.any((diagonal < -1) | (diagonal >= plain.size)):
             raise ValueError(
                 f"diagonal must be ({rows},) numbers from -1 to {plain.size - 1}, got shape {diagonal.shape}"
                 + (f" with entries from {diagonal.min()} to {diagonal.max()}." if diagonal.size else ".")
             )
-        radius = np.broadcast_to(self.radius.reshape(-1, 1), (rows, 1)).copy()
         weights = np.broadcast_to(plain.weights, (rows, width)).copy()
         own = every[diagonal >= 0], diagonal[diagonal >= 0]
         if np.any(weights[own] != 1.0):
@@ -214,6 +214,13 @@ class MetzlerRow:
                 f"{np.flatnonzero(stuck)[0]} has {radius[stuck][0, 0]:g}."
             )
         return Ball(weights, radius, plain.size, tilt)
+
+
+def _radius_of_rows(radius: np.ndarray, rows: int) -> np.ndarray:
+    """A radius as (rows, 1)."""
+    if radius.ndim == 1 and radius.shape != (rows,):
+        raise ValueError(f"radius must be a scalar or ({rows},), got shape {radius.shape}.")
+    return np.broadcast_to(radius.reshape(-1, 1), (rows, 1)).copy()
 
 
 @dataclasses.dataclass(frozen=True)

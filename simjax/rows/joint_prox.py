@@ -78,8 +78,10 @@ def _root(penalty: Penalty, ball: Ball, points: Array, step: Array, theta: Array
     if isinstance(penalty, PiecewisePenalty):  # the root depends on the coordinates in the ball alone
         penalty, points, ball = penalty.columns(ball.size).cast(points.dtype), points[:, : ball.size], ball.columns()
     weights, radius, tilt = ball.weights, ball.radius, ball.tilt
-    norm_at = _norm_of_piecewise if tilt is None and isinstance(penalty, PiecewisePenalty) else _norm_of_any
-    norm_at = norm_at(penalty, ball, points, step)
+    if tilt is None and isinstance(penalty, PiecewisePenalty):
+        norm_at = _norm_of_piecewise(penalty, ball, points, step)
+    else:
+        norm_at = _norm_of_any(penalty, ball, points, step)
     # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
     sees, size = weights > 0.0, xp.abs(points)
     high = xp.max(xp.where(sees, size, 0.0) / xp.where(sees, weights, 1.0), axis=1, keepdims=True)

@@ -6,12 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from simjax._checks import choice, positive_integer, positive_scalar
+from simjax.rows.oracles.interface import ORACLES, oracle_module
 from simjax.rows.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-ORACLES = ("clarabel", "mosek")
 SOLVERS = ("auto", "admm", "proximal_gradient")
 ENGINES = ("auto", "numpy", "jax")
 PRECISIONS = ("auto", "float64")
@@ -98,6 +98,4 @@ class SolveOptions:
                 "of; use 'auto' or 'admm'."
             )
         if self.solver in ORACLES:
-            from simjax.rows.oracles.interface import oracle_module  # interior-point packages are an extra
-
             oracle_module(self.solver).check_available()

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from simjax._checks import nonnegative_parameter
 from simjax._typing import Array, ArrayLike
-from simjax.rows.arrays import namespace, pytree, pytree_like, rounding_unit, smallest_divisor
+from simjax.rows.arrays import namespace, pytree, pytree_like, smallest_divisor
 
 
 class Penalty:
@@ -155,9 +154,7 @@ class PiecewisePenalty(Penalty):
         parameters = (self.slope, self.curvature, self.knot)
         if all(getattr(parameter, "dtype", None) == dtype for parameter in parameters):
             return self
-        return PiecewisePenalty(
-            *(namespace(parameter).asarray(parameter, dtype=dtype) for parameter in parameters)  # type: ignore[arg-type]
-        )
+        return PiecewisePenalty(*(namespace(parameter).asarray(parameter, dtype=dtype) for parameter in parameters))
 
     def _meeting(self, array: Array) -> tuple[Array, PiecewisePenalty]:
         """The array, and the penalty in its dtype, so that float32 stays float32."""
@@ -313,126 +310,3 @@ OBJECTIVES = {
     "ridge": lambda alpha, mu: Ridge(alpha),
     "least_squares": lambda alpha, mu: NoPenalty(),
 }
-
-
-class Opaque:
-    """A penalty of the user's own, compared by identity."""
-
-    def __init__(self, penalty: Penalty) -> None:
-        self.penalty = penalty
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Opaque) and other.penalty is self.penalty
-
-    def __hash__(self) -> int:
-        return id(self.penalty)
-
-
-@pytree("own")
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScaledPenalty(Penalty):
-    """w' ↦ q h(p w') for a penalty h of the user's own (`point_scale` p > 0, `value_scale` q > 0, (1 or rows, 1 or d)).
-
-    It is what solvers and certificates get to see of such a penalty, which need not be a pytree, nor hashable. h is
-    written with `jax.numpy`: NumPy arrays reach it as JAX's of their precision, and its answers come back as NumPy's.
-    """
-
-    point_scale: Array
-    value_scale: Array
-    own: Opaque
-
-    @property
-    def penalty(self) -> Penalty:
-        """The user's penalty h."""
-        return self.own.penalty
-
-    def value(self, weights: Array) -> Array:
-        return self.value_scale * _asked(self.penalty.value, self.point_scale * weights)
-
-    def prox(self, points: Array, step: Array) -> Array:
-        p = self.point_scale
-        return _asked(self.penalty.prox, p * points, step * self.value_scale * p * p) / p
-
-    def prox_slope(self, points: Array, step: Array) -> Array:
-        """The prox's derivative by automatic differentiation."""
-
-        def derivative(x: Array, step: Array) -> Array:
-            import jax
-
-            return jax.jvp(lambda x: self.penalty.prox(x, step), (x,), (jax.numpy.ones_like(x),))[1]
-
-        p = self.point_scale
-        return _asked(derivative, p * points, step * self.value_scale * p * p)
-
-    def conjugate(self, slopes: Array) -> Array:
-        return self.value_scale * _asked(self.penalty.conjugate, slopes / (self.value_scale * self.point_scale))
-
-    def rows(self, index: Any) -> ScaledPenalty:
-        def take(scale: Array) -> Array:
-            return scale[index] if np.ndim(scale) == 2 and np.shape(scale)[0] > 1 else scale
-
-        own = Opaque(take_rows(self.penalty, np.asarray(index)))
-        return ScaledPenalty(take(self.point_scale), take(self.value_scale), own)
-
-
-def _asked(function: Callable[..., Array], *arrays: Array) -> Array:
-    """What a function of the user's says of arrays: traced ones as they are, NumPy's in their own precision."""
-    if namespace(*arrays) is not np:
-        return function(*arrays)
-    import jax
-
-    with jax.enable_x64(True):
-        return np.array(function(*(jax.numpy.asarray(array) for array in arrays)))
-
-
-def traceable(penalty: Penalty) -> PiecewisePenalty | ScaledPenalty:
-    """The penalty in a form that takes NumPy arrays and traced ones, and can be an argument of a compiled function."""
-    if isinstance(penalty, (PiecewisePenalty, ScaledPenalty)):
-        return penalty
-    return ScaledPenalty(np.ones((1, 1)), np.ones((1, 1)), Opaque(penalty))
-
-
-_SAMPLED = (-30.0, -2.0, -0.3, -1e-3, 0.0, 1e-3, 0.3, 2.0, 30.0)
-
-
-def check_penalty(penalty: Any, rows: int = 1, width: int = 1) -> None:
-    """Check that `penalty` is a penalty: three functions, smallest at zero, prox and conjugate consistent.
-
-    A penalty of the user's own is tried out at a few points, in arrays of shape (rows, width).
-
-    Raises:
-      TypeError: if a function is missing.
-      ValueError: if they contradict each other at the sampled points (Fenchel–Young with equality at the prox).
-    """
-    if isinstance(penalty, type):
-        raise TypeError(f"penalty must be an object, got the class {penalty.__name__}; make one of it.")
-    missing = [name for name in ("value", "prox", "conjugate") if not callable(getattr(penalty, name, None))]
-    if missing:
-        raise TypeError(
-            f"penalty must supply value(weights), prox(points, step) and conjugate(slopes); "
-            f"{type(penalty).__name__} lacks {', '.join(missing)}."
-        )
-    if isinstance(penalty, PiecewisePenalty):
-        return
-    name, asked = type(penalty).__name__, traceable(penalty)
-    for point in _SAMPLED:
-        x = np.full((rows, width), point)
-        value = asked.value(x)
-        if not np.all(value >= 0.0) or (point == 0.0 and np.any(value != 0.0)):
-            raise ValueError(
-                f"penalty {name} must satisfy h(0) = 0 and h(w) >= 0 everywhere; at {point:g} it does not."
-            )
-        for step in (0.1, 1.0, 10.0):
-            w = asked.prox(x, np.full_like(x, step))
-            # A hair towards zero, so that the rounding of x − w does not push the slope out of the conjugate's domain.
-            hair = 8.0 * rounding_unit(x) * (np.abs(x) + np.abs(w)) / step
-            slope = soft((x - w) / step, hair)
-            with np.errstate(invalid="ignore"):
-                mismatch = np.abs(asked.value(w) + asked.conjugate(slope) - slope * w)
-            relative = mismatch / (1.0 + np.abs(slope * w))
-            if not np.all(relative <= 1e-9):
-                raise ValueError(
-                    f"penalty {name}: value, prox and conjugate contradict each other; at w = prox({point:g}) for "
-                    f"step {step:g}, h(w) + h*(s) must equal s·w with s = (x − w)/step, but differs by up to "
-                    f"{float(np.max(relative)):.1e}."
-                )

@@ -14,9 +14,13 @@ import numpy as np
 
 from simjax._checks import choice, float_array, matrix
 from simjax.rows.constraints import Ball, Constraint, Free, MetzlerRow
-from simjax.rows.penalties import Penalty, PiecewisePenalty, check_penalty, take_rows
+from simjax.rows.own_penalty import check_penalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
 
 MATCHINGS = ("penalty", "exact")
+
+# An optimum below this share of λ‖t‖² is an exact fit as far as float64 can tell.
+OBJECTIVE_FLOOR = 1e-12
 
 # Outside of these, squares of numbers leave the range of float64.
 TINY, HUGE = 1e-150, 1e151
@@ -66,6 +70,13 @@ class RowProblem:
             ball=None if self.ball is None else self.ball.rows(index),
             support=None if self.support is None else self.support[index],
         )
+
+
+def objective_floor(problem: RowProblem) -> np.ndarray:
+    """What an objective is measured against at the least, (R,): `OBJECTIVE_FLOOR` of λ‖t‖², the objective of w = 0."""
+    if problem.exact:
+        return np.zeros(problem.rows_count)
+    return OBJECTIVE_FLOOR * problem.loss_weight * np.sum(problem.targets**2, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from simjax._typing import Weights
 from simjax.rows.certificate import Certificate
-from simjax.rows.options import ORACLES
+from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.status import Status
 from simjax.rows.verify import Verification, sample_rows, verify_rows

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import ArrayLike
 from scipy.linalg import lapack
 
 from simjax._checks import matrix, positive_integer
+from simjax._typing import ArrayLike
 
 _BLOCK = 4096  # samples that are reduced at once
 _PANEL = 64  # columns of a panel of LAPACK's blocked factorisation

@@ -9,7 +9,7 @@ import numpy as np
 from simjax._checks import positive_integer
 from simjax.rows import oracles
 from simjax.rows.certificate import Certificate, certify, infeasibility_margin
-from simjax.rows.problem import RowProblem
+from simjax.rows.problem import RowProblem, objective_floor
 from simjax.rows.status import Status
 
 _NOT_FEASIBLE = 1e-6  # an oracle's answer that violates a row by more than this, relatively, is none
@@ -85,10 +85,9 @@ def verify_rows(
     """
     answer = oracles.solve(problem, oracle=oracle, workers=workers)
     judged = certify(problem, answer.weights, [answer.duals])
-    floor = 0.0 if problem.exact else 1e-12 * problem.loss_weight * np.sum(problem.targets**2, axis=0)
     found = certify(problem, weights, [certificate.dual, answer.duals])
     objective = found.objective
-    scale = np.maximum(np.maximum(np.abs(objective), np.abs(judged.objective)), floor)
+    scale = np.maximum(np.maximum(np.abs(objective), np.abs(judged.objective)), objective_floor(problem))
     difference = (objective - judged.objective) / np.where(scale > 0.0, scale, 1.0)
     # An oracle's weights violate the constraints a little, which lets their objective fall below the optimum.
     slack = 10.0 * judged.infeasibility

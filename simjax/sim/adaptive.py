@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simjax._checks import float_array, positive_scalar
+from simjax._typing import ArrayLike
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.solution import dense_rows
 from simjax.sim.plan import model_rows

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh
-from numpy.typing import ArrayLike
 
-from simjax._typing import Weights
+from simjax._typing import ArrayLike, Weights
 from simjax.rows.attempts import Start
 from simjax.rows.certificate import Certificate, joined_certificates
 from simjax.rows.options import SolveOptions

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simjax._checks import float_array, positive_scalar
+from simjax._typing import ArrayLike
 from simjax.rows.attempts import Start
 from simjax.rows.options import SolveOptions
 from simjax.rows.solution import dense_rows

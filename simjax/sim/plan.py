@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simjax._checks import choice, float_array, positive_scalar
-from simjax._typing import Weights
+from simjax._typing import ArrayLike, Weights
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import OBJECTIVES, NoPenalty, Penalty, take_rows

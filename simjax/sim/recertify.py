@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
 from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
-from simjax.rows.penalties import traceable
-from simjax.rows.problem import RowProblem, RowSource
+from simjax.rows.dual_points import ROUNDING, flat_of
+from simjax.rows.own_penalty import traceable
+from simjax.rows.problem import OBJECTIVE_FLOOR, RowProblem, RowSource
 from simjax.rows.solution import dense_rows
 from simjax.sim.plan import state_scale
 from simjax.sim.result import FitResult
@@ -23,8 +22,6 @@ from simjax.states.streamed import agreeing_batches, design_and_targets
 _LIFT_CUTOFF = 1e-12
 # Keeps the Cholesky factor of a singular ΦᵀΦ, with columns of norm one, out of its rounding.
 _RIDGE = 1e-12
-# A slope that is infinite in the conjugate is 0 in a direction in which the penalty is flat.
-_TINY = 1e-200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +77,7 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
         problem = problem.all()
     weights = dense_rows(result.weights)
     problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
-    with jax.enable_x64(True):
-        flat = _flat(problem)
+    flat = flat_of(problem)
     combination = _lifted(problem, result.certificate.dual)
     sums = _Sums.zero(problem)
     scale = None
@@ -99,8 +95,7 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
         raise ValueError("batches must hold at least one batch of simjax.States, got none.")
     if flat.any():
         combination = sums.project_out(flat, combination)
-    with jax.enable_x64(True):
-        return _certificate_from(sums, problem, weights, combination, flat, result.certificate.infeasibility)
+    return _certificate_from(sums, problem, weights, combination, flat, result.certificate.infeasibility)
 
 
 def _check_belongs(result: FitResult, batch: States) -> None:
@@ -124,17 +119,6 @@ def _lifted(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
     rest = dual.T - problem.targets * beta
     solution = scipy.linalg.lstsq(problem.design / norms, rest, cond=_LIFT_CUTOFF)[0]
     return np.concatenate([solution.T / norms, beta[:, None]], axis=1)
-
-
-def _flat(problem: RowProblem) -> np.ndarray:
-    """Where g* is finite at s_j = 0 only: the penalty costs nothing and no ball binds; boolean (R, d)."""
-    shape = (problem.rows_count, problem.width)
-    flat = np.zeros(shape, dtype=bool)
-    for slope in (_TINY, -_TINY):
-        flat |= np.isinf(problem.penalty.conjugate(jnp.full(shape, slope)))
-    if problem.ball is not None:
-        flat &= ~np.asarray(problem.ball.sees)
-    return flat if problem.support is None else flat & problem.support
 
 
 @dataclasses.dataclass
@@ -237,20 +221,20 @@ def _certificate_from(
     infeasibility: np.ndarray,
 ) -> StreamedCertificate:
     penalty, ball, loss_weight = problem.penalty, problem.ball, problem.loss_weight
-    mask = None if problem.support is None else jnp.asarray(problem.support)
+    mask = problem.support
     # In flat directions s_j = 0 is demanded, and holds to the rounding of the sums.
     reach = np.sqrt(np.maximum(sums.dual_squares, 0.0))[:, None] * np.sqrt(sums.column_squares)
-    rounding = flat & (np.abs(sums.slopes) <= 1e-13 * np.sqrt(sums.m) * reach)
-    slopes = jnp.asarray(np.where(rounding, 0.0, sums.slopes))
+    rounding = ROUNDING * np.sqrt(sums.m) * reach
+    slopes = np.where(flat & (np.abs(sums.slopes) <= rounding), 0.0, sums.slopes)
     if ball is not None and ball.tilt is not None:
-        raised = settled_tilt(penalty, ball, slopes, mask)  # type: ignore[arg-type]
-        slopes = jnp.where(raised - slopes <= 1e-13 * np.sqrt(sums.m) * reach, raised, slopes)
-    factor = dual_scaling(penalty, ball, slopes, mask)
+        raised = np.asarray(settled_tilt(penalty, ball, slopes, mask))  # type: ignore[arg-type]
+        slopes = np.where(raised - slopes <= rounding, raised, slopes)
+    factor = np.asarray(dual_scaling(penalty, ball, slopes, mask))
     slopes = factor * slopes
-    value = np.asarray(jnp.sum(jnp.broadcast_to(penalty.value(jnp.asarray(weights)), weights.shape), axis=1))
+    value = np.sum(np.broadcast_to(penalty.value(weights), weights.shape), axis=1)
     conjugate = np.asarray(support_function(penalty, ball, slopes, mask))
-    fenchel = np.maximum(value + conjugate - np.sum(np.asarray(slopes) * weights, axis=1), 0.0)
-    f = np.asarray(factor)[:, 0]
+    fenchel = np.maximum(value + conjugate - np.sum(slopes * weights, axis=1), 0.0)
+    f = factor[:, 0]
     if problem.exact:
         objective, floor = value, np.zeros_like(value)
         gap = fenchel + f * np.abs(sums.dual_residual)
@@ -258,7 +242,7 @@ def _certificate_from(
         infeasibility = np.maximum(infeasibility, fit)
     else:
         objective = loss_weight * sums.residual_squares + value
-        floor = 1e-12 * loss_weight * sums.target_squares  # an exact fit as far as float64 can tell
+        floor = OBJECTIVE_FLOOR * loss_weight * sums.target_squares
         # Each of the three is taken from its own sum, so that nothing cancels for f close to 1.
         mismatch = sums.mismatch_squares + 2.0 * (1.0 - f) * sums.mismatch_dual + (1.0 - f) ** 2 * sums.dual_squares
         gap = fenchel + np.maximum(mismatch, 0.0) / (4.0 * loss_weight)

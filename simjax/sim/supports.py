@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simjax._checks import choice
+from simjax._typing import ArrayLike
 from simjax.rows.constraints import feedforward_support, hollow_support
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates

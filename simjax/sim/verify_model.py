@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
+from simjax._checks import positive_scalar
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.certificate import certify
 from simjax.rows.penalties import OBJECTIVES
@@ -15,6 +17,9 @@ from simjax.sim.plan import CONSTRAINTS, Plan, PlanOptions
 from simjax.sim.supports import SUPPORTS
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
+
+_OF_THE_SOLVE = {"solver", "tol"}  # settings that do not say what is solved
+_SINCE_0_1 = {"constraint", "eta"}  # settings that models of version 0.1 do not have
 
 
 def verify_model(
@@ -39,9 +44,7 @@ def verify_model(
       ValueError: if the model does not say how it was fitted, or in terms that do not fit the states.
       OracleUnavailable: if the oracle's package or licence is missing.
     """
-    settings = model.metadata.get("fit")
-    if not isinstance(settings, dict):
-        raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.sim.fit.")
+    settings = _fit_settings(model)
     arrays = [
         key
         for key in ("objective", "alpha", "mu", "constraint", "eta", "support")
@@ -52,9 +55,9 @@ def verify_model(
             f"model was fitted with arrays or objects for {', '.join(arrays)}, which a model file only names; "
             f"use FitResult.verify where the fit was made."
         )
-    tol = settings["tol"]
+    tol = positive_scalar("tol of the fit", settings["tol"])
     # What models of version 0.1 do not state, they have by default.
-    stated = {key: value for key, value in settings.items() if key not in ("solver", "tol")}
+    stated = {key: value for key, value in settings.items() if key not in _OF_THE_SOLVE}
     plan = Plan.make(states, PlanOptions(**stated))
     weights = plan.weights(model)
     problem = plan.rows_on_support(weights) if "support" in plan.refits else plan.rows()
@@ -77,6 +80,21 @@ def verify_model(
                 )
             )  # fmt: skip
     return joined(parts)
+
+
+def _fit_settings(model: ImplicitModel) -> dict[str, Any]:
+    """The settings of the fit that made the model, all of this version's; what else is called "fit" is refused."""
+    settings = model.metadata.get("fit")
+    if not isinstance(settings, dict):
+        raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.fit.")
+    stated = {field.name for field in dataclasses.fields(PlanOptions)} | _OF_THE_SOLVE
+    unknown, missing = sorted(set(settings) - stated), sorted(stated - set(settings) - _SINCE_0_1)
+    if unknown or missing:
+        raise ValueError(
+            "the fit settings in model's metadata are not those of this version's fit: "
+            f"{', '.join(unknown) or 'none'} unknown, {', '.join(missing) or 'none'} missing."
+        )
+    return settings
 
 
 def _is_description(key: str, value: Any) -> bool:

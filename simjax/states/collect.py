@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from numpy.typing import ArrayLike
-
+from simjax._typing import ArrayLike
 from simjax.states.states import States
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from simjax._checks import choice, matrix, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
+from simjax._typing import ArrayLike
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.model import (
     ImplicitModel,
@@ -82,10 +83,10 @@ class States:
     @classmethod
     def from_layers(
         cls,
-        weights: Sequence[Any],
-        biases: Sequence[Any] | None,
+        weights: Sequence[ArrayLike],
+        biases: Sequence[ArrayLike | None] | None,
         activation: str,
-        inputs: Any,
+        inputs: ArrayLike,
         layers: int | None = None,
     ) -> States:
         """The float64 states of a layered network x_ℓ = φ(W_ℓ x_{ℓ−1} + b_ℓ), ŷ = W_{L+1} x_L + b_{L+1}.
@@ -171,7 +172,7 @@ class States:
 
     # ---- parts and scales ----------------------------------------------------------------------------------
 
-    def subset(self, indices_or_count: Any, seed: int | None = None) -> States:
+    def subset(self, indices_or_count: int | ArrayLike, seed: int | None = None) -> States:
         """Some of the samples.
 
         Args:
@@ -213,7 +214,7 @@ class States:
             s[rows] = product
         return s
 
-    def rescaled(self, scale: Any) -> States:
+    def rescaled(self, scale: ArrayLike) -> States:
         """These states with z′ = s·z and x′ = s·x, and a baseline with unchanged outputs that produces them.
 
         Raises:

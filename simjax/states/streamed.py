@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import positive_integer
+from simjax._typing import ArrayLike
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.statistics import SufficientStatistics
 from simjax.states.plausible import warn_of_no_negative_preactivation
@@ -133,7 +134,7 @@ class StreamedStates:
         """The factors s (n,) of `States.scaling`, which depend on the baseline alone."""
         return self.sample.scaling(rescale, kappa)
 
-    def rescaled(self, scale: Any) -> StreamedStates:
+    def rescaled(self, scale: ArrayLike) -> StreamedStates:
         """These states with z′ = s·z and x′ = s·x; as `States.rescaled`."""
         sample = self.sample.rescaled(scale)
         scale = np.asarray(scale, dtype=np.float64)

@@ -18,7 +18,8 @@ import simjax
 from simjax import datasets
 from simjax.app import cli, demo
 from simjax.rows import penalties, problem
-from simjax.rows.options import ORACLES, SOLVERS
+from simjax.rows.options import SOLVERS
+from simjax.rows.oracles.interface import ORACLES
 from simjax.sim import plan, supports
 
 

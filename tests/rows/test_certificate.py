@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
@@ -17,8 +18,10 @@ from helpers import (
     row_of,
     rows_of,
     sparse_rows,
+    with_condition,
 )
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import nnls
 
 import simjax
 from simjax import Certificate, certify, row_problem, solve_rows
@@ -355,6 +358,93 @@ def test_user_penalty_with_a_bounded_domain_has_its_dual_scaled_into_it():
     certificate = certify(problem, w, [y])
     assert np.all(np.isfinite(certificate.gap))
     assert np.all(np.abs(certificate.dual @ problem.design) <= 1.0 + 1e-12)
+
+
+class Positive(simjax.Penalty):
+    """The indicator of w ≥ 0: non-negative least squares. h*(s) is finite for s ≤ 0 only."""
+
+    def value(self, weights):
+        return jnp.where(weights < 0.0, jnp.inf, 0.0)
+
+    def prox(self, points, step):
+        return jnp.maximum(points, 0.0)
+
+    def conjugate(self, slopes):
+        return jnp.where(slopes <= 0.0, 0.0, jnp.inf)
+
+
+def test_nonnegative_least_squares_is_certified():
+    design, targets = sparse_rows(TALL, noise=1.0)
+    problem = row_problem(design, targets, penalty=Positive())
+    w = np.array([nnls(design, target)[0] for target in targets.T])
+    assert np.all(np.any(w == 0.0, axis=1))
+    certificate = certify(problem, w)
+    assert np.all(certificate.relative_gap <= 1e-12)
+    # The bound stays one for any other weights, and for dual points that are no better than noise.
+    rng = generator(11)
+    for size in (1e-9, 1e-3, 1.0):
+        other = np.abs(w + size * rng.normal(size=w.shape))
+        bound = certify(problem, other, [size * rng.normal(size=targets.T.shape)]).dual_objective
+        assert np.all(bound <= certificate.objective * (1.0 + 1e-12))
+
+
+# --- Penalties next to nothing -----------------------------------------------------------------------------------
+
+
+def nearly_flat_row(seed, *, condition, unit, alpha=1e-3, kappa=0.9, ball=True):
+    """A row of known optimum by its optimality conditions, targets of size `unit`, with |s_j| ≤ α on free coordinates.
+
+    Returns the problem, its w and y: s = Φᵀy has s_j = (α + θω_j) sign(w_j) in the support of w, y = 2λ(t − Φw).
+    """
+    rng, lam, m, d, bound = generator(12, seed), 0.5, 60, 25, 10
+    design = with_condition(rng, m, d, condition) * 10.0
+    omega = rng.uniform(0.5, 2.0, bound)
+    sign = rng.choice([-1.0, 0.0, 1.0], size=d)
+    sign[:2] = 1.0
+    w = sign * rng.uniform(0.5, 2.0, d) * unit
+    limit = np.full(d, alpha)
+    if ball:
+        w[:bound] *= kappa / np.sum(omega * np.abs(w[:bound]))
+        limit[:bound] += 0.1 * omega
+    slopes = limit * np.where(sign == 0.0, rng.uniform(-0.9, 0.9, d), sign)
+    basis, triangle = np.linalg.qr(design)
+    rest = rng.normal(size=m)
+    rest -= basis @ (basis.T @ rest)
+    rest -= basis @ (basis.T @ rest)
+    y = basis @ np.linalg.solve(triangle.T, slopes) + unit * rest
+    target = design @ w + y / (2.0 * lam)
+    constraint = simjax.L1Ball(kappa, size=bound, weights=omega) if ball else None
+    problem = row_problem(design, target[:, None], loss_weight=lam, penalty=simjax.L1(alpha), constraint=constraint)
+    return problem, w[None], y[None]
+
+
+@pytest.mark.parametrize("ball", [True, False])
+@pytest.mark.parametrize("unit", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
+def test_a_penalty_next_to_nothing_does_not_cost_the_dual_point(condition, unit, ball):
+    for seed in range(3):
+        problem, w, _ = nearly_flat_row(seed, condition=condition, unit=unit, ball=ball)
+        certificate = certify(problem, w)
+        assert certificate.relative_gap[0] <= 1e-9
+        # What it proves is true: s = Φᵀy keeps to |s_j| ≤ α but for the rounding of the product.
+        excess = np.abs(certificate.dual[0] @ problem.design)[10 if ball else 0 :] - 1e-3
+        size = np.linalg.norm(certificate.dual[0]) * np.linalg.norm(problem.design, axis=0)
+        assert np.all(excess <= 1e-15 * size[10 if ball else 0 :])
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("condition", [1.0, 1e6])
+def test_bounds_of_a_nearly_flat_row_are_true_for_any_dual_point(condition, unit):
+    problem, w, y = nearly_flat_row(5, condition=condition, unit=unit)
+    optimum = certify(problem, w, [y]).objective
+    rng = generator(13)
+    for size in 10.0 ** np.arange(-14.0, 1.0):
+        other = w * (1.0 + size * rng.normal(size=w.shape))
+        other[:, :10] *= min(1.0, 0.9 / np.sum(problem.ball.weights * np.abs(other)))
+        noise = size * rng.normal(size=y.shape) * np.linalg.norm(y)
+        found = certify(problem, other, [y + noise])
+        assert np.all(found.objective - found.gap <= optimum * (1.0 + 1e-12))
+        assert np.all(found.gap >= 0.0)
 
 
 # --- Status and message ------------------------------------------------------------------------------------------

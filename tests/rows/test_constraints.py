@@ -13,7 +13,8 @@ import simjax
 from simjax.rows import conjugate
 from simjax.rows import joint_prox as joint
 from simjax.rows.constraints import Ball, feedforward_support, hollow_support
-from simjax.rows.penalties import Opaque, PiecewisePenalty, ScaledPenalty, soft
+from simjax.rows.own_penalty import Opaque, ScaledPenalty
+from simjax.rows.penalties import PiecewisePenalty, soft
 
 ROWS, WIDTH, BOUND = 5, 8, 6
 joint_prox = compiled_and_not(joint.joint_prox)

@@ -13,8 +13,10 @@ import pytest
 import simjax
 from simjax.rows import oracles
 from simjax.rows.certificate import infeasibility_margin
-from simjax.rows.oracles import interface, pool
-from simjax.rows.oracles import program as conic
+from simjax.rows.oracles import build, interface, pool
+from simjax.rows.oracles.build import conic_program
+from simjax.rows.oracles.conic_row import conic_row
+from simjax.rows.oracles.program import linear_objective
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import row_problem
 
@@ -166,7 +168,7 @@ def test_an_unlucky_unit_is_corrected(monkeypatch):
     problem = row_problem(*data("m<d"), loss_weight=0.4, penalty=simjax.Perspective(0.05))
     expected = simjax.certify(problem, oracles.solve(problem).weights).objective
     for unit in (1e-9, 1e9):
-        monkeypatch.setattr(conic, "objective_unit", lambda design, row, unit=unit: unit)
+        monkeypatch.setattr(build, "objective_unit", lambda design, row, unit=unit: unit)
         solution = oracles.solve(problem)
         certificate = simjax.certify(problem, solution.weights, [solution.duals])
         assert np.all(certificate.relative_gap <= 1e-8)
@@ -304,7 +306,7 @@ def test_the_statuses_are_the_librarys():
 
 
 def test_the_rotation_takes_rotated_cones_to_second_order_cones_and_back():
-    program = conic.conic_program(row_problem(*data("m<d"), penalty=simjax.Perspective(0.1)), 0)
+    program = conic_program(row_problem(*data("m<d"), penalty=simjax.Perspective(0.1)), 0)
     rotation = clarabel._rotation(program)
     np.testing.assert_allclose((rotation @ rotation).toarray(), np.eye(program.offset.size), atol=1e-15)
     assert abs(rotation - rotation.T).max() == 0.0
@@ -318,7 +320,7 @@ def test_the_rotation_takes_rotated_cones_to_second_order_cones_and_back():
 
 def test_clarabel_says_how_accurate_it_is():
     problem = row_problem(*data("m<d"), loss_weight=0.4, penalty=simjax.Perspective(0.05))
-    program = conic.conic_program(problem, 0)
+    program = conic_program(problem, 0)
     assert clarabel.solve_conic(program, 1e-9).status == "SOLVED"
     # 1e-16 is beyond float64 for this row.
     impossible = clarabel.solve_conic(program, 1e-16)
@@ -441,7 +443,7 @@ def test_workers_that_never_start_end_the_run(memories, monkeypatch):
 
 def test_an_error_in_a_worker_reaches_the_caller(memories):
     problem = many_rows()
-    rows = [conic.conic_row(problem, row) for row in range(2)]
+    rows = [conic_row(problem, row) for row in range(2)]
     settings = pool.RowSettings("no_such_oracle", 1e-9, "residual")
     with pytest.raises(ModuleNotFoundError, match="no_such_oracle"):
         pool.solve_in_processes(problem.design, rows, settings, 2, lambda: None)
@@ -470,7 +472,7 @@ def test_without_a_licence_mosek_fails_at_once_and_says_what_to_do():
     problem = row_problem(*data("m<d"), penalty=simjax.L1(0.1))
     for call in (
         lambda: oracles.solve(problem, oracle="mosek"),
-        lambda: interface.oracle_module("mosek").solve_conic(conic.conic_program(problem, 0), 1e-9),
+        lambda: interface.oracle_module("mosek").solve_conic(conic_program(problem, 0), 1e-9),
     ):
         with pytest.raises(oracles.OracleUnavailable, match=r"licence") as caught:
             call()
@@ -483,16 +485,16 @@ def mosek_programs():
     for penalty in PENALTIES:
         for matching in ("penalty", "exact"):
             problem = problem_of(penalty, "ball inactive", matching, "m<d")
-            yield f"{penalty}, {matching}", conic.conic_program(problem, 0)
+            yield f"{penalty}, {matching}", conic_program(problem, 0)
         problem = problem_of(penalty, "ball inactive", "penalty", "m>d")
-        yield f"{penalty}, gram", conic.conic_program(problem, 0, form="gram")
+        yield f"{penalty}, gram", conic_program(problem, 0, form="gram")
 
 
 @needs_mosek
 def test_the_task_read_back_is_the_program_to_the_last_coefficient():
     mosek = interface.oracle_module("mosek")
     for name, program in mosek_programs():
-        expected = conic.linear_objective(program)
+        expected = linear_objective(program)
         with mosek.build_task(program) as task:
             read = mosek.read_task(task)
         assert read.cones == expected.cones, name
@@ -524,11 +526,11 @@ def test_mosek_judges_our_multipliers_by_its_own_signs():
     mosek = interface.oracle_module("mosek")
     which, unknown = package.soltype.itr, package.stakey.supbas
     for name, program in mosek_programs():
-        solution = clarabel.solve_conic(conic.linear_objective(program), 1e-9)
+        solution = clarabel.solve_conic(linear_objective(program), 1e-9)
         with mosek.build_task(program) as task:
             n, linear, cones = task.getnumvar(), task.getnumcon(), task.getnumacc()
             y, dot_y = -solution.z[:linear], np.ascontiguousarray(solution.z[linear:])
-            activity = conic.linear_objective(program).matrix[:linear] @ solution.x
+            activity = linear_objective(program).matrix[:linear] @ solution.x
             zeros = np.zeros(n)
             task.putsolutionnew(
                 which,
@@ -557,7 +559,7 @@ def test_reading_back_refuses_what_it_would_lose():
     import mosek as package
 
     mosek = interface.oracle_module("mosek")
-    program = conic.conic_program(row_problem(*data("m<d"), penalty=simjax.Perspective(0.1)), 0)
+    program = conic_program(row_problem(*data("m<d"), penalty=simjax.Perspective(0.1)), 0)
 
     def bound_a_variable(task):
         task.putvarbound(0, package.boundkey.lo, 0.0, 0.0)

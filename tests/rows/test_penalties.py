@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import minimize_scalar
 
 import simjax
-from simjax.rows.penalties import OBJECTIVES, Opaque, PiecewisePenalty, ScaledPenalty, check_penalty, traceable
+from simjax.rows.own_penalty import Opaque, ScaledPenalty, check_penalty, traceable
+from simjax.rows.penalties import OBJECTIVES, PiecewisePenalty
 
 EXTENDED = PENALTIES | {"huber": Huber(0.7), "nonnegative": NonnegativeL1(0.3), "squares": Squares([0.6])}
 POINTS = np.array([-30.0, -3.0, -1.0, -0.6, -0.1, -1e-4, 0.0, 1e-4, 0.1, 0.3, 0.5, 1.0, 2.0, 40.0])

@@ -1,6 +1,6 @@
 """Independent interior-point solvers for the same rows: for checking, and as the paper's own method.
 
-`solve` writes each row as a conic program (`program`) and has MOSEK or Clarabel solve it. There is no
+`solve` writes each row as a conic program (`build`) and has MOSEK or Clarabel solve it. There is no
 fallback from one to the other.
 """
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simjax._checks import choice, positive_integer, positive_scalar
+from simjax.rows.oracles.conic_row import check_conic, conic_row
 from simjax.rows.oracles.interface import ORACLES, ConicSolution, OracleUnavailable, oracle_module
 from simjax.rows.oracles.pool import RowSettings, solve_here, solve_in_processes
-from simjax.rows.oracles.program import check_conic, conic_row
 
 if TYPE_CHECKING:
     from simjax.rows.problem import RowProblem
@@ -70,7 +70,7 @@ def solve(
       rows: numbers of the rows to solve, in any order; None for all.
       workers: processes to spread the rows over; 1 stays in this one. See `simjax.rows.oracles.pool`.
       tol: for the solver's gap and residuals, in units in which the row's objective is about one.
-      form: "residual", or "gram" for many more samples than coordinates; see `program.conic_program`.
+      form: "residual", or "gram" for many more samples than coordinates; see `build.conic_program`.
       progress: called with (rows done, rows in all) after each row.
 
     Raises:

@@ -21,9 +21,9 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from simjax.rows.oracles.answer import RowAnswer, solve_row
+from simjax.rows.oracles.conic_row import ConicRow, Design
 from simjax.rows.oracles.interface import NONFINITE, oracle_module
-from simjax.rows.oracles.program import ConicRow, Design
-from simjax.rows.oracles.rows import RowAnswer, solve_row
 
 # A row that takes its worker down with it this often is given up; so is the run if no worker ever starts.
 _ATTEMPTS = 3

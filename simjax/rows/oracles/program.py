@@ -1,45 +1,17 @@
-"""One row as a standard conic program: data only, for any interior-point solver.
+"""Standard conic programs: data only, for any interior-point solver.
 
-    minimise ½ xᵀPx + qᵀx + constant    subject to    Gx + s = h,  s in a product of cones
-
-A row of a `RowProblem` (SIM paper, eq. 7, or eq. 2b–2c under exact matching) has x = (w, r, u, v, s, t):
-
-    w     weights inside the support    Φw + r = t (residual form), P = 2λΦᵀΦ (gram form) or Φw = t (exact)
-    r     residuals                     λ‖r‖² in P
-    u     epigraphs |w_j| ≤ u_j         c_j u_j in the objective; Σ_j ω_j u_j + δ_j w_j ≤ κ for the ball
-    v     excess v_j ≥ (u_j − b_j)₊     a_j v_j² in P, where c|w| + a(|w| − b)₊² is no perspective
-    s, t  perspective, eq. 4 and 5      w_j² ≤ s_j t_j, 0 ≤ t_j ≤ 1, with α s_j + μ t_j; α = a, μ = a b²
-
-The program is stated in units in which the target, every weight and, about, the optimum have size one: a
-solver's absolute tolerances then mean the same for every row. `RowProgram` carries the way back. NumPy and
-SciPy are all that this module needs, so that a worker process can do without JAX.
+minimise ½ xᵀPx + qᵀx + constant    subject to    Gx + s = h,  s in a product of cones
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 from scipy import sparse
 
-if TYPE_CHECKING:
-    from simjax.rows.problem import RowProblem
-
 ZERO, NONNEGATIVE, ROTATED = "zero", "nonnegative", "rotated"
-FORMS = ("residual", "gram")
-
-# |c − 2ab| up to this fraction of c is rounding: the penalty is a perspective.
-_SAME = 1e-12
-# An optimum below this fraction of λ‖t‖² is an exact fit as far as float64 can tell, as in the certificate.
-OBJECTIVE_FLOOR = 1e-12
-# A knot below this fraction of a weight's unit leaves the perspective quadratic but for a tip.
-_SMALL_KNOT = 1e-3
-_ESTIMATE_RIDGE = 1e-10
-# A point near least squares has mostly 3 to 30 times the optimal objective.
-_ABOVE_OPTIMUM = 30.0
 
 
 class Cone(NamedTuple):
@@ -70,412 +42,25 @@ class ConicProgram:
     cones: tuple[Cone, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class RowProgram(ConicProgram):
-    """The conic program of one row, and the way back to the row.
+# --- Sparse matrices from triplets -------------------------------------------------------------------------------
 
-    Attributes:
-      objective_scale: F: objective of the row = F × objective of the program. Zero for pure feasibility,
-        where the program's objective is a choice among equals.
-      target_scale: ‖t‖, the unit of the equations.
-      coordinates: which weights the first variables are.
-      point_scale: w_j = point_scale_j x_j for those.
-      equations: how many rows Φw + r = t come first; 0 in gram form.
-      design, row: the row as it was stated.
-    """
+Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-    objective_scale: float
-    target_scale: float
-    coordinates: np.ndarray
-    point_scale: np.ndarray
-    equations: int
-    design: Design
-    row: ConicRow
 
-    def weights(self, x: np.ndarray) -> np.ndarray:
-        """The w (d,) of a point x, (n,).
-
-        An interior-point answer may leave the ball by its tolerance. Under penalty matching, where that is
-        the only constraint, the seen coordinates are scaled back onto it.
-        """
-        weights = np.zeros(self.design.matrix.shape[1])
-        weights[self.coordinates] = self.point_scale * x[: self.coordinates.size]
-        return weights if self.row.exact else self.row.inside_ball(weights)
-
-    def dual(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """The certificate's y (m,), from a point x and the multiplier z of Gx + s = h.
-
-        In L = ½xᵀPx + qᵀx + zᵀ(Gx + s − h), stationarity in r reads 2λr + z = 0: the y = 2λ(t − Φw) of the
-        certificate is −z in the units of the row, and likewise for exact matching. The gram form has no
-        equations, and y is the residual's.
-        """
-        if self.equations:
-            return -z[: self.equations] * (self.objective_scale / self.target_scale)
-        return 2.0 * self.row.loss_weight * (self.row.target - self.design.matrix @ self.weights(x))
-
-    def ray(self, z: np.ndarray) -> np.ndarray:
-        """The dual ray y (m,) of an infeasible exact row, from z in the dual cone with Gᵀz = 0 and hᵀz < 0.
-
-        Scaled to yᵀt − sup {yᵀΦw: w in the ball and the support} = 1, which no w with Φw = t allows.
-        """
-        return z[: self.equations] / (self.target_scale * float(self.offset @ z))
-
-
-@dataclasses.dataclass(frozen=True)
-class Design:
-    """The design Φ (m, d) that all rows share, with what is computed from it once."""
-
-    matrix: np.ndarray
-
-    @functools.cached_property
-    def norms(self) -> np.ndarray:
-        """Column norms, (d,)."""
-        return np.linalg.norm(self.matrix, axis=0)
-
-    @functools.cached_property
-    def gram(self) -> np.ndarray:
-        """ΦᵀΦ with every column scaled to norm one, (d, d)."""
-        unit = self.matrix / np.where(self.norms > 0.0, self.norms, 1.0)
-        return unit.T @ unit
-
-
-@dataclasses.dataclass(frozen=True)
-class ConicRow:
-    """One row of a `RowProblem` as NumPy data, without the design.
-
-    Attributes:
-      target: t, (m,).
-      loss_weight: λ; not used under exact matching.
-      slope, curvature, knot: c, a, b of the penalty c|w| + a(|w| − b)₊², each (d,).
-      ball_weights: ω, (d,), zero where no ball sees the coordinate.
-      tilt: δ, (d,), of the coordinate that counts with its sign; zero elsewhere.
-      radius: κ, inf for no ball.
-      allowed: boolean (d,), the support.
-      exact: whether Φw = t is a constraint.
-    """
-
-    target: np.ndarray
-    loss_weight: float
-    slope: np.ndarray
-    curvature: np.ndarray
-    knot: np.ndarray
-    ball_weights: np.ndarray
-    tilt: np.ndarray
-    radius: float
-    allowed: np.ndarray
-    exact: bool
-
-    def objective(self, design: Design, weights: np.ndarray) -> float:
-        """P(w) = λ‖t − Φw‖² + h(w), or h(w) under exact matching."""
-        size = np.abs(weights)
-        value = float(np.sum(self.slope * size + self.curvature * np.maximum(size - self.knot, 0.0) ** 2))
-        if self.exact:
-            return value
-        return value + self.loss_weight * float(np.sum((self.target - design.matrix @ weights) ** 2))
-
-    def violation(self, design: Design, weights: np.ndarray) -> float:
-        """The larger of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violation of the ball."""
-        outside = max(self.norm(weights) - self.radius, 0.0)
-        if outside > 0.0:
-            outside /= abs(self.radius) + float(self.tilt @ np.abs(weights))
-        if not self.exact:
-            return outside
-        misfit = np.linalg.norm(design.matrix @ weights - self.target)
-        return max(float(misfit / np.linalg.norm(self.target)), outside)
-
-    def norm(self, weights: np.ndarray) -> float:
-        """Σ_j ω_j |w_j| + δ_j w_j."""
-        return float(self.ball_weights @ np.abs(weights) + self.tilt @ weights)
-
-    def inside_ball(self, weights: np.ndarray) -> np.ndarray:
-        """The weights moved into the ball where they are outside: scaled, or lowered where one counts with its sign."""
-        excess = self.norm(weights) - self.radius
-        if excess <= 0.0:
-            return weights
-        if self.tilt.any() and (self.radius <= 0.0 or self.tilt @ weights != 0.0):
-            lowered = excess / np.where(self.tilt > 0.0, self.tilt, 1.0)
-            return np.where(self.tilt > 0.0, weights - lowered, weights)
-        return np.where(self.ball_weights > 0.0, weights * (self.radius / self.norm(weights)), weights)
-
-    def coordinates(self, design: Design) -> np.ndarray:
-        """The weights that matter: inside the support, and with a column that is not zero."""
-        return np.flatnonzero(self.allowed & (design.norms > 0.0))
-
-
-# --- From a RowProblem ------------------------------------------------------------------------------------
-
-
-def conic_program(problem: RowProblem, row: int, *, form: str = "residual") -> RowProgram:
-    """Row number `row` of `problem` as a conic program.
-
-    Args:
-      problem: rows with one of simjax's own penalties.
-      row: 0 ≤ row < R.
-      form: "residual" has m more variables and a diagonal P. "gram" has P = 2λΦᵀΦ, whatever m is, but
-        subtracts λ‖t‖² and loses digits where the optimum is small against that. Exact matching has no gram
-        form.
-
-    Raises:
-      TypeError: if the penalty is the user's own, which has no conic form.
-      ValueError: for a form that does not exist.
-      IndexError: if there is no such row.
-    """
-    check_conic(problem, form)
-    return build_program(Design(problem.design), conic_row(problem, row), form)
-
-
-def check_conic(problem: RowProblem, form: str) -> None:
-    """Raise an error if `problem` cannot be written in this form; see `conic_program`."""
-    from simjax.rows.penalties import PiecewisePenalty  # brings JAX, which a worker process is to do without
-
-    if not isinstance(problem.penalty, PiecewisePenalty):
-        raise TypeError(
-            f"penalty must be one of simjax's to have a conic form; got {type(problem.penalty).__name__}: "
-            "rows with a penalty of your own can be certified, but not passed to an oracle."
-        )
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}; got {form!r}.")
-    if form == "gram" and problem.exact:
-        raise ValueError("form must be 'residual' under exact matching, where Φw = t stays; got 'gram'.")
-
-
-def conic_row(problem: RowProblem, row: int) -> ConicRow:
-    """The data of one row; `problem` must have passed `check_conic`.
-
-    Raises:
-      IndexError: if there is no such row.
-    """
-    if not 0 <= row < problem.rows_count:
-        raise IndexError(f"row must be in 0..{problem.rows_count - 1}, got {row}.")
-    penalty: Any = problem.penalty
-    width, ball = problem.width, problem.ball
-
-    def of_row(value: Any) -> np.ndarray:
-        array = np.atleast_2d(np.asarray(value, dtype=np.float64))
-        return np.broadcast_to(array[row if array.shape[0] > 1 else 0], (width,))
-
-    radius = np.inf if ball is None else float(np.asarray(ball.radius)[row, 0])
-    return ConicRow(
-        target=problem.targets[:, row],
-        loss_weight=float(problem.loss_weight[row]),
-        slope=of_row(penalty.slope),
-        curvature=of_row(penalty.curvature),
-        knot=of_row(penalty.knot),
-        ball_weights=np.zeros(width) if ball is None or np.isinf(radius) else of_row(ball.weights),
-        tilt=np.zeros(width) if ball is None or ball.tilt is None or np.isinf(radius) else of_row(ball.tilt),
-        radius=radius,
-        allowed=np.ones(width, dtype=bool) if problem.support is None else problem.support[row],
-        exact=problem.exact,
-    )
-
-
-def objective_unit(design: Design, row: ConicRow) -> float:
-    """About the size of the optimum: P at a point near least squares, scaled into the ball, divided by 30.
-
-    A unit somewhat below the optimum costs a solver an iteration; one above it costs the answer digits. Under
-    exact matching the point meets the equations, but perhaps not the ball.
-    """
-    weights = _near_least_squares(design, row)
-    if row.exact:
-        return _power_of_two(row.objective(design, weights) / _ABOVE_OPTIMUM)
-    at_zero = row.objective(design, np.zeros_like(weights))
-    estimate = min(row.objective(design, row.inside_ball(weights)), at_zero) / _ABOVE_OPTIMUM
-    return _power_of_two(max(estimate, OBJECTIVE_FLOOR * at_zero))
-
-
-def _power_of_two(value: float) -> float:
-    """The nearest power of two: scaling by it rounds nothing, and noise in the value changes nothing."""
-    return float(np.exp2(np.round(np.log2(value)))) if value > 0.0 else 1.0
-
-
-def _near_least_squares(design: Design, row: ConicRow) -> np.ndarray:
-    """Ridge regression on the support, with a ridge just large enough for a rank-deficient design."""
-    weights, coordinates = np.zeros(design.norms.size), row.coordinates(design)
-    if coordinates.size == 0:
-        return weights
-    norms = design.norms[coordinates]
-    wide = row.target.size <= coordinates.size
-    if wide:
-        columns = design.matrix[:, coordinates] / norms
-        system, right = columns @ columns.T, row.target
-    else:
-        system = design.gram[np.ix_(coordinates, coordinates)]
-        right = (row.target @ design.matrix)[coordinates] / norms
-    system = system + _ESTIMATE_RIDGE * np.trace(system) * np.eye(right.size)
-    solved = scipy.linalg.cho_solve(scipy.linalg.cho_factor(system), right)
-    weights[coordinates] = (columns.T @ solved if wide else solved) / norms
-    return weights
-
-
-def build_program(design: Design, row: ConicRow, form: str, objective_scale: float | None = None) -> RowProgram:
-    """The conic program of one row; F is the power of two next to `objective_scale`, or `objective_unit`."""
-    scale = objective_unit(design, row) if objective_scale is None else _power_of_two(objective_scale)
-    coordinates = row.coordinates(design)
-    target_scale = float(np.linalg.norm(row.target)) or 1.0
-    # In units of κ, where it has any.
-    unit = abs(row.radius) or 1.0
-    ball, tilt = row.ball_weights[coordinates] / unit, row.tilt[coordinates] / unit
-    # A weight's unit is what its column needs to reach the target, or all that the ball allows it.
-    bounds = np.zeros_like(ball) if tilt.any() else ball
-    point_scale = 1.0 / np.maximum(design.norms[coordinates] / target_scale, bounds)
-    column_scale = point_scale / target_scale
-    slope, curvature = row.slope[coordinates] * point_scale, row.curvature[coordinates] * point_scale**2
-    # Pure feasibility (eq. 8 and 9) has no objective; the least-norm solution is as good as any, and unique.
-    aimless = row.exact and not (slope.any() or curvature.any())
-
-    out = _Assembler()
-    w = out.variables(coordinates.size, quadratic=1.0 if aimless else 0.0)
-    loss = row.loss_weight * target_scale**2 / scale
-    if form == "gram":
-        correlation = (row.target @ design.matrix)[coordinates] * column_scale / target_scale
-        length = design.norms[coordinates] * column_scale
-        gram = design.gram[np.ix_(coordinates, coordinates)] * np.outer(length, length)
-        out.add_objective(w, linear=-2.0 * loss * correlation, quadratic=2.0 * loss * gram)
-    else:
-        columns = design.matrix[:, coordinates] * column_scale
-        _add_equations(out, w, columns, row.target / target_scale, loss=None if row.exact else loss)
-    knot, bound = row.knot[coordinates] / point_scale, row.radius / unit
-    _add_penalty_and_ball(out, w, slope / scale, curvature / scale, knot, ball * point_scale, tilt * point_scale, bound)
-    return RowProgram(
-        **out.parts(),
-        constant=loss if form == "gram" else 0.0,
-        objective_scale=0.0 if aimless else scale,
-        target_scale=target_scale,
-        coordinates=coordinates,
-        point_scale=point_scale,
-        equations=0 if form == "gram" else row.target.size,
-        design=design,
-        row=row,
-    )
-
-
-def _add_equations(out: _Assembler, w: np.ndarray, columns: np.ndarray, target: np.ndarray, loss: float | None) -> None:
-    """Φw + r = t with λ‖r‖² in the objective, or Φw = t where λ is None because matching is exact."""
-    samples = np.arange(target.size)
-    terms: list[tuple] = [(samples[:, None], w, columns)]
-    if loss is not None:
-        terms.append((samples, out.variables(target.size, quadratic=2.0 * loss), 1.0))
-    out.rows(ZERO, target, *terms)
-
-
-def _add_penalty_and_ball(
-    out: _Assembler,
-    w: np.ndarray,
-    slope: np.ndarray,
-    curvature: np.ndarray,
-    knot: np.ndarray,
-    ball: np.ndarray,
-    tilt: np.ndarray,
-    bound: float,
-) -> None:
-    """h(w) and Σ_j ball_j |w_j| + tilt_j w_j ≤ bound."""
-    knotted = (curvature > 0.0) & (knot > 0.0)
-    perspective = knotted & (np.abs(slope - 2.0 * curvature * knot) <= _SAME * slope)
-    bent = knotted & ~perspective
-    out.add_objective(w, quadratic=np.where(knotted, 0.0, 2.0 * curvature))
-
-    seen = ball > 0.0
-    has_epigraph = np.flatnonzero(seen | bent | ((slope > 0.0) & ~perspective))
-    u = out.variables(has_epigraph.size, linear=np.where(perspective, 0.0, slope)[has_epigraph])
-    each, zeros = np.arange(u.size), np.zeros(u.size)
-    out.rows(NONNEGATIVE, zeros, (each, w[has_epigraph], 1.0), (each, u, -1.0))
-    out.rows(NONNEGATIVE, zeros, (each, w[has_epigraph], -1.0), (each, u, -1.0))
-    if seen.any() or tilt.any():
-        tilted = np.flatnonzero(tilt)
-        out.rows(NONNEGATIVE, np.full(1, bound), (0, u, ball[has_epigraph]), (0, w[tilted], tilt[tilted]))
-
-    v = out.variables(int(np.count_nonzero(bent)), quadratic=2.0 * curvature[bent])
-    each = np.arange(v.size)
-    out.rows(NONNEGATIVE, knot[bent], (each, u[bent[has_epigraph]], 1.0), (each, v, -1.0))
-    out.rows(NONNEGATIVE, np.zeros(v.size), (each, v, -1.0))
-
-    _add_perspective(out, w[perspective], curvature[perspective], knot[perspective])
-
-
-def _add_perspective(out: _Assembler, w: np.ndarray, alpha: np.ndarray, knot: np.ndarray) -> None:
-    """α s + μ t with w² ≤ s t, 0 ≤ t ≤ 1 and μ = α b².
-
-    At the optimum s = b|w| and t = |w|/b where |w| ≤ b, and s = w², t = 1 beyond. The units of s and t keep both
-    within reach of one for any b.
-    """
-    beyond, unit = np.maximum(knot, 1.0), np.clip(knot, _SMALL_KNOT, 1.0)
-    s_unit, t_unit = unit * beyond, 1.0 / beyond
-    s = out.variables(w.size, linear=alpha * s_unit)
-    t = out.variables(w.size, linear=alpha * knot**2 * t_unit)
-    each = np.arange(w.size)
-    out.rows(NONNEGATIVE, np.ones(w.size), (each, t, t_unit))
-    # 2 · s · t/2 ≥ (w/√unit)², because s_unit · t_unit = unit; the cone implies t ≥ 0.
-    terms = ((3 * each, s, -1.0), (3 * each + 1, t, -0.5), (3 * each + 2, w, -1.0 / np.sqrt(unit)))
-    out.rows(ROTATED, np.zeros(3 * w.size), *terms, cone_size=3)
-
-
-class _Assembler:
-    """Collects variables and rows Gx + s = h, and puts the rows of one kind of cone together."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.linear: list[_Triplets] = []
-        self.quadratic: list[_Triplets] = []
-        self.entries: dict[str, list[_Triplets]] = {ZERO: [], NONNEGATIVE: [], ROTATED: []}
-        self.offsets: dict[str, list[np.ndarray]] = {ZERO: [], NONNEGATIVE: [], ROTATED: []}
-        self.cones: list[Cone] = []
-
-    def variables(self, count: int, linear: Any = 0.0, quadratic: Any = 0.0) -> np.ndarray:
-        """The numbers of `count` new variables, with their part of q and P as in `add_objective`."""
-        numbers = np.arange(self.size, self.size + count)
-        self.size += count
-        self.add_objective(numbers, linear, quadratic)
-        return numbers
-
-    def add_objective(self, numbers: np.ndarray, linear: Any = 0.0, quadratic: Any = 0.0) -> None:
-        """Add to q, and to P a multiple of the identity, a diagonal or a matrix on these variables."""
-        self.linear.append(_triplets(numbers, 0, linear))
-        rows = numbers[:, None] if np.ndim(quadratic) == 2 else numbers
-        self.quadratic.append(_triplets(rows, numbers, quadratic))
-
-    def rows(self, kind: str, offset: np.ndarray, *terms: tuple, cone_size: int = 0) -> None:
-        """Rows Σ terms + s = offset; a term is (row numbers within these, variables, coefficients)."""
-        start = sum(part.size for part in self.offsets[kind])
-        self.offsets[kind].append(offset)
-        self.entries[kind] += [_triplets(start + rows, numbers, values) for rows, numbers, values in terms]
-        if cone_size:
-            self.cones += [Cone(kind, cone_size)] * (offset.size // cone_size)
-
-    def parts(self) -> dict[str, Any]:
-        """P, q, G, h and the cones."""
-        blocks, offsets, cones = [], [], []
-        for kind, entries in self.entries.items():
-            offset = np.concatenate(self.offsets[kind]) if self.offsets[kind] else np.zeros(0)
-            blocks.append(_matrix(entries, (offset.size, self.size)))
-            offsets.append(offset)
-            if kind != ROTATED and offset.size:
-                cones.append(Cone(kind, offset.size))
-        return {
-            "quadratic": _matrix(self.quadratic, (self.size, self.size)),
-            "linear": _matrix(self.linear, (self.size, 1)).toarray()[:, 0],
-            "matrix": sparse.vstack(blocks, format="csc"),
-            "offset": np.concatenate(offsets),
-            "cones": (*cones, *self.cones),
-        }
-
-
-_Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _triplets(rows: Any, columns: Any, values: Any) -> _Triplets:
+def triplets(rows: Any, columns: Any, values: Any) -> Triplets:
     rows, columns, values = np.broadcast_arrays(rows, columns, values)
     return rows.ravel(), columns.ravel(), values.ravel()
 
 
-def _matrix(entries: list[_Triplets], shape: tuple[int, int]) -> sparse.csc_array:
-    nothing = _triplets(np.zeros(0, dtype=int), np.zeros(0, dtype=int), np.zeros(0))
+def sparse_matrix(entries: list[Triplets], shape: tuple[int, int]) -> sparse.csc_array:
+    nothing = triplets(np.zeros(0, dtype=int), np.zeros(0, dtype=int), np.zeros(0))
     rows, columns, values = (np.concatenate(parts) for parts in zip(nothing, *entries))
     matrix = sparse.csc_array((values, (rows, columns)), shape=shape)
     matrix.eliminate_zeros()
     return matrix
 
 
-# --- A linear objective, for solvers that do not mix quadratic objectives and cones -----------------------
+# --- A linear objective, for solvers that do not mix quadratic objectives and cones ------------------------------
 
 
 def linear_objective(program: ConicProgram) -> ConicProgram:
@@ -511,7 +96,7 @@ def _square_root(quadratic: sparse.csc_array) -> sparse.csc_array:
     keep = values > np.finfo(np.float64).eps * values.size * values.max(initial=0.0)
     block = np.sqrt(values[keep])[:, None] * vectors[:, keep].T
     entries = [
-        _triplets(np.arange(alone.size), alone, np.sqrt(diagonal[alone])),
-        _triplets(alone.size + np.arange(len(block))[:, None], coupled, block),
+        triplets(np.arange(alone.size), alone, np.sqrt(diagonal[alone])),
+        triplets(alone.size + np.arange(len(block))[:, None], coupled, block),
     ]
-    return _matrix(entries, (alone.size + len(block), quadratic.shape[0]))
+    return sparse_matrix(entries, (alone.size + len(block), quadratic.shape[0]))

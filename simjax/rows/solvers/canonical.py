@@ -16,9 +16,10 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, pytree, tree_map
-from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
+from simjax.rows.conjugate import dual_scaling, flat_coordinates, settled_tilt, support_function
 from simjax.rows.constraints import Ball
-from simjax.rows.penalties import Opaque, Penalty, PiecewisePenalty, ScaledPenalty
+from simjax.rows.own_penalty import Opaque, ScaledPenalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import RowProblem
 from simjax.rows.solvers.factor import Factorisation
 
@@ -189,7 +190,7 @@ def relative_gap(
     xp = namespace(weights)
     primal, residual = objective(factorisation, rows, weights)
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
-    flat = flat_coordinates(rows, slopes.shape)
+    flat = flat_coordinates(rows.penalty, rows.ball, slopes.shape)
     mask = ~flat if rows.support is None else rows.support & ~flat
     shift = xp.zeros_like(slopes)
     if rows.ball is not None and rows.ball.tilt is not None:
@@ -242,14 +243,3 @@ def feasible_and_judged(
     """`judge` of the weights made feasible first: weights, dual points, gaps."""
     weights = rows.feasible(weights)
     return (weights, *judge(factorisation, rows, weights, dual))
-
-
-def flat_coordinates(rows: CanonicalRows, shape: tuple[int, ...]) -> Array:
-    """Coordinates on which neither the penalty nor the ball has a say, (R, d)."""
-    xp = namespace(rows.targets)
-    if not isinstance(rows.penalty, PiecewisePenalty):
-        return xp.zeros(shape, dtype=bool)
-    flat = (rows.penalty.slope == 0.0) & (rows.penalty.curvature == 0.0)
-    if rows.ball is not None:
-        flat = flat & ~rows.ball.sees
-    return xp.broadcast_to(flat, shape)

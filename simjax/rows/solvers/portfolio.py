@@ -16,11 +16,12 @@ import functools
 import numpy as np
 
 from simjax.rows.answers import RowAnswers
+from simjax.rows.conjugate import flat_coordinates
 from simjax.rows.engines import Engine
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
 from simjax.rows.solvers import admm, proximal_gradient
-from simjax.rows.solvers.canonical import CanonicalRows, feasible_and_judged, flat_coordinates
+from simjax.rows.solvers.canonical import CanonicalRows, feasible_and_judged
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder
 from simjax.rows.solvers.linear import Gram
@@ -208,7 +209,7 @@ class Stages:
             guess = guess * rows.support
         self.polish(self.board.open, guess)
         # Where nothing at all is said of the weights, passes end no better than this.
-        self.board.given_up = np.all(flat_coordinates(rows, guess.shape) | (guess == 0.0), axis=1)
+        self.board.given_up = np.all(flat_coordinates(rows.penalty, rows.ball, guess.shape) | (guess == 0.0), axis=1)
 
     def offer(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make weights (R, d) of the rows `index` feasible, judge and offer them; all weights and dual points then."""

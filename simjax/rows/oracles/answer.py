@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
+from simjax.rows.oracles.build import RowProgram, build_program
+from simjax.rows.oracles.conic_row import ConicRow, Design
 from simjax.rows.oracles.interface import (
     ALMOST_SOLVED,
     INFEASIBLE,
@@ -16,7 +18,8 @@ from simjax.rows.oracles.interface import (
     SOLVED,
     ConicSolution,
 )
-from simjax.rows.oracles.program import OBJECTIVE_FLOOR, ConicProgram, ConicRow, Design, RowProgram, build_program
+from simjax.rows.oracles.program import ConicProgram
+from simjax.rows.problem import OBJECTIVE_FLOOR
 
 ConicSolver = Callable[[ConicProgram, float], ConicSolution]
 

@@ -1,0 +1,92 @@
+"""The largest α worth trying: from there on every weight of a row is zero."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from simjax._checks import choice, float_array, matrix
+from simjax.rows.problem import support_mask
+
+_FAMILIES = ("l1", "elastic_net", "perspective", "ridge")
+
+
+def alpha_max(
+    design: ArrayLike,
+    targets: ArrayLike,
+    *,
+    objective: str = "l1",
+    mu: ArrayLike | None = None,
+    loss_weight: ArrayLike = 1.0,
+    weights: ArrayLike = 1.0,
+    support: ArrayLike | None = None,
+) -> np.ndarray:
+    """The smallest α of each row for which w = 0 is optimal, whatever the ball.
+
+    That is so where |s_j| ≤ c_j(α) for every allowed j, with s = 2λΦᵀt and the slope c_j of the penalty at zero:
+
+    | objective     | penalty                          | c_j           | α_max = max over j  |
+    |---------------|----------------------------------|---------------|---------------------|
+    | "l1"          | `L1(α ω)`                        | α ω_j         | |s_j| / ω_j         |
+    | "elastic_net" | `ElasticNet(α ω, mu)`, any mu    | α ω_j         | |s_j| / ω_j         |
+    | "perspective" | `Perspective(α ω)`               | 2 α ω_j       | |s_j| / (2 ω_j)     |
+    | "perspective" | `Perspective(α ω, mu)`           | 2 √(α ω_j μ)  | s_j² / (4 ω_j μ_j)  |
+    | "ridge"       | `Ridge(α ω)`                     | 0             | ∞ unless s_j = 0    |
+
+    Args:
+      design: Φ, (m, d).
+      targets: T, (m, R), one column per row.
+      objective: "l1", "elastic_net", "perspective" or "ridge".
+      mu: μ ≥ 0 of "perspective": a scalar, (d,) or (R, d); None for μ = α ω. The others do not depend on it.
+      loss_weight: λ > 0, scalar or (R,).
+      weights: ω ≥ 0, the part of each coordinate in α: a scalar, (d,) or (R, d).
+      support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
+
+    Returns:
+      (R,): 0 where w = 0 is optimal for any α, ∞ where it is for none.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+    """
+    design, targets = matrix("design", design), matrix("targets", targets)
+    m, d = design.shape
+    rows = targets.shape[1]
+    if targets.shape[0] != m:
+        raise ValueError(f"targets must have as many rows as design ({m} samples), got shape {targets.shape}.")
+    choice("objective", objective, _FAMILIES)
+    loss_weight = float_array("loss_weight", loss_weight)
+    if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):
+        raise ValueError(f"loss_weight must be a positive scalar or ({rows},) array, got shape {loss_weight.shape}.")
+    omega = _parameter("weights", weights, rows, d)
+    mask = support_mask(support, rows, d)
+    demand = np.abs(2.0 * np.reshape(loss_weight, (-1, 1)) * (targets.T @ design))
+    if mask is not None:
+        demand = np.where(mask, demand, 0.0)
+    if objective == "ridge":
+        omega = np.zeros_like(omega)
+    elif objective == "perspective" and mu is None:
+        omega = 2.0 * omega
+    if objective == "perspective" and mu is not None:
+        # α = s²/(4ωμ) as a product of ratios, so that no square leaves the range of float64.
+        first, second = _ratio(0.5 * demand, omega), _ratio(0.5 * demand, _parameter("mu", mu, rows, d))
+        with np.errstate(over="ignore"):
+            value = np.where(demand == 0.0, 0.0, first) * np.where(demand == 0.0, 0.0, second)
+    else:
+        value = _ratio(demand, omega)
+    return value.max(axis=1, initial=0.0)
+
+
+def _ratio(demand: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """demand / share, (R, d): 0 where nothing is demanded, else ∞ where the share is 0."""
+    with np.errstate(over="ignore"):
+        quotient = demand / np.where(share > 0.0, share, 1.0)
+    return np.where(demand == 0.0, 0.0, np.where(share > 0.0, quotient, np.inf))
+
+
+def _parameter(name: str, value: ArrayLike, rows: int, width: int) -> np.ndarray:
+    parameter = float_array(name, value)
+    if parameter.shape not in ((), (width,), (rows, width)) or np.any(parameter < 0.0):
+        raise ValueError(
+            f"{name} must be nonnegative: a scalar, ({width},) or ({rows}, {width}), got shape {parameter.shape}."
+        )
+    return parameter

@@ -1,0 +1,141 @@
+"""The data of one row, in NumPy, without the design that all rows share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from simjax.rows.penalties import PiecewisePenalty
+from simjax.rows.problem import RowProblem
+
+FORMS = ("residual", "gram")
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """The design Φ (m, d) that all rows share, with what is computed from it once."""
+
+    matrix: np.ndarray
+
+    @functools.cached_property
+    def norms(self) -> np.ndarray:
+        """Column norms, (d,)."""
+        return np.linalg.norm(self.matrix, axis=0)
+
+    @functools.cached_property
+    def gram(self) -> np.ndarray:
+        """ΦᵀΦ with every column scaled to norm one, (d, d)."""
+        unit = self.matrix / np.where(self.norms > 0.0, self.norms, 1.0)
+        return unit.T @ unit
+
+
+@dataclasses.dataclass(frozen=True)
+class ConicRow:
+    """One row of a `RowProblem` as NumPy data, without the design.
+
+    Attributes:
+      target: t, (m,).
+      loss_weight: λ; not used under exact matching.
+      slope, curvature, knot: c, a, b of the penalty c|w| + a(|w| − b)₊², each (d,).
+      ball_weights: ω, (d,), zero where no ball sees the coordinate.
+      tilt: δ, (d,), of the coordinate that counts with its sign; zero elsewhere.
+      radius: κ, inf for no ball.
+      allowed: boolean (d,), the support.
+      exact: whether Φw = t is a constraint.
+    """
+
+    target: np.ndarray
+    loss_weight: float
+    slope: np.ndarray
+    curvature: np.ndarray
+    knot: np.ndarray
+    ball_weights: np.ndarray
+    tilt: np.ndarray
+    radius: float
+    allowed: np.ndarray
+    exact: bool
+
+    def objective(self, design: Design, weights: np.ndarray) -> float:
+        """P(w) = λ‖t − Φw‖² + h(w), or h(w) under exact matching."""
+        size = np.abs(weights)
+        value = float(np.sum(self.slope * size + self.curvature * np.maximum(size - self.knot, 0.0) ** 2))
+        if self.exact:
+            return value
+        return value + self.loss_weight * float(np.sum((self.target - design.matrix @ weights) ** 2))
+
+    def violation(self, design: Design, weights: np.ndarray) -> float:
+        """The larger of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violation of the ball."""
+        outside = max(self.norm(weights) - self.radius, 0.0)
+        if outside > 0.0:
+            outside /= abs(self.radius) + float(self.tilt @ np.abs(weights))
+        if not self.exact:
+            return outside
+        misfit = np.linalg.norm(design.matrix @ weights - self.target)
+        return max(float(misfit / np.linalg.norm(self.target)), outside)
+
+    def norm(self, weights: np.ndarray) -> float:
+        """Σ_j ω_j |w_j| + δ_j w_j."""
+        return float(self.ball_weights @ np.abs(weights) + self.tilt @ weights)
+
+    def inside_ball(self, weights: np.ndarray) -> np.ndarray:
+        """The weights moved into the ball where they are outside: scaled, or lowered where one counts with its sign."""
+        excess = self.norm(weights) - self.radius
+        if excess <= 0.0:
+            return weights
+        if self.tilt.any() and (self.radius <= 0.0 or self.tilt @ weights != 0.0):
+            lowered = excess / np.where(self.tilt > 0.0, self.tilt, 1.0)
+            return np.where(self.tilt > 0.0, weights - lowered, weights)
+        return np.where(self.ball_weights > 0.0, weights * (self.radius / self.norm(weights)), weights)
+
+    def coordinates(self, design: Design) -> np.ndarray:
+        """The weights that matter: inside the support, and with a column that is not zero."""
+        return np.flatnonzero(self.allowed & (design.norms > 0.0))
+
+
+# --- From a RowProblem -------------------------------------------------------------------------------------------
+
+
+def check_conic(problem: RowProblem, form: str) -> None:
+    """Raise an error if `problem` cannot be written in this form; see `conic_program`."""
+    if not isinstance(problem.penalty, PiecewisePenalty):
+        raise TypeError(
+            f"penalty must be one of simjax's to have a conic form; got {type(problem.penalty).__name__}: "
+            "rows with a penalty of your own can be certified, but not passed to an oracle."
+        )
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}; got {form!r}.")
+    if form == "gram" and problem.exact:
+        raise ValueError("form must be 'residual' under exact matching, where Φw = t stays; got 'gram'.")
+
+
+def conic_row(problem: RowProblem, row: int) -> ConicRow:
+    """The data of one row; `problem` must have passed `check_conic`.
+
+    Raises:
+      IndexError: if there is no such row.
+    """
+    if not 0 <= row < problem.rows_count:
+        raise IndexError(f"row must be in 0..{problem.rows_count - 1}, got {row}.")
+    penalty: Any = problem.penalty
+    width, ball = problem.width, problem.ball
+
+    def of_row(value: Any) -> np.ndarray:
+        array = np.atleast_2d(np.asarray(value, dtype=np.float64))
+        return np.broadcast_to(array[row if array.shape[0] > 1 else 0], (width,))
+
+    radius = np.inf if ball is None else float(np.asarray(ball.radius)[row, 0])
+    return ConicRow(
+        target=problem.targets[:, row],
+        loss_weight=float(problem.loss_weight[row]),
+        slope=of_row(penalty.slope),
+        curvature=of_row(penalty.curvature),
+        knot=of_row(penalty.knot),
+        ball_weights=np.zeros(width) if ball is None or np.isinf(radius) else of_row(ball.weights),
+        tilt=np.zeros(width) if ball is None or ball.tilt is None or np.isinf(radius) else of_row(ball.tilt),
+        radius=radius,
+        allowed=np.ones(width, dtype=bool) if problem.support is None else problem.support[row],
+        exact=problem.exact,
+    )
