@@ -28,7 +28,9 @@ from simjax.rows.solvers import portfolio
 from simjax.rows.solvers.canonical import CanonicalRows, canonical_rows
 from simjax.rows.solvers.direct import least_squares
 from simjax.rows.solvers.factor import Factorisation
+from simjax.rows.solvers.supported import solve_supported_rows
 from simjax.rows.status import Status, row_status
+from simjax.rows.threads import one_thread_each
 from simjax.rows.workspace import Workspace
 
 # How, and to which share of the tolerance asked for.
@@ -98,8 +100,8 @@ class Block:
         if trivial.size:
             part = problem.take(trivial)
             self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial])
-        if self._may_be_sparse(start):
-            live = self._sparse(live)
+        if self._on_this_cpu(start):
+            live = self._sparse(live) if np.any(problem.penalty.slope) else self._supported(live)
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
@@ -123,18 +125,34 @@ class Block:
         if untouched.size:  # not even w = 0 has been certified
             self._keep(untouched, problem.take(untouched), answers.weights[untouched], answers.dual[untouched])
 
-    def _may_be_sparse(self, start: Start | None) -> bool:
-        """Whether working sets are worth a try: a penalty with a slope, in the family they know, by NumPy."""
-        problem, penalty = self.problem, self.problem.penalty
+    def _on_this_cpu(self, start: Start | None) -> bool:
+        """Whether there are ways that only NumPy has: for the family of penalties, in a ball or without."""
         return (
             self.options.solver == "auto"
             and self.engine.name == "numpy"
             and start is None
-            and not problem.exact
-            and isinstance(penalty, PiecewisePenalty)
-            and bool(np.any(penalty.slope))
-            and (problem.ball is None or problem.ball.tilt is None)
+            and not self.problem.exact
+            and isinstance(self.problem.penalty, PiecewisePenalty)
+            and (self.problem.ball is None or self.problem.ball.tilt is None)
         )
+
+    def _supported(self, live: np.ndarray) -> np.ndarray:
+        """Rows of a quadratic objective, each on its own support, where no ball binds; those still open."""
+        if live.size == 0 or np.any(self.problem.penalty.knot):
+            return live
+        problem = self.problem.take(live)
+        curvature = problem.penalty.curvature / (2.0 * problem.loss_weight[:, None])
+        ball = problem.ball
+        bound = {} if ball is None else {"omega": ball.weights, "radius": ball.radius}
+        with one_thread_each():
+            found = solve_supported_rows(
+                problem.design, self.workspace.gram, problem.targets.T, curvature, problem.support, **bound
+            )
+        chosen = np.flatnonzero(found.solved & ~found.outside)
+        part = problem.take(chosen)
+        duals = 2.0 * part.loss_weight[:, None] * found.residuals[chosen]
+        solved = chosen[self._keep(live[chosen], part, found.weights[chosen], duals)]
+        return np.delete(live, solved)
 
     def _sparse(self, live: np.ndarray) -> np.ndarray:
         """Rows solved by working sets; the numbers of those still open."""
@@ -147,7 +165,7 @@ class Block:
         with self.engine.session():
             portfolio.sparse(self.engine, samples, rows, board, self.reporter)
         solved = np.flatnonzero(board.gap <= board.tol)
-        weights, duals = board.weights * rows.point_scale, board.dual * rows.dual_scale
+        weights, duals = _in_units(problem, board, rows), board.dual * rows.dual_scale
         solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals[solved])]
         return np.delete(live, solved)
 
@@ -204,7 +222,7 @@ class Block:
                 start=begin,
             )
         duals = _full_duals(problem, factorisation, rows, board.dual, column_scale)
-        return board, board.weights * rows.point_scale, duals
+        return board, _in_units(problem, board, rows), duals
 
     def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, np.ndarray]:
         """A polish of weights (R, d) whose residuals are computed in the samples; else as `_attempt`."""
@@ -215,7 +233,7 @@ class Block:
         with self.engine.session():
             factorisation = design.factorisation(precise=False)
             portfolio.refine(self.engine, factorisation, samples, rows, board, guess / rows.point_scale, self.reporter)
-        return board, board.weights * rows.point_scale, board.dual * rows.dual_scale
+        return board, _in_units(problem, board, rows), board.dual * rows.dual_scale
 
     def _mark_infeasible(self, status: np.ndarray) -> np.ndarray:
         """The status with rows that can be proved infeasible so called; their certificate gets the ray as its dual."""
@@ -252,6 +270,12 @@ def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> Row
     board = RowAnswers.empty(count, factorisation.basis.shape[0], equations, tol)
     board.dual[:] = rows.targets
     return board
+
+
+def _in_units(problem: RowProblem, board: RowAnswers, rows: CanonicalRows) -> np.ndarray:
+    """The weights in the units of the problem, and in the ball there, too: a change of units rounds."""
+    weights = board.weights * rows.point_scale
+    return weights if problem.ball is None else problem.ball.inside(weights)
 
 
 def _linear_rows(problem: RowProblem) -> np.ndarray:

@@ -15,6 +15,7 @@ import scipy.linalg
 
 from simjax.rows._qr import ColumnBasis
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, nearest_in_domain, settled_tilt
+from simjax.rows.gathered import project_out
 from simjax.rows.own_penalty import traceable
 from simjax.rows.penalties import soft
 from simjax.rows.problem import RowProblem
@@ -23,6 +24,7 @@ _SWEEPS = 5
 # What is left of a demand s_j = 0 after a projection, in units of √m ‖φ_j‖ ‖y‖; a hundred times what it mostly is.
 ROUNDING = 1e-13
 # The same of one product φ_jᵀy, in units of ‖φ_j‖ ‖y‖: how far inside its domain a slope is moved.
+_FEW_PATTERNS = 4  # of flat columns, each of which costs a QR factorisation; more share one Gram matrix
 _MARGIN = 4e-16
 # Slopes whose domain is below this share of ‖φ_j‖ ‖y‖ are worth a projection.
 _NARROW = 1e-6
@@ -92,11 +94,15 @@ def project_out_flat(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) ->
     """The points made orthogonal to the columns that are `flat`, (R, d), in their row."""
     if not flat.any():
         return dual
-    dual = dual.copy()
     patterns, which = np.unique(flat, axis=0, return_inverse=True)
+    which, done = which.reshape(-1), np.zeros(flat.shape[0], dtype=bool)
+    if len(patterns) > _FEW_PATTERNS:
+        dual, done = project_out(problem.design, problem.design.T @ problem.design, flat, dual)
+    else:
+        dual = dual.copy()
     for k, pattern in enumerate(patterns):
-        if pattern.any():
-            rows = which.reshape(-1) == k
+        rows = (which == k) & ~done
+        if pattern.any() and rows.any():
             basis = ColumnBasis.of(problem.design[:, pattern]).basis
             block = dual[rows]
             size = np.linalg.norm(block, axis=1, keepdims=True)

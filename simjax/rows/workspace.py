@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from simjax.rows.problem import RowProblem, RowSource
@@ -30,6 +32,11 @@ class Workspace:
         self.design = design
         self.column_scale = np.where(positive, np.exp(logarithm - mean), 1.0)
         self.scaled = Design(design / self.column_scale)
+
+    @functools.cached_property
+    def gram(self) -> np.ndarray:
+        """ΦᵀΦ, (d, d), of the design as it was given."""
+        return self.design.T @ self.design
 
     def check(self, problem: RowProblem | RowSource) -> None:
         """Raise a ValueError if the problem has another design."""

@@ -14,6 +14,7 @@ from simjax.rows.arrays import tree_map
 from simjax.rows.threads import one_thread_each
 
 _TILE = 64  # rows whose working arrays a core's cache holds
+_FEW = 16  # rows from which on a second thread pays
 _BYTES = 2**22  # of the systems of a tile, likewise
 
 
@@ -99,7 +100,8 @@ class NumpyEngine:
     def _over_tiles(self, function: Callable, index: np.ndarray, most: int = _TILE) -> list:
         """`function` of each tile, the tiles as equal as can be and their number a multiple of that of the threads."""
         count = -(-index.size // most)
-        count = min(-(-count // self.threads) * self.threads, max(index.size, 1))
+        if most < _TILE or index.size > _FEW:
+            count = min(-(-count // self.threads) * self.threads, max(index.size, 1))
         tiles = np.array_split(index, count)
 
         # A context is a thread's own: NumPy's error state is set in each.

@@ -32,6 +32,7 @@ METHODS = {"admm": admm, "proximal_gradient": proximal_gradient}
 
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
+_EXACT = 1e-12  # a gap that no polish need lower
 _HANDOVER = 5 * CHECK_EVERY  # passes after which the rows still open go to the interior-point method
 _PILOT = 8  # rows on which working sets are tried before all others
 _GRAM_BYTES = 2**30  # a larger KᵀK is not kept
@@ -108,6 +109,11 @@ def refine(
 
 
 def _auto(stage: Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
+    _passes(stage, max_iters, begin, single)
+    stage.finish()
+
+
+def _passes(stage: Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
     board = stage.board
     stage.closed_form()
     if begin is not None:  # where it is better, from the solution of this problem on the signs of that point
@@ -252,8 +258,15 @@ class Stages:
                 _polished, shared, by_row, part, widths=self.widths, row_bytes=row_bytes, size=int(size)
             )
             weights[part], dual[part], gap[these] = found
-        self.board.polished[index] |= self.board.offer(index, weights[index], dual[index], gap)
+        before = self.board.gap[index] <= self.board.tol
+        self.board.polished[index] |= self.board.offer(index, weights[index], dual[index], gap) & ~before
         return weights, dual, gap
+
+    def finish(self) -> None:
+        """Polish what passes have solved: where their signs are right, it is exact to rounding, whatever the tile."""
+        board = self.board
+        rest = np.flatnonzero((board.gap <= board.tol) & (board.gap > _EXACT) & ~board.polished)
+        self.polish(rest, board.weights)
 
     def interior_point(self) -> None:
         """The rows that passes have not settled, in a bounded number of steps."""
