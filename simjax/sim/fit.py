@@ -16,7 +16,8 @@ from simjax.rows.penalties import Penalty
 from simjax.rows.solve import Solution, Start, Workspace, check_solver, dense_rows, solve_problem
 from simjax.rows.solvers.iterate import ProgressCallback
 from simjax.sim.low_rank import LowRank, reduced_rank_basis
-from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.options import PlanOptions
+from simjax.sim.plan import Plan
 from simjax.sim.result import CertifiedBlock, FitResult
 from simjax.states.states import Rescale, States
 from simjax.states.streamed import StreamedStates

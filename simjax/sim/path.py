@@ -14,7 +14,8 @@ from simjax._typing import ArrayLike
 from simjax.rows.solve import Start, Workspace, check_solver, dense_rows, solve_problem
 from simjax.rows.status import Status
 from simjax.sim.fit import fit_plan
-from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.options import PlanOptions
+from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
