@@ -27,7 +27,8 @@ from simjax.datasets._files import cache_folder
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.rows.penalties import OBJECTIVES as PENALTIES
 from simjax.rows.problem import RowProblem, row_problem
-from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.options import PlanOptions
+from simjax.sim.plan import Plan
 
 SIZES = (100, 500, 1000, 5000, 20_000, 60_000)
 KAPPA, LOSS_WEIGHT, ALPHA = 0.99, 0.1, 1e-3  # the paper's defaults

@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from matplotlib.figure import Figure
 
 import simjax
-from benchmarks.records import ROOT, Record, places
+from benchmarks.records import ROOT, Record, places, table
 from experiments.experiment import Experiment, Settings, all_certified, certified, grouped, spread
 from experiments.train_resnet import Recipe, held_out_part, pixels, trained, training_part
 from simjax import datasets
@@ -338,12 +338,9 @@ def _network(base: Record) -> list[str]:
 
 
 def _table_1(base: Record, fits: Sequence[Record]) -> list[str]:
-    lines = [
-        "| method | setting | accuracy, points | sparsity as printed % | … of the parameters replaced % "
-        "| … of their unrolled form % | … of all parameters % |",
-        "|---|---|---|---|---|---|---|",
-        *(f"| {method} | {setting} | {drop:+.1f} | {sparse:.1f} | | | |" for method, setting, drop, sparse in PRINTED),
-    ]
+    heads = ["method", "setting", "accuracy, points", "sparsity as printed %", "… of the parameters replaced %"]
+    heads += ["… of their unrolled form %", "… of all parameters %"]
+    rows = [[method, setting, f"{drop:+.1f}", f"{sparse:.1f}", "", "", ""] for method, setting, drop, sparse in PRINTED]
     paths = [record for record in fits if record["kind"] == "path"]
     for (objective,), records in grouped(paths, "objective").items():
         for allowed in ALLOWED:
@@ -352,30 +349,33 @@ def _table_1(base: Record, fits: Sequence[Record]) -> list[str]:
                 alpha = chosen_alpha(mine, base["held_out_accuracy"], allowed)
                 chosen += [record for record in mine if record["alpha"] == alpha]
             alphas = ", ".join(f"{alpha:g}" for alpha in sorted({record["alpha"] for record in chosen}))
-            lines.append(
-                f"| **here** | {TITLES[objective]}, at most {allowed} points on held-out images: α = {alphas} "
-                f"| {_change(base, chosen)} | | {' | '.join(_sparsities(base, chosen).values())} |"
-            )
-    return lines
+            setting = f"{TITLES[objective]}, at most {allowed} points on held-out images: α = {alphas}"
+            rows.append(["**here**", setting, _change(base, chosen), "", *_sparsities(base, chosen).values()])
+    return table(heads, rows)
 
 
 def _table(base: Record, fits: Sequence[Record], key: str, title: str) -> list[str]:
-    lines = [
-        f"| objective | {title} | nonzeros | sparsity, parameters % | sparsity, unrolled % | accuracy, points "
-        "| pruned to as many nonzeros, points | largest weight | ‖A‖∞ |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["objective", title, "nonzeros", "sparsity, parameters %", "sparsity, unrolled %", "accuracy, points"]
+    heads += ["pruned to as many nonzeros, points", "largest weight", "‖A‖∞"]
+    rows = []
     for (objective, value), records in grouped(fits, "objective", key).items():
         sparse = _sparsities(base, records)
         pruned = [r["pruned_test_accuracy"] for r in records if r["pruned_test_accuracy"] is not None]
         cut = spread([share - base["test_accuracy"] for share in pruned], "+.2f", 100.0)
-        lines.append(
-            f"| {TITLES[objective]} | {value:,g} | {spread([r['nonzeros'] for r in records], ',.0f')} "
-            f"| {sparse['parameters']} | {sparse['unrolled']} | {_change(base, records)} "
-            f"| {cut} | {max(r['largest_weight'] for r in records):.2f} "
-            f"| {max(r['well_posedness'] for r in records):.2f} |"
+        rows.append(
+            [
+                TITLES[objective],
+                f"{value:,g}",
+                spread([r["nonzeros"] for r in records], ",.0f"),
+                sparse["parameters"],
+                sparse["unrolled"],
+                _change(base, records),
+                cut,
+                f"{max(r['largest_weight'] for r in records):.2f}",
+                f"{max(r['well_posedness'] for r in records):.2f}",
+            ]
         )
-    return lines
+    return table(heads, rows)
 
 
 def _change(base: Record, records: Sequence[Record]) -> str:

@@ -77,7 +77,6 @@ TOO_LONG = {
     "simjax.implicit.model",
     "simjax.robustness.lipschitz",
     "simjax.rows.solve",
-    "simjax.sim.plan",
 }  # still to be split; the list only shrinks
 
 

@@ -15,7 +15,7 @@ from simjax.rows.constraints import Ball
 from simjax.rows.joint_prox import shrunk
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft
 
-_ROOT_STEPS = 100
+_ROOT_STEPS = 150
 _ROOT_TOL = 1e-14
 _SECTIONS = 80
 _HALVINGS = 60
@@ -71,7 +71,7 @@ def _within_rounding(penalty: PiecewisePenalty, tilt: Array, slopes: Array, left
 
 
 def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Array) -> Array:
-    """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, by bisection."""
+    """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, inside a bracket."""
     xp = namespace(slopes, ball.weights)
     epsilon = rounding_unit(slopes)
     weights, sees = ball.weights, ball.sees
@@ -88,28 +88,39 @@ def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Arra
     if ball.tilt is not None:
         low, high = _tilted_bracket(penalty, ball, slopes, low, high)
     end, tolerance = high, max(_ROOT_TOL, 4.0 * epsilon)
+    square = weights**2
 
-    def unfinished(carry: tuple) -> Array:
-        low, high, count = carry
-        return xp.any(high - low > tolerance * high) & (count < _ROOT_STEPS)
-
-    def rises(theta: Array) -> Array:
+    def falls(theta: Array) -> tuple[Array, Array]:
+        """−d/dθ of the value, and minus the derivative of that, where it has one to go by."""
         left = shrunk(slopes, theta, ball)
         size = penalty.conjugate_slope(left) * sees
         if ball.tilt is None:
-            return row_sums(weights, size) <= radius
+            bends = xp.where(size > 0.0, 0.5 / xp.where(curved, penalty.curvature, 1.0), 0.0)
+            return row_sums(weights, size) - radius, row_sums(square, bends)
         size = weights * size + ball.tilt * xp.sign(left) * size
-        return (xp.sum(size, axis=1, keepdims=True) <= radius) | (theta >= end)
+        fall = xp.sum(size, axis=1, keepdims=True) - radius
+        return xp.where(theta >= end, xp.minimum(fall, 0.0), fall), xp.zeros_like(fall)
 
-    def halve(carry: tuple) -> tuple:
-        low, high, count = carry
-        middle = 0.5 * (low + high)
-        rising = rises(middle)
-        return xp.where(rising, low, middle), xp.where(rising, middle, high), count + 1
+    def unfinished(carry: tuple) -> Array:
+        _, low, high, count = carry
+        return xp.any(high - low > tolerance * high) & (count < _ROOT_STEPS)
+
+    def narrow(carry: tuple) -> tuple:
+        theta, low, high, count = carry
+        fall, rate = falls(theta)
+        found = xp.abs(fall) <= tolerance * radius
+        low = xp.where((fall > 0.0) | found, theta, low)
+        high = xp.where((fall <= 0.0) | found, theta, high)
+        newton = theta + fall / xp.where(rate > 0.0, rate, 1.0)
+        # Newton's steps for what is linear between jumps, and every third time a bisection, for the jumps.
+        good = (rate > 0.0) & (newton > low) & (newton < high) & (count % 3 < 2)
+        return xp.where(good, newton, 0.5 * (low + high)), low, high, count + 1
 
     # Where the value rises from the start on, the least θ is the best one, and exactly so.
-    high = xp.where(rises(low), low, high)
-    return while_loop(unfinished, halve, (low, high, 0), xp)[1]
+    high = xp.where(falls(low)[0] <= 0.0, low, high)
+    # Where it falls to the end, the largest one is: there the first step begins.
+    theta = xp.maximum(low, high * (1.0 - tolerance))
+    return while_loop(unfinished, narrow, (theta, low, high, 0), xp)[2]
 
 
 def _tilted_bracket(

@@ -19,7 +19,8 @@ from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_problem
 from simjax.rows.workspace import Workspace
 from simjax.sim.low_rank import LowRank, reduced_rank_basis
-from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.options import PlanOptions
+from simjax.sim.plan import Plan
 from simjax.sim.result import CertifiedBlock, FitResult
 from simjax.states.states import Rescale, States
 from simjax.states.streamed import StreamedStates

@@ -16,7 +16,8 @@ from simjax.rows.solution import dense_rows
 from simjax.rows.status import Status
 from simjax.rows.workspace import Workspace
 from simjax.sim.fit import fit_plan
-from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.options import PlanOptions
+from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates

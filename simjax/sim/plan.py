@@ -4,60 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 
-from simjax._checks import choice, float_array, positive_scalar
-from simjax._typing import ArrayLike, Weights
+from simjax._checks import choice, positive_scalar
+from simjax._typing import Weights
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
-from simjax.rows.penalties import OBJECTIVES, NoPenalty, Penalty, take_rows
+from simjax.rows.penalties import NoPenalty, Penalty, take_rows
 from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem
 from simjax.rows.solution import dense_rows
 from simjax.sim.low_rank import LowRank
+from simjax.sim.options import (
+    CONSTRAINTS,
+    REDUCTIONS,
+    RESCALES,
+    UNITS,
+    PlanOptions,
+    as_json,
+    check_low_rank,
+    checked_eta,
+    checked_kappa,
+    checked_penalty,
+    checked_refits,
+)
 from simjax.sim.supports import SUPPORTS, RowSupports
 from simjax.states.plausible import warn_if_implausible
 from simjax.states.states import Rescale, States
 from simjax.states.streamed import StreamedStates, design_and_targets
-
-CONSTRAINTS = ("ball", "stacked_ball", "metzler")
-REDUCTIONS = ("sum", "mean")
-RESCALES = ("auto", "inner", "none")
-UNITS = ("natural", "rescaled")
-REFITS = ("support", "outputs")
-
-_USES_MU = ("perspective", "elastic_net")
-_SYNONYMS = {"lasso": "l1", "elasticnet": "elastic_net", "l2": "ridge", "tikhonov": "ridge", "ols": "least_squares"}
-
-
-class _Unstated(float):
-    """A default that can be told from the same number given by the user."""
-
-
-_ALPHA = _Unstated(1e-3)
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanOptions:
-    """The arguments of `fit` that say what is solved, and the one place of their defaults; `fit` explains them."""
-
-    objective: str | Penalty = "perspective"
-    alpha: ArrayLike = _ALPHA
-    mu: ArrayLike | None = None
-    kappa: float | None = 0.99
-    lambda_state: float = 0.1
-    lambda_output: float = 0.1
-    reduction: str = "sum"
-    matching: str = "penalty"
-    constraint: str | LowRank = "ball"
-    eta: ArrayLike | None = None
-    support: str | ArrayLike = "auto"
-    rescale: Rescale = "auto"
-    units: str = "natural"
-    fit_intercept: bool = False
-    refit: str | Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,24 +83,24 @@ class Plan:
                 f"build one from arrays with States(...)."
             )
         support, matching, fit_intercept = options.support, options.matching, bool(options.fit_intercept)
-        penalty = _penalty(options, states)
+        penalty = checked_penalty(options, states)
         rank, constraint, named = None, options.constraint, options.constraint
         if isinstance(constraint, LowRank):
             rank, named = constraint.rank, f"LowRank({constraint.rank})"
-            _check_low_rank(rank, states, options)
+            check_low_rank(rank, states, options)
             constraint = "ball"
         elif not isinstance(constraint, str):
             raise TypeError(f"constraint must be a name or LowRank(rank), got {type(constraint).__name__}.")
         choice("constraint", constraint, CONSTRAINTS)
-        kappa = _bound(options.kappa, constraint)
-        eta = _eta(options.eta, constraint, states.n)
+        kappa = checked_kappa(options.kappa, constraint)
+        eta = checked_eta(options.eta, constraint, states.n)
         lambda_state = positive_scalar("lambda_state", options.lambda_state)
         lambda_output = positive_scalar("lambda_output", options.lambda_output)
         choice("reduction", options.reduction, REDUCTIONS)
         choice("matching", matching, MATCHINGS)
         choice("rescale", options.rescale, RESCALES)
         choice("units", options.units, UNITS)
-        refits = _refits(options.refit)
+        refits = checked_refits(options.refit)
         if "outputs" in refits and not isinstance(states, States):
             raise ValueError(
                 "refit='outputs' needs the inputs of every sample, to find the states that the fitted (A B) produces, "
@@ -138,16 +114,16 @@ class Plan:
         if options.reduction == "mean":
             loss_weight = loss_weight / states.m
         settings = {
-            "objective": _plain(options.objective),
-            "alpha": _plain(options.alpha),
-            "mu": _plain(options.mu),
+            "objective": as_json(options.objective),
+            "alpha": as_json(options.alpha),
+            "mu": as_json(options.mu),
             "kappa": kappa,
             "lambda_state": lambda_state,
             "lambda_output": lambda_output,
             "reduction": options.reduction,
             "matching": matching,
             "constraint": named,
-            "eta": _plain(options.eta),
+            "eta": as_json(options.eta),
             "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
             "rescale": options.rescale,
             "units": options.units,
@@ -324,89 +300,3 @@ def model_rows(model: ImplicitModel, *, intercept: bool) -> np.ndarray:
         return rows
     b, c = (np.zeros(k) if v is None else v for v, k in ((dense.b, dense.n), (dense.c, dense.q)))
     return np.concatenate([rows, np.concatenate([b, c])[:, None]], axis=1)
-
-
-def _check_low_rank(rank: int, states: States | StreamedStates, options: PlanOptions) -> None:
-    if rank > states.n:
-        raise ValueError(f"constraint=LowRank(rank) needs a rank of at most the {states.n} states, got {rank}.")
-    mu = 0.0 if options.mu is None else options.mu
-    if not isinstance(options.objective, str) or np.ndim(options.alpha) or np.ndim(mu):
-        raise ValueError("constraint=LowRank needs an objective by name and scalar alpha and mu: L is no part of A.")
-    support = options.support
-    if not (isinstance(support, str) and support in ("auto", "full")):
-        raise ValueError(f"support must be 'auto' or 'full' for constraint=LowRank, got {_plain(support)!r}.")
-    if options.refit is not None:
-        raise ValueError(f"refit must be None for constraint=LowRank, got {options.refit!r}.")
-
-
-def _bound(kappa: Any, constraint: str) -> float | None:
-    if kappa is None:
-        return None
-    if isinstance(kappa, str):
-        numbers = "below 1" if constraint == "metzler" else "in (0, 1)"
-        raise TypeError(f"kappa must be a number {numbers}, or None for no bound, got {kappa!r}.")
-    if constraint != "metzler":
-        return positive_scalar("kappa", kappa, below=1.0)
-    array = float_array("kappa", kappa)
-    if array.ndim != 0 or not float(array) < 1.0:
-        raise ValueError(f"kappa must be a number below 1 for constraint='metzler', got {kappa!r}.")
-    return float(array)
-
-
-def _eta(eta: Any, constraint: str, n: int) -> np.ndarray:
-    if eta is None:
-        return np.ones(n)
-    if constraint != "metzler":
-        raise ValueError(f"eta must be None for constraint={constraint!r}: only 'metzler' has weights.")
-    array = float_array("eta", eta)
-    if array.shape != (n,) or np.any(array <= 0.0):
-        raise ValueError(f"eta must be ({n},) positive numbers, got shape {array.shape}.")
-    return array
-
-
-def _penalty(options: PlanOptions, states: States | StreamedStates) -> Penalty:
-    objective, alpha, mu = options.objective, options.alpha, options.mu
-    if isinstance(objective, str):
-        choice("objective", objective, OBJECTIVES, synonyms=_SYNONYMS)
-        if mu is not None and objective not in _USES_MU:
-            raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
-        _check_weight("alpha", alpha, states, bool(options.fit_intercept))
-        if mu is not None:
-            _check_weight("mu", mu, states, bool(options.fit_intercept))
-        return OBJECTIVES[objective](alpha, mu)
-    if isinstance(objective, type) or not any(hasattr(objective, word) for word in ("value", "prox")):
-        name = getattr(objective, "__name__", None)
-        got = repr(objective) if name is None else f"{name} itself, which makes them: call it, as in {name}(1e-3)"
-        raise TypeError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))} or a penalty object, got {got}.")
-    if mu is not None or not isinstance(alpha, _Unstated):
-        raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
-    return objective
-
-
-def _check_weight(name: str, value: Any, states: States | StreamedStates, fit_intercept: bool) -> None:
-    rows, width = states.n + states.q, states.n + states.p + int(fit_intercept)
-    d = "d = n + p + 1" if fit_intercept else "d = n + p"
-    expected = f"a number >= 0, or an array of them of shape (d,) = ({width},) or (n + q, d) = ({rows}, {width}), {d}"
-    if value is None or isinstance(value, str):
-        raise TypeError(f"{name} must be {expected}; got {value!r}.")
-    shape = np.shape(float_array(name, value))
-    if shape not in ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width)):
-        raise ValueError(f"{name} must be {expected}; got shape {shape}.")
-
-
-def _refits(refit: Any) -> tuple[str, ...]:
-    if refit is not None and not isinstance(refit, str) and not isinstance(refit, Iterable):
-        raise TypeError(f"refit must be None, 'support', 'outputs' or a sequence of these, got {refit!r}.")
-    refits = () if refit is None else (refit,) if isinstance(refit, str) else tuple(refit)
-    for name in refits:
-        choice("refit", name, REFITS)
-    return refits
-
-
-def _plain(value: Any) -> Any:
-    """An argument as a JSON value; arrays and objects are only named."""
-    if value is None or isinstance(value, str):
-        return value
-    if np.ndim(value):
-        return f"array {np.shape(value)}"
-    return type(value).__name__ if callable(getattr(value, "prox", None)) else float(value)

@@ -13,7 +13,8 @@ from simjax.rows.certificate import certify
 from simjax.rows.penalties import OBJECTIVES
 from simjax.rows.status import row_status
 from simjax.rows.verify import Verification, joined, sample_rows, verify_rows
-from simjax.sim.plan import CONSTRAINTS, Plan, PlanOptions
+from simjax.sim.options import CONSTRAINTS, PlanOptions
+from simjax.sim.plan import Plan
 from simjax.sim.supports import SUPPORTS
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates

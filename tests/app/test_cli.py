@@ -20,7 +20,7 @@ from simjax.app import cli, demo
 from simjax.rows import penalties, problem
 from simjax.rows.options import SOLVERS
 from simjax.rows.oracles.interface import ORACLES
-from simjax.sim import plan, supports
+from simjax.sim import options, supports
 
 
 def run(*arguments: object) -> Any:
@@ -299,11 +299,11 @@ def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.SparseObjective) == demo.OBJECTIVES
     assert get_args(cli.Objective) == tuple(penalties.OBJECTIVES)
     assert get_args(cli.Matching) == problem.MATCHINGS
-    assert get_args(cli.Reduction) == plan.REDUCTIONS
-    assert get_args(cli.Constraint) == plan.CONSTRAINTS
+    assert get_args(cli.Reduction) == options.REDUCTIONS
+    assert get_args(cli.Constraint) == options.CONSTRAINTS
     assert get_args(cli.Support) == supports.SUPPORTS
-    assert get_args(cli.Rescale) == plan.RESCALES
-    assert get_args(cli.Units) == plan.UNITS
+    assert get_args(cli.Rescale) == options.RESCALES
+    assert get_args(cli.Units) == options.UNITS
     assert get_args(cli.SolverName) == (*SOLVERS, *ORACLES)
     assert get_args(cli.OracleName) == ORACLES
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import simjax
 from simjax.nn import MLP
-from simjax.rows.solvers import devices
+from simjax.rows import memory
 
 
 def small_states(m=60, *, use_bias=False, activation="relu", seed=0):
@@ -332,7 +332,7 @@ def test_warnings_point_at_the_line_that_called(states):
 
 
 def test_short_memory_changes_neither_the_weights_nor_what_can_be_recertified(states, result, monkeypatch):
-    monkeypatch.setattr(devices, "free_memory", lambda: 0.0)
+    monkeypatch.setattr(memory, "free_memory", lambda: 0.0)
     blocks = simjax.fit(states, alpha=1e-2)  # in blocks of eight rows
     assert isinstance(blocks.weights, np.ndarray)
     assert isinstance(blocks.model.A, np.ndarray)

@@ -8,7 +8,8 @@ import pytest
 from helpers import generator
 
 import simjax
-from simjax.sim.plan import Plan, PlanOptions
+from simjax.sim.options import PlanOptions
+from simjax.sim.plan import Plan
 
 
 def network_states(m=60, sizes=(9, 7)):
