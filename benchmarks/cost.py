@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import simjax
@@ -36,6 +35,7 @@ from simjax.rows.solve import solve_problem
 from simjax.rows.solvers import admm
 from simjax.rows.solvers.canonical import canonical_rows, judge
 from simjax.rows.solvers.first_order import CHECK_EVERY
+from simjax.rows.threads import one_thread_each
 from simjax.rows.workspace import Workspace
 
 BEGIN, END = "<!-- cost:begin -->", "<!-- cost:end -->"
@@ -45,11 +45,11 @@ _STREAM_BATCH = 4096
 
 def seconds_of(function: Callable[[], Any], repeats: int = 5) -> float:
     """Median wall time of a call, the first one left out."""
-    jax.block_until_ready(function())
+    function()
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        jax.block_until_ready(function())
+        function()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 
@@ -59,16 +59,15 @@ def measure(name: str) -> Record:
     problem = problems.problem(name).rows
     begin = time.perf_counter()
     workspace = Workspace(problem.design)
-    with jax.enable_x64(True):
-        factorisation = jax.block_until_ready(workspace.scaled.factorisation(precise=False))
+    with one_thread_each():
+        factorisation = workspace.scaled.factorisation(precise=False)
         coordinates = workspace.scaled.coordinates(problem.targets, precise=False)
         setup = time.perf_counter() - begin
         rows = canonical_rows(problem, factorisation, coordinates, workspace.column_scale)
         state = admm.start(factorisation, rows)
         passes = seconds_of(lambda: admm.advance(factorisation, rows, state, passes=CHECK_EVERY)) / CHECK_EVERY
         check = seconds_of(lambda: judge(factorisation, rows, state.z, state.y))
-        product = jax.jit(lambda x, v: jnp.matmul(jnp.matmul(x, v, precision="highest"), v.T, precision="highest"))
-        products = seconds_of(lambda: product(state.v, factorisation.basis), repeats=20)
+        products = seconds_of(lambda: (state.v @ factorisation.basis) @ factorisation.basis.T, repeats=20)
     (width, rank), count = factorisation.basis.shape, problem.rows_count
     flops = 4.0 * width * rank * count
     return {

@@ -34,6 +34,7 @@ from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP
 from simjax.rows.attempts import Start
 from simjax.rows.constraints import feedforward_support
+from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import NoPenalty
 from simjax.rows.solution import dense_rows
 from simjax.rows.statistics import SufficientStatistics
@@ -350,7 +351,7 @@ class Trials:
         if workspace is None:
             workspace = Workspace(design)
             self._workspaces.append(workspace)
-        return fit_plan(plan, workspace=workspace, start=start)
+        return fit_plan(plan, SolveOptions(), workspace=workspace, start=start)
 
     # ---- least squares on a support ----------------------------------------------------------------------------
 

@@ -101,7 +101,8 @@ class Block:
             part = problem.take(trivial)
             self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial])
         if self._on_this_cpu(start):
-            live = self._sparse(live) if np.any(problem.penalty.slope) else self._supported(live)
+            penalty: Any = problem.penalty
+            live = self._sparse(live) if np.any(penalty.slope) else self._supported(live)
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
@@ -138,12 +139,13 @@ class Block:
 
     def _supported(self, live: np.ndarray) -> np.ndarray:
         """Rows of a quadratic objective, each on its own support, where no ball binds; those still open."""
-        if live.size == 0 or np.any(self.problem.penalty.knot):
+        penalty: Any = self.problem.penalty
+        if live.size == 0 or np.any(penalty.knot):
             return live
-        problem = self.problem.take(live)
+        problem: Any = self.problem.take(live)
         curvature = problem.penalty.curvature / (2.0 * problem.loss_weight[:, None])
         ball = problem.ball
-        bound = {} if ball is None else {"omega": ball.weights, "radius": ball.radius}
+        bound: dict[str, Any] = {} if ball is None else {"omega": ball.weights, "radius": ball.radius}
         with one_thread_each():
             found = solve_supported_rows(
                 problem.design, self.workspace.gram, problem.targets.T, curvature, problem.support, **bound
@@ -275,7 +277,7 @@ def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> Row
 def _in_units(problem: RowProblem, board: RowAnswers, rows: CanonicalRows) -> np.ndarray:
     """The weights in the units of the problem, and in the ball there, too: a change of units rounds."""
     weights = board.weights * rows.point_scale
-    return weights if problem.ball is None else problem.ball.inside(weights)
+    return weights if problem.ball is None else np.asarray(problem.ball.inside(weights))
 
 
 def _linear_rows(problem: RowProblem) -> np.ndarray:

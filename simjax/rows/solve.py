@@ -112,11 +112,11 @@ def solve_problem(
         workspace = Workspace(problem.design)
     workspace.check(problem)
     blocks = row_blocks(problem.rows_count, problem.design.shape, options.max_memory, engine.devices)
-    whole = len(blocks) == 1 and isinstance(problem, RowProblem)
+    whole = len(blocks) == 1
     reporter = Reporter(options.progress, problem.rows_count)
     solved, statuses, weights = [], [], []
     for numbers in blocks:
-        part = problem if whole else problem.take(numbers)
+        part = problem if whole and isinstance(problem, RowProblem) else problem.take(numbers)
         block = Block.make(part, workspace, options, engine, reporter)
         statuses.append(block.solve(None if start is None else start.take(numbers)))
         reporter.settled += numbers.size
@@ -148,6 +148,7 @@ def _stacked(parts: list[Weights]) -> Weights:
     """The weights of all blocks, CSR if they are."""
     if len(parts) == 1:
         return parts[0]
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return np.concatenate(parts)
-    return scipy.sparse.csr_array(scipy.sparse.vstack(parts))
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return np.concatenate(arrays)
+    return scipy.sparse.csr_array(scipy.sparse.vstack([scipy.sparse.csr_array(part) for part in parts]))

@@ -144,9 +144,10 @@ class JaxEngine:
         return self.devices * padded_size(-(-rows // self.devices))
 
     def _put(self, tree: Any, spec: Callable[[Any], PartitionSpec]) -> Any:
-        if self.mesh is None:
+        mesh = self.mesh
+        if mesh is None:
             return jax.tree.map(jax.device_put, tree)
-        return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(self.mesh, spec(x))), tree)
+        return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec(x))), tree)
 
     def _row_spec(self, array: Any) -> PartitionSpec:
         return _row_spec(self.mesh, array)

@@ -91,7 +91,7 @@ class Design:
         the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
         """
         if self._itself is None:
-            scale = np.linalg.norm(self.array)
+            scale = float(np.linalg.norm(self.array))
             scale = scale if scale > 0.0 else 1.0
             columns = np.ascontiguousarray(self.array.T) / scale
             self._itself = Factorisation(columns, np.ones(self.array.shape[0]), np.asarray(scale), True)

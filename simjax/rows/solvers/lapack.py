@@ -59,7 +59,8 @@ def cholesky_solve(factors: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _routine(name: str, arguments: int) -> Callable[..., Any]:
-    capsule = scipy.linalg.cython_lapack.__pyx_capi__[name]
+    offered: dict[str, Any] = dict(scipy.linalg.cython_lapack.__pyx_capi__)
+    capsule = offered[name]
     pointer, label = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     label.restype, label.argtypes = ctypes.c_char_p, [ctypes.py_object]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def gather_system(gram: Gram, member: Array, diagonal: Array, size: int) -> Gath
     """G_JJ + diag(diagonal_J) for each row's J = `member`, (R, d), in blocks of `size` ≥ |J|."""
     xp = namespace(member)
     # The members come first, in order; `size` entries hold them all.
+    index: Any
     if xp is np:
         index = np.argsort(~member, axis=1, kind="stable")[:, :size]
     else:
@@ -81,13 +82,13 @@ def gather_system(gram: Gram, member: Array, diagonal: Array, size: int) -> Gath
 def cholesky(matrix: Array) -> Array:
     """Lower Cholesky factors of symmetric (R, k, k) matrices; NaN where one is not positive definite."""
     xp = namespace(matrix)
-    return lapack.cholesky(matrix) if xp is np else xp.linalg.cholesky(matrix, symmetrize_input=False)
+    return lapack.cholesky(np.asarray(matrix)) if xp is np else xp.linalg.cholesky(matrix, symmetrize_input=False)
 
 
 def cholesky_solve(factor: Array, right: Array) -> Array:
     """Solve with the factors (R, k, k) for right-hand sides (R, k), or several of each row, (R, k, j)."""
     if namespace(factor) is np:
-        return lapack.cholesky_solve(factor, right)
+        return lapack.cholesky_solve(np.asarray(factor), np.asarray(right))
     from jax import lax
 
     columns = right if right.ndim == 3 else right[:, :, None]

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +77,7 @@ def run(
 
 def sparse(engine: Engine, samples: Factorisation, rows: CanonicalRows, board: RowAnswers, reporter: Reporter) -> None:
     """Working sets on the samples, `Design.itself`, if they are what solves most of a few rows; as far as they go."""
-    columns = Columns.of(samples.basis.T)
+    columns = Columns.of(np.asarray(samples.basis).T)
     pilot = np.unique(np.linspace(0, board.count - 1, _PILOT).astype(int))
     widths = (board.weights.shape[1], board.dual.shape[1], None)
     for index in (pilot, np.setdiff1d(np.arange(board.count), pilot)):
@@ -188,7 +190,7 @@ class Stages:
         """KᵀK, made when the first system needs it."""
         return self.engine.share(_gram(self.host[0]))
 
-    def first_order(self, method, dtype) -> FirstOrder:  # type: ignore[no-untyped-def]
+    def first_order(self, method: ModuleType, dtype: Any) -> FirstOrder:
         """A first-order method at its start, in numbers of the given type."""
         shared, rows = self.shared, self.rows
         if dtype != np.float64:
@@ -272,7 +274,7 @@ class Stages:
         """The rows that passes have not settled, in a bounded number of steps."""
 
 
-def _on_working_sets(columns: Columns, rows: CanonicalRows, *, tol: float) -> tuple:
+def _on_working_sets(columns: Columns, rows: Any, *, tol: float) -> tuple:
     ball, penalty = rows.ball, rows.penalty
     found = solve_sparse_rows(
         columns,
