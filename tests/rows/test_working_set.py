@@ -6,6 +6,7 @@ from helpers import generator, sparse_rows
 from sklearn.linear_model import Lasso
 
 import simjax
+from simjax.rows.solvers import working_set
 from simjax.rows.solvers.orthant_newton import Block, solve_blocks
 from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
 
@@ -136,10 +137,30 @@ def test_dense_rows_are_given_up_and_say_so():
     design, targets = sparse_rows(60, WIDTH, ROWS)
     alpha = np.full((ROWS, 1), 0.1 * smallest(design, targets))
     alpha[2] = 1e-4 * alpha[2]
-    out, certificate = solved(design, targets, simjax.L1(alpha))
+    out, certificate = solved(design, targets, simjax.L1(alpha), most=30)
     np.testing.assert_array_equal(out.solved, np.arange(ROWS) != 2)
     assert out.gap[2] > 1e-6
     np.testing.assert_allclose(out.gap[2], certificate.relative_gap[2], rtol=1e-6)
+
+
+def test_dense_rows_are_given_up_before_they_cost_much(monkeypatch):
+    design, targets = sparse_rows(300, 200, 4, nonzeros=100)
+    sizes = []
+    real = working_set.solve_blocks
+
+    def counted(block, *args):
+        sizes.append(block.linear.shape[1])
+        return real(block, *args)
+
+    monkeypatch.setattr(working_set, "solve_blocks", counted)
+    penalty = simjax.L1(2e-2 * smallest(design, targets))
+    out, _ = solved(design, targets, penalty)
+    assert not out.solved.any()
+    assert sizes == [32, 64]
+    out, certificate = solved(design, targets, penalty, most=200)
+    assert out.solved.all()
+    assert np.all(certificate.relative_gap <= 1e-6)
+    assert max(sizes) > 128
 
 
 def test_a_start_that_is_the_answer_is_only_priced(monkeypatch):

@@ -66,7 +66,7 @@ class Block:
 
 
 def solve_blocks(
-    block: Block, points: np.ndarray, theta: np.ndarray, steps: int = 60
+    block: Block, points: np.ndarray, theta: np.ndarray, steps: int = 40
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Solve every problem of `block`.
 

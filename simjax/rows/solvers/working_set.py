@@ -19,6 +19,7 @@ import numpy as np
 from simjax.rows.solvers.orthant_newton import Block, solve_blocks
 
 _FIRST_SIZE = 32
+_LEAST_BOUND = 64
 _ROUNDS = 20
 _VIOLATED = 1e-8  # a demand |s| ≤ c that fails by less of it holds as far as the working sets are concerned
 _FLAT = 1e-300
@@ -74,8 +75,8 @@ class Columns:
 
     @property
     def most(self) -> int:
-        """The largest working set that pays: a third of min(m, d)."""
-        return max(_FIRST_SIZE, (self.norms.size if self.rows is None else min(self.rows.shape)) // 3)
+        """The largest support that pays: a sixth of min(m, d), and 64 in any case."""
+        return max(_LEAST_BOUND, (self.norms.size if self.rows is None else min(self.rows.shape)) // 6)
 
     def blocks(self, sets: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """G_WW for the coordinates `sets` of each row, (R, k); where not `inside`, zero or anything."""
@@ -132,7 +133,7 @@ def solve_sparse_rows(
       start: weights to begin with, (R, d).
       start_theta: multipliers of the ball to begin with, (R,).
       tol: relative gap to reach.
-      most: a row is given up when its support outgrows this; None means `columns.most`.
+      most: a row is given up when its support is about to outgrow this; None means `columns.most`.
     """
     rows = _Rows.of(columns, targets, terms, correlations, squares)
     count, width = rows.correlations.shape
@@ -141,16 +142,16 @@ def solve_sparse_rows(
     theta = np.zeros(count) if start_theta is None else np.array(start_theta, dtype=np.float64)
     slopes, residuals = (rows.correlations, rows.targets) if start is None else rows.price(weights)
     gap, found = np.full(count, np.inf), None if targets is None else np.array(residuals)
-    open_ = np.arange(count)
+    open_, exact = np.arange(count), np.ones(count, dtype=bool)
     for step in range(_ROUNDS):
         gap[open_] = rows.gap(weights[open_], slopes, residuals, theta[open_])
         left = gap[open_] > tol
-        sets, inside, fits = rows.working_sets(weights[open_], slopes, theta[open_], most, first=step == 0)
-        left &= fits
+        sets, inside, fits = rows.working_sets(weights[open_], slopes, theta[open_], most, step)
+        left &= fits & exact
         open_, rows = open_[left], rows.take(left)
         if open_.size == 0 or step == _ROUNDS - 1:
             break
-        new, theta[open_] = rows.solve_on(sets[left], inside[left], weights[open_], theta[open_])
+        new, theta[open_], exact = rows.solve_on(sets[left], inside[left], weights[open_], theta[open_])
         weights[open_] = new
         slopes, residuals = rows.price(new)
         if found is not None:
@@ -235,7 +236,7 @@ class _Rows:
         return self.slope if self.omega is None else self.slope + theta[:, None] * self.omega
 
     def working_sets(
-        self, weights: np.ndarray, slopes: np.ndarray, theta: np.ndarray, most: int, first: bool
+        self, weights: np.ndarray, slopes: np.ndarray, theta: np.ndarray, most: int, step: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The coordinates of each row's next problem: those in use, and as many more that exceed c most.
 
@@ -251,7 +252,11 @@ class _Rows:
             used, violated = used & self.support, violated & self.support
             score = np.where(self.support, score, -np.inf)
         count = used.sum(axis=1)
-        fits = (count <= most) & (first | np.any(violated & ~used, axis=1))
+        fits = count <= most
+        if step > 0:
+            # What the first set misses says little, what the second one misses nearly all: about half of it stays.
+            missed = np.count_nonzero(violated & ~used, axis=1)
+            fits &= (missed > 0) & ((step == 1) | (count + (missed + 1) // 2 <= most))
         size = np.minimum(np.maximum(2 * count, _FIRST_SIZE), max(most, 1))
         width = min(max(int(size[fits].max(initial=1)), 1), score.shape[1])
         score = np.where(used, np.inf, score)
@@ -270,8 +275,8 @@ class _Rows:
 
     def solve_on(
         self, sets: np.ndarray, inside: np.ndarray, weights: np.ndarray, theta: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows solved on their working sets: w, (R, d), in the ball, and θ."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows solved on their working sets: w, (R, d), in the ball; θ; and which of them are."""
 
         def pick(values: np.ndarray) -> np.ndarray:
             return np.take_along_axis(values, sets, axis=1)
@@ -286,10 +291,10 @@ class _Rows:
             self.radius,
             inside,
         )
-        points, theta, _ = solve_blocks(block, pick(weights), theta)
+        points, theta, found = solve_blocks(block, pick(weights), theta)
         new = np.zeros_like(weights)
         np.put_along_axis(new, sets, np.where(inside, points, 0.0), axis=1)
-        return self.feasible(new), theta
+        return self.feasible(new), theta, found
 
     def gap(
         self, weights: np.ndarray, slopes: np.ndarray, residuals: np.ndarray | None, theta: np.ndarray
