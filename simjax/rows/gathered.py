@@ -164,7 +164,8 @@ def orthogonal(
         new = np.where(cancelled & open_[:, None], 0.0, new)
         off = np.max(np.abs(slopes) - _ENOUGH * reach * left, axis=1) > 0.0
         open_ = open_ & off & ~cancelled[:, 0]
-        if not open_.any():
+        if not open_.any():  # one more, for what is left is as large as it may be
+            new = new - factors.solve(np.where((good & ~cancelled[:, 0])[:, None], slopes, 0.0)) @ design.T
             break
         change = factors.solve(np.where(open_[:, None], slopes, 0.0))
         new = new - change @ design.T

@@ -20,10 +20,12 @@ import numpy as np
 from simjax.rows.answers import RowAnswers
 from simjax.rows.conjugate import flat_coordinates
 from simjax.rows.engines import Engine
+from simjax.rows.engines.numpy_engine import NumpyEngine
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
-from simjax.rows.solvers import admm, proximal_gradient
+from simjax.rows.solvers import admm, interior_point, proximal_gradient
 from simjax.rows.solvers.canonical import CanonicalRows, feasible_and_judged
+from simjax.rows.solvers.crossover import crossover
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder
 from simjax.rows.solvers.linear import Gram
@@ -35,7 +37,8 @@ METHODS = {"admm": admm, "proximal_gradient": proximal_gradient}
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _EXACT = 1e-12  # a gap that no polish need lower
-_HANDOVER = 5 * CHECK_EVERY  # passes after which the rows still open go to the interior-point method
+_RANK_OF_A_CHECK, _CHECKS = 50, (3, 16)  # see `Stages.handover`
+_LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
 _PILOT = 8  # rows on which working sets are tried before all others
 _GRAM_BYTES = 2**30  # a larger KᵀK is not kept
 
@@ -127,7 +130,7 @@ def _passes(stage: Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] 
     if begin is not None:
         first_order.restart(np.arange(board.count), *begin)
     signs = _Signs.of(board)
-    passes, handover = 0, _HANDOVER
+    passes, handover = 0, stage.handover
     while passes < max_iters and board.open.size:
         stretch = min(CHECK_EVERY, max_iters - passes)
         first_order.run(board, stretch, stage.reporter)
@@ -135,7 +138,7 @@ def _passes(stage: Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] 
         stage.polish_settled(first_order, signs)
         if passes >= handover and board.open.size:
             stage.interior_point()
-            handover = 4 * passes
+            handover = 8 * passes
             if first_order.dtype == np.float32 and board.open.size:  # what resists gets passes in full precision
                 first_order = stage.first_order(admm, np.float64)
                 first_order.restart(board.open, board.weights, board.dual)
@@ -270,8 +273,36 @@ class Stages:
         rest = np.flatnonzero((board.gap <= board.tol) & (board.gap > _EXACT) & ~board.polished)
         self.polish(rest, board.weights)
 
+    @property
+    def handover(self) -> int:
+        """Passes after which the rows still open go to the interior-point method: what it costs, in passes, by flops.
+
+        A pass is 4dr flops, an interior-point step about r²d, and a row needs some fifteen of them.
+        """
+        width, rank = self.widths[:2]
+        return CHECK_EVERY * int(np.clip(min(rank, width) // _RANK_OF_A_CHECK, *_CHECKS))
+
+    @functools.cached_property
+    def systems(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Kᵀ (d, r), contiguous, and KᵀK, on the host."""
+        factorisation = self.host[0]
+        transpose = np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)
+        return transpose, _gram(factorisation).matrix
+
     def interior_point(self) -> None:
-        """The rows that passes have not settled, in a bounded number of steps."""
+        """The rows that passes have not settled, in a bounded number of steps; on the host, whatever the engine."""
+        board, index, rank = self.board, self.board.open, self.widths[1]
+        if not isinstance(self.host[1].penalty, PiecewisePenalty) or rank > _LARGEST_RANK:
+            return
+        engine = NumpyEngine()
+        with engine.session():
+            shared, row_bytes = (*self.systems, self.host[0]), 8 * rank * rank
+            *found, steps = engine.collect(
+                _interior, shared, (self.host[1],), index, widths=(*self.widths, None), row_bytes=row_bytes, tol=board.tol
+            )
+        board.newton_steps[index] += steps
+        board.offer(index, *found)
+        board.report(self.reporter, "interior_point")
 
 
 def _on_working_sets(columns: Columns, rows: Any, *, tol: float) -> tuple:
@@ -290,6 +321,29 @@ def _on_working_sets(columns: Columns, rows: Any, *, tol: float) -> tuple:
         tol=tol,
     )
     return found.weights, found.residuals, found.gap
+
+
+def _interior(
+    transpose: np.ndarray, gram: np.ndarray | None, factorisation: Factorisation, rows: Any, *, tol: float
+) -> tuple:
+    """Interior point and crossover: weights, dual points, gaps, and the steps each row took."""
+    ball, penalty = rows.ball, rows.penalty
+    stated = (
+        transpose,
+        gram,
+        rows.targets,
+        penalty.slope,
+        penalty.curvature,
+        penalty.knot,
+        None if ball is None else (ball.weights, ball.tilt, ball.radius[:, 0]),
+        rows.support,
+    )
+    start = interior_point.solve(*stated, exact=rows.exact, tol=0.1 * tol, offset=rows.offset[:, 0])
+
+    def judged(index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple:
+        return feasible_and_judged(factorisation, rows.take_rows(index), weights, dual)
+
+    return (*crossover(*stated, start, judged, exact=rows.exact, tol=tol), start.iterations)
 
 
 def _gram(factorisation: Factorisation) -> Gram:
