@@ -273,10 +273,6 @@ def _start(design: _Design, terms: _Terms) -> _Point:
     parts = average / slack
     if terms.top is not None:
         parts = np.minimum(parts, 0.5 * terms.top)
-    if terms.normal is not None:
-        used = np.sum(np.abs(terms.normal) * parts, axis=(1, 2))
-        shrink = np.where(terms.bound & (terms.radius > 0.0), np.minimum(1.0, 0.5 * terms.radius / np.maximum(used, 1e-300)), 1.0)
-        parts, average = parts * shrink[:, None, None], average * shrink[:, None, None]
     present = 1.0
     if terms.present is not None:
         present = terms.present
@@ -384,8 +380,11 @@ def _newton_step(
             tip = tip + loose_inverse * terms.tilt
             weight = weight + np.sum(loose_inverse * terms.tilt**2, axis=1)
         tip_dual, tip_slopes = _solved(design, system, spread, -tip, np.zeros_like(point.dual))
-        # ω̂ᵀ of the response to dθ; all of it is positive, and what rounding leaves below zero is none
-        stiffness = np.maximum(weight - np.sum(tip * tip_slopes, axis=1), 1e-15 * weight) + point.gauge / unit
+        # ω̂ᵀ of the response to dθ is W + BᵀKᵀdy, whose terms cancel where D is large; as a sum of squares they do not.
+        share = np.where(spread > 0.0, tip / np.where(spread > 0.0, spread, 1.0), 0.0)
+        stiffness = np.maximum(weight - np.sum(tip * share, axis=1), 0.0) + point.gauge / unit
+        stiffness += np.sum(spread * (share - tip_slopes) ** 2, axis=1)
+        stiffness += (0.0 if design.exact else 1.0) * np.sum(tip_dual**2, axis=1)
 
     def direction(pair, upper, gauge):
         push = pair / x - residuals.stationarity
@@ -399,7 +398,8 @@ def _newton_step(
         dual, slopes = _solved(design, system, spread, wanted, residuals.equations)
         theta = np.zeros(len(x))
         if balled:
-            left = np.sum(tip * slopes, axis=1) + np.einsum("ijk,ijk->i", terms.normal, moved)
+            left = np.sum(share * (wanted + spread * slopes), axis=1)
+            left += np.einsum("ijk,ijk->i", terms.normal, moved) - np.sum(share * wanted, axis=1)
             if terms.tilt is not None:
                 left = left + np.sum(terms.tilt * loose_moved, axis=1)
             theta = np.where(bound, (left + gauge / unit - residuals.ball) / stiffness, 0.0)
