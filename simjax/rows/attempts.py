@@ -100,9 +100,9 @@ class Block:
         if trivial.size:
             part = problem.take(trivial)
             self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial])
-        if self._on_this_cpu(start):
+        if self._on_this_cpu():
             penalty: Any = problem.penalty
-            live = self._sparse(live) if np.any(penalty.slope) else self._supported(live)
+            live = self._sparse(live, start) if np.any(penalty.slope) else self._supported(live)
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
@@ -126,12 +126,11 @@ class Block:
         if untouched.size:  # not even w = 0 has been certified
             self._keep(untouched, problem.take(untouched), answers.weights[untouched], answers.dual[untouched])
 
-    def _on_this_cpu(self, start: Start | None) -> bool:
+    def _on_this_cpu(self) -> bool:
         """Whether there are ways that only NumPy has: for the family of penalties, in a ball or without."""
         return (
             self.options.solver == "auto"
             and self.engine.name == "numpy"
-            and start is None
             and not self.problem.exact
             and isinstance(self.problem.penalty, PiecewisePenalty)
             and (self.problem.ball is None or self.problem.ball.tilt is None)
@@ -156,7 +155,7 @@ class Block:
         solved = chosen[self._keep(live[chosen], part, found.weights[chosen], duals)]
         return np.delete(live, solved)
 
-    def _sparse(self, live: np.ndarray) -> np.ndarray:
+    def _sparse(self, live: np.ndarray, start: Start | None) -> np.ndarray:
         """Rows solved by working sets; the numbers of those still open."""
         if live.size == 0:
             return live
@@ -165,7 +164,9 @@ class Block:
         rows = canonical_rows(problem, samples, problem.targets.T, self.workspace.column_scale)
         board = _board(samples, rows, _ATTEMPTS[0][1] * self.options.tol)
         with self.engine.session():
-            portfolio.sparse(self.engine, samples, rows, board, self.reporter)
+            begin = None if start is None else start.weights[live] / rows.point_scale
+            portfolio.sparse(self.engine, samples, rows, board, begin, self.reporter)
+        self.answers.add_costs(live, board)
         solved = np.flatnonzero(board.gap <= board.tol)
         weights, duals = _in_units(problem, board, rows), board.dual * rows.dual_scale
         solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals[solved])]

@@ -65,7 +65,9 @@ def crossover(
         left = np.array([row for row in left if guesses[row].solve()], dtype=int)
         if left.size == 0:
             break
-        polished = judge(left, *(np.array([getattr(guesses[row], name) for row in left]) for name in ("weights", "dual")))
+        polished = judge(
+            left, *(np.array([getattr(guesses[row], name) for row in left]) for name in ("weights", "dual"))
+        )
         # as good a gap is taken as well: the polished point is exactly sparse
         better = polished[2] <= np.maximum(gap[left], tol)
         for value, new in zip((weights, dual, gap), polished):
@@ -108,11 +110,15 @@ class _Guess:
         slack = np.maximum(self.slope + theta * self.edge.omega - self.sign * slopes, 0.0)
         size = np.abs(weights)
         unit = max(size.max(initial=0.0), 1e-300)
-        price = max(np.max(np.where(self.allowed, slack, 0.0), initial=0.0), np.max(np.abs(slopes), initial=0.0), 1e-300)
+        price = max(
+            np.max(np.where(self.allowed, slack, 0.0), initial=0.0), np.max(np.abs(slopes), initial=0.0), 1e-300
+        )
         self.member = self.allowed & (size * price > slack * unit)
         self.curved = self.member & (self.curvature > 0.0) & (size > self.knot)
         room = self.edge.radius - np.sum(self.edge.normal(np.sign(weights)) * weights)
-        self.active = np.isfinite(self.edge.radius) and room / unit < theta * np.max(self.edge.omega + self.edge.tilt) / price
+        self.active = (
+            np.isfinite(self.edge.radius) and room / unit < theta * np.max(self.edge.omega + self.edge.tilt) / price
+        )
 
     def solve(self) -> bool:
         """The point of the guess; False where its equations have no finite solution."""

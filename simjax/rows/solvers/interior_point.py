@@ -339,7 +339,9 @@ def _residuals(design: _Design, terms: _Terms, point: _Point) -> _Residuals:
     ball = np.where(terms.bound, ball, 0.0)
     if not design.exact:
         objective += 0.5 * (np.sum((point.dual + equations) ** 2, axis=1) + terms.offset)
-        error += np.linalg.norm(point.dual, axis=1) * np.linalg.norm(equations, axis=1) + 0.5 * np.sum(equations**2, axis=1)
+        error += np.linalg.norm(point.dual, axis=1) * np.linalg.norm(equations, axis=1) + 0.5 * np.sum(
+            equations**2, axis=1
+        )
     gap = total + error + point.theta * np.abs(ball)
     gap = gap / np.maximum(objective, 1e-300 if design.exact else _OBJECTIVE_FLOOR)
     gap = np.maximum(gap, np.where(terms.bound, np.abs(ball) / (np.abs(terms.radius) + point.gauge), 0.0))
@@ -348,9 +350,7 @@ def _residuals(design: _Design, terms: _Terms, point: _Point) -> _Residuals:
     return _Residuals(equations, stationarity, loose, ball, total / np.maximum(count + terms.bound, 1.0), gap)
 
 
-def _newton_step(
-    design: _Design, terms: _Terms, point: _Point, residuals: _Residuals
-) -> tuple[_Point, np.ndarray]:
+def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Residuals) -> tuple[_Point, np.ndarray]:
     """The point after a predictor and a corrector, and the length of the step, (R,)."""
     signs, x, z, room, lid = terms.signs, point.parts, point.slack, point.room, point.lid
     bounded = None if terms.top is None else np.isfinite(terms.top)
@@ -546,7 +546,9 @@ def _factor(design: _Design, spread: np.ndarray) -> _System:
         root = np.sqrt(scale[kept])
         columns = design.transpose if count == width else design.transpose[kept]
         narrow = (
-            not design.exact and design.gram is not None and 2.0 * count**3 / 3.0 < count * rank**2 + 2.0 * rank**3 / 3.0
+            not design.exact
+            and design.gram is not None
+            and 2.0 * count**3 / 3.0 < count * rank**2 + 2.0 * rank**3 / 3.0
         )
         if narrow:
             matrix = (design.gram if count == width else design.gram[kept[:, None], kept]) * root

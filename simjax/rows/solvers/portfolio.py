@@ -78,15 +78,28 @@ def run(
         first_order.run(board, max_iters, reporter)
 
 
-def sparse(engine: Engine, samples: Factorisation, rows: CanonicalRows, board: RowAnswers, reporter: Reporter) -> None:
-    """Working sets on the samples, `Design.itself`, if they are what solves most of a few rows; as far as they go."""
+def sparse(
+    engine: Engine,
+    samples: Factorisation,
+    rows: CanonicalRows,
+    board: RowAnswers,
+    start: np.ndarray | None,
+    reporter: Reporter,
+) -> None:
+    """Working sets on the samples, `Design.itself`, if they are what solves most of a few rows; as far as they go.
+
+    Args:
+      start: weights (R, d) to begin from.
+    """
     columns = Columns.of(np.asarray(samples.basis).T)
     pilot = np.unique(np.linspace(0, board.count - 1, _PILOT).astype(int))
-    widths = (board.weights.shape[1], board.dual.shape[1], None)
+    widths = (board.weights.shape[1], board.dual.shape[1], None, None)
+    by_row = (rows, board.weights if start is None else start)
     for index in (pilot, np.setdiff1d(np.arange(board.count), pilot)):
         if index.size:
-            found = engine.collect(_on_working_sets, (columns,), (rows,), index, widths=widths, tol=board.tol)
+            *found, rounds = engine.collect(_on_working_sets, (columns,), by_row, index, widths=widths, tol=board.tol)
             solved = board.offer(index, *found)
+            board.passes[index] += rounds
             board.report(reporter, "working_sets")
             if np.count_nonzero(solved) <= 0.5 * solved.size:
                 return
@@ -107,7 +120,7 @@ def refine(
     to be near.
     """
     stage = Stages(engine, samples, rows, board, reporter)
-    stage.gram = engine.share(_gram(factorisation))
+    stage.gram = engine.share(_gram(factorisation, float(factorisation.scale) / float(samples.scale)))
     everything = np.arange(board.count)
     stage.offer(everything, guess, np.zeros_like(board.dual))
     stage.polish(everything, guess)
@@ -298,14 +311,20 @@ class Stages:
         with engine.session():
             shared, row_bytes = (*self.systems, self.host[0]), 8 * rank * rank
             *found, steps = engine.collect(
-                _interior, shared, (self.host[1],), index, widths=(*self.widths, None), row_bytes=row_bytes, tol=board.tol
+                _interior,
+                shared,
+                (self.host[1],),
+                index,
+                widths=(*self.widths, None),
+                row_bytes=row_bytes,
+                tol=board.tol,
             )
         board.newton_steps[index] += steps
         board.offer(index, *found)
         board.report(self.reporter, "interior_point")
 
 
-def _on_working_sets(columns: Columns, rows: Any, *, tol: float) -> tuple:
+def _on_working_sets(columns: Columns, rows: Any, start: np.ndarray, *, tol: float) -> tuple:
     ball, penalty = rows.ball, rows.penalty
     found = solve_sparse_rows(
         columns,
@@ -318,9 +337,10 @@ def _on_working_sets(columns: Columns, rows: Any, *, tol: float) -> tuple:
             None if ball is None else ball.radius,
             rows.support,
         ),
+        start=start if start.any() else None,
         tol=tol,
     )
-    return found.weights, found.residuals, found.gap
+    return found.weights, found.residuals, found.gap, found.rounds
 
 
 def _interior(
@@ -346,9 +366,9 @@ def _interior(
     return (*crossover(*stated, start, judged, exact=rows.exact, tol=tol), start.iterations)
 
 
-def _gram(factorisation: Factorisation) -> Gram:
-    """KᵀK = V S² Vᵀ; K itself where d² numbers are too many."""
-    factor = (np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)).T
+def _gram(factorisation: Factorisation, unit: float = 1.0) -> Gram:
+    """KᵀK = V S² Vᵀ of K times `unit`; K itself where d² numbers are too many."""
+    factor = (np.asarray(factorisation.basis) * (unit * np.asarray(factorisation.singular_values))).T
     if 8 * factor.shape[1] ** 2 > _GRAM_BYTES:
         return Gram(None, factor)
     return Gram(factor.T @ factor, None)
