@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import eigs, splu
 
 from simjax._checks import choice, float_array, matrix, positive_integer, positive_scalar
 from simjax._files import (
@@ -25,6 +23,7 @@ from simjax._files import (
 )
 from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.wellposed import checked_scale, perron_eigenvalue, perron_scale
 
 if TYPE_CHECKING:
     from simjax.implicit.equilibrium import Solver
@@ -39,9 +38,6 @@ MAX_ITERS = 3000
 
 FORMAT = "simjax-implicit-model"
 FORMAT_VERSION = 1
-
-# Above this size an irreducible block's Perron eigenvalue comes from ARPACK, not from all its eigenvalues.
-_ALL_EIGENVALUES_UP_TO = 1000
 
 
 class EquilibriumWarning(UserWarning):
@@ -189,7 +185,7 @@ class ImplicitModel:
     @property
     def perron_eigenvalue(self) -> float:
         """λ_pf(|A|): below 1 the equilibrium is unique for every input; exactly 0 for a feed-forward A."""
-        return _perron_eigenvalue(abs(self.A))
+        return perron_eigenvalue(abs(self.A))
 
     def __repr__(self) -> str:
         biased = self.b is not None or self.c is not None
@@ -344,7 +340,7 @@ class ImplicitModel:
             ValueError: λ_pf(|A|) ≥ 1, or φ not positively homogeneous.
         """
         checked_scale(np.ones(self.n), self.n, self.activation)
-        return self.scaled(1 / _perron_scale(abs(self.A)))
+        return self.scaled(1 / perron_scale(abs(self.A)))
 
     def _checked_inputs(self, inputs: Any) -> np.ndarray:
         U = matrix("inputs", inputs)
@@ -442,50 +438,6 @@ def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> s
     )
 
 
-# ---- Perron eigenvalue and scale ---------------------------------------------------------------------------
-
-
-def _perron_eigenvalue(M: Matrix) -> float:
-    """Spectral radius of M ≥ 0: the largest over its strongly connected blocks.
-
-    Splitting first matters for accuracy: the eigenvalues of a nilpotent matrix, all 0, come out of a general
-    eigenvalue routine as large as eps^(1/n).
-    """
-    graph = sp.csr_array(M)
-    count, label = connected_components(graph, directed=True, connection="strong")
-    largest = float(graph.diagonal().max())  # blocks of a single state
-    sizes = np.bincount(label, minlength=count)
-    for block in np.flatnonzero(sizes > 1):
-        members = np.flatnonzero(label == block)
-        largest = max(largest, _irreducible_perron(graph[members][:, members]))
-    return largest
-
-
-def _irreducible_perron(block: sp.csr_array) -> float:
-    if block.shape[0] <= _ALL_EIGENVALUES_UP_TO:
-        return float(np.max(np.linalg.eigvals(block.toarray()).real))
-    values = eigs(block, k=1, which="LR", v0=np.ones(block.shape[0]), return_eigenvectors=False)
-    return float(values.real.max())
-
-
-def _perron_scale(M: Matrix) -> np.ndarray:
-    """The s = (I − M)⁻¹ 1 of an M ≥ 0; s > 0 with s − Ms > 0 exists only if λ_pf(M) < 1: its own proof."""
-    ones = np.ones(M.shape[0])
-    try:
-        if _is_sparse(M):
-            s = splu(sp.csc_array(sp.eye_array(M.shape[0]) - M)).solve(ones)
-        else:
-            s = np.linalg.solve(np.eye(M.shape[0]) - M, ones)
-    except (np.linalg.LinAlgError, RuntimeError):  # exactly singular
-        s = np.full(M.shape[0], np.nan)
-    if not (np.all(s > 0) and np.all(s - M @ s > 0)):
-        raise ValueError(
-            f"rescaled() needs λ_pf(|A|) < 1, but it is {_perron_eigenvalue(M):.6g}: "
-            f"no change of scale brings ‖A‖∞ below 1."
-        )
-    return s
-
-
 # ---- checks and small matrix helpers -----------------------------------------------------------------------
 
 
@@ -504,25 +456,6 @@ def checked_labels(labels: Any, m: int, classes: int) -> np.ndarray:
     if array.size and (array.min() < 0 or array.max() >= classes):
         raise ValueError(f"labels must lie in 0 … {classes - 1}, got {array.min()} … {array.max()}.")
     return array
-
-
-def checked_scale(scale: Any, n: int, activation: str) -> np.ndarray:
-    """`scale` as n positive numbers by which states with this activation may be multiplied.
-
-    Raises:
-        ValueError: another shape, not positive and finite, or φ not positively homogeneous.
-    """
-    if not find_activation(activation).positively_homogeneous:
-        raise ValueError(
-            f"rescaling needs φ(s·z) = s·φ(z) for s > 0, which activation {activation!r} does not satisfy; "
-            f"relu, leaky_relu and identity do."
-        )
-    s = float_array("scale", scale)
-    if s.shape != (n,):
-        raise ValueError(f"scale has shape {s.shape}, expected ({n},): one factor per state.")
-    if not np.all(s > 0):
-        raise ValueError(f"scale must be positive everywhere, got a smallest entry of {s.min():g}.")
-    return s
 
 
 def checked_layers(

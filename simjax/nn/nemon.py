@@ -12,8 +12,8 @@ from flax import nnx
 from simjax._checks import float_array
 from simjax.implicit.equilibrium import Equilibrium, Solver, eliminate_diagonal
 from simjax.implicit.model import ImplicitModel
+from simjax.implicit.wellposed import matrix_measure, optimal_weights
 from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
-from simjax.robustness.lipschitz import matrix_measure, optimal_weights
 
 
 class NEMON(ImplicitModule):

@@ -29,6 +29,7 @@ from simjax._checks import choice, float_array, matrix, positive_integer, positi
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.equilibrium import affine, eliminate_diagonal, equilibrium
 from simjax.implicit.model import ImplicitModel, checked_labels
+from simjax.implicit.wellposed import matrix_measure, metzler, optimal_weights, positive_weights
 from simjax.states.states import States
 
 Network = ImplicitModel | Callable[[jax.Array], jax.Array]
@@ -39,47 +40,6 @@ CERTIFICATES = ("elementwise", "box")
 
 _TOL = 1e-12
 _MAX_ITERS = 20_000
-
-
-# ---- matrices --------------------------------------------------------------------------------------------
-
-
-def metzler(A: Any) -> np.ndarray:
-    """⌈A⌉, the Metzler majorant: the diagonal signed, the other entries in absolute value."""
-    A = matrix("A", A)
-    if A.shape[0] != A.shape[1]:
-        raise ValueError(f"A must be square, got shape {A.shape}.")
-    return np.abs(A) + np.diag(np.minimum(np.diag(A), 0.0) * 2.0)
-
-
-def matrix_measure(A: Any, eta: Any = None) -> float:
-    """μ_η(A) = max_i a_ii + Σ_{j≠i} |a_ij| η_j/η_i; below 1 the model is well-posed.
-
-    Args:
-        A: (n, n).
-        eta: (n,) positive weights; None is ones.
-
-    Raises:
-        ValueError: A that is not square or not finite, weights that do not fit or are not positive.
-    """
-    majorant = metzler(A)
-    eta = np.ones(len(majorant)) if eta is None else _positive("eta", eta, len(majorant))
-    return float(np.max(majorant @ eta / eta))
-
-
-def optimal_weights(A: Any) -> np.ndarray | None:
-    """η* = (I − ⌈A⌉)⁻¹1 > 0, for which μ_{η*}(A) = 1 − 1/max η*; None if μ_η(A) < 1 for no η.
-
-    Such weights exist if and only if the spectral abscissa of ⌈A⌉ is below one. What is returned is
-    checked: it is positive and its measure, computed in float64, is below one.
-    """
-    majorant = metzler(A)
-    try:
-        eta = np.linalg.solve(np.eye(len(majorant)) - majorant, np.ones(len(majorant)))
-    except np.linalg.LinAlgError:
-        return None
-    well_posed = np.all(np.isfinite(eta)) and np.all(eta > 0.0) and np.all(majorant @ eta < eta)
-    return eta if well_posed else None
 
 
 # ---- Lipschitz bounds ------------------------------------------------------------------------------------
@@ -135,7 +95,7 @@ def lipschitz_bounds(model: ImplicitModel, eta: Any = None) -> LipschitzBounds:
     """
     A, B, C, D = _matrices(model)
     best = optimal_weights(A)
-    eta = best if eta is None else _positive("eta", eta, len(A))
+    eta = best if eta is None else positive_weights("eta", eta, len(A))
     direct = _norm_inf(D)
     product = _norm_inf(B) * _norm_inf(C)
     weighted = np.inf
@@ -175,7 +135,7 @@ def lipschitz_lmi(model: ImplicitModel, weights: Any, gamma: float) -> float:
         ValueError: weights that do not fit or are not positive, gamma not positive.
     """
     A, B, C, D = _matrices(model)
-    weights, gamma = _positive("weights", weights, len(A)), positive_scalar("gamma", gamma)
+    weights, gamma = positive_weights("weights", weights, len(A)), positive_scalar("gamma", gamma)
     LA, LB = weights[:, None] * A, weights[:, None] * B
     CD = np.hstack([C, D])
     block = np.block([[2.0 * np.diag(weights) - LA - LA.T, -LB], [-LB.T, gamma * np.eye(B.shape[1])]])
@@ -694,13 +654,6 @@ def _checked_inputs(model: ImplicitModel, inputs: Any, name: str = "inputs") -> 
     if U.shape[1] != model.p:
         raise ValueError(f"{name} must have shape (m, {model.p}), got {U.shape}.")
     return U
-
-
-def _positive(name: str, value: Any, size: int) -> np.ndarray:
-    array = float_array(name, value)
-    if array.shape != (size,) or np.any(array <= 0.0):
-        raise ValueError(f"{name} must be {size} positive numbers, got shape {array.shape}: {value!r:.60}.")
-    return array
 
 
 def _nonnegative(name: str, value: Any) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from simjax._typing import Weights
 from simjax.implicit.model import ImplicitModel
-from simjax.robustness.lipschitz import matrix_measure
+from simjax.implicit.wellposed import matrix_measure
 from simjax.rows.certificate import Certificate
 from simjax.rows.solution import Solution
 from simjax.rows.status import Status

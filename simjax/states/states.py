@@ -17,10 +17,10 @@ from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.model import (
     ImplicitModel,
     checked_layers,
-    checked_scale,
     model_from_tensors,
     model_to_tensors,
 )
+from simjax.implicit.wellposed import checked_scale
 
 Rescale = Literal["auto", "inner", "none"]
 

@@ -52,10 +52,10 @@ def crossover(
     rows, width = start.weights.shape
     slope, curvature, knot = (np.broadcast_to(x, (rows, width)) for x in (slope, curvature, knot))
     every = np.arange(rows)
-    weights, dual, gap = judge(every, start.weights, start.dual)
+    weights, dual, gap = (value.copy() for value in judge(every, start.weights, start.dual))
     guesses = []
     for row in every:
-        edge = _NO_EDGE if ball is None else _Edge.of(ball, row, width)
+        edge = _NO_EDGE if ball is None else _Edge.of(ball, int(row), width)
         allowed = np.ones(width, bool) if support is None else support[row]
         guess = _Guess(transpose, gram, targets[row], slope[row], curvature[row], knot[row], edge, allowed, exact)
         guess.open(start.weights[row], start.dual[row], float(start.multiplier[row]))

@@ -7,7 +7,7 @@ or, under exact matching, the second term alone s.t. Kw = t. Every coordinate is
     w = Σ σ x,   cost c x (+ a x² for the part beyond the knot),   x ≤ b for the part below it,
 
 two of them, or four where there is a knot. A coordinate without slope and weight in the ball is not split. With ρ = 1,
-or ρ = 0 for exact matching, multipliers y of Kw + ρy = t, z of x ≥ 0, g of v = b − x ≥ 0 and θ of the slack s ≥ 0 of the
+or ρ = 0 for exact matching, multipliers y of Kw + ρy = t, z of x ≥ 0, g of v = b − x ≥ 0 and θ of the slack s of the
 ball, a Newton step for the optimality conditions comes down to a system in dy and dθ:
 
     (ρI + K D Kᵀ) dy = r_p − K(Q − B dθ)            D = Σ 1/Θ,  B = Σ σω̂/Θ,  Q = Σ σq/Θ,   Θ = 2a + z/x + g/v
@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import lapack
 
+from simjax.rows.solvers.interior_terms import Design, Point, Residuals, Terms, residuals_of, start, take, terms_of
+
 _NEGLIGIBLE = 1e-5  # columns that add less than this, all together, to ρI + K D Kᵀ are left out of it
 _PROXIMAL = 1e-9  # curvature about the last point that an unpenalised coordinate gets
 _EXACT_RIDGE = 1e-13  # ρ of the system under exact matching, relative to its largest entry
@@ -36,10 +38,6 @@ _SNAP = 1e-4  # an equation residual below this share of y is taken for none: y 
 _SHORT = 1e-5  # a step below this ends the row
 _NEAR = 1e-4  # a gap below this that does not fall any more has met rounding
 _IDLE = 1
-_OBJECTIVE_FLOOR = 0.5e-12
-_FEASIBILITY_FACTOR = 1e3  # as in `canonical.relative_gap`
-_START_RIDGE = 0.01
-_P1, _P2, _P3, _P4 = 1e-4, 0.5, 1.0, 30.0
 _CORRECTORS = 2
 
 
@@ -96,15 +94,15 @@ def solve(
     )
     if rows == 0:
         return answer
-    design = _Design(transpose, gram, np.einsum("ij,ij->i", transpose, transpose), exact)
-    terms = _terms(targets, slope, curvature, knot, ball, support, width, offset)
-    point = _start(design, terms)
+    design = Design(transpose, gram, np.einsum("ij,ij->i", transpose, transpose), exact)
+    terms = terms_of(targets, slope, curvature, knot, ball, support, width, offset)
+    point = start(design, terms)
     number = np.arange(rows)
     length = np.ones(rows)
     idle = np.zeros(rows, int)  # steps since the gap last fell
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for iteration in range(max_iterations + 1):
-            residuals = _residuals(design, terms, point)
+            residuals = residuals_of(design, terms, point)
             gap = np.where(np.isfinite(residuals.gap), residuals.gap, np.inf)
             better = gap < answer.gap[number]
             clear = gap < 0.5 * answer.gap[number]
@@ -120,237 +118,16 @@ def solve(
             if done.any():
                 left = ~done
                 number, idle = number[left], idle[left]
-                terms, point, residuals = _take(terms, left), _take(point, left), _take(residuals, left)
+                terms, point, residuals = take(terms, left), take(point, left), take(residuals, left)
             answer.iterations[number] += 1
             point, length = _newton_step(design, terms, point, residuals)
     return answer
 
 
-# --- The parts ---------------------------------------------------------------------------------------------------
+# --- The method ----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Design:
-    transpose: np.ndarray  # Kᵀ, (d, r)
-    gram: np.ndarray | None
-    squares: np.ndarray  # ‖K_j‖², (d,)
-    exact: bool
-
-    def apply(self, weights: np.ndarray) -> np.ndarray:
-        return weights @ self.transpose
-
-    def slopes(self, dual: np.ndarray) -> np.ndarray:
-        return dual @ self.transpose.T
-
-
-@dataclasses.dataclass(frozen=True)
-class _Terms:
-    """The rows as sums of parts; arrays are (R, parts, d) unless said otherwise."""
-
-    targets: np.ndarray  # (R, r)
-    offset: np.ndarray  # (R,)
-    cost: np.ndarray
-    bend: np.ndarray | None  # 2a of the parts beyond the knot; None for no curvature at all
-    top: np.ndarray | None  # upper bounds, inf where there is none; None for no bounds at all
-    present: np.ndarray | None  # 1.0 or 0.0: whether there is such a part; None for all
-    normal: np.ndarray | None  # ω + σδ; None without a ball
-    radius: np.ndarray  # κ, (R,); 1 without a ball
-    bound: np.ndarray  # whether there is a ball, (R,)
-    free: np.ndarray | None  # which coordinates are not split, (R, d); None for none
-    free_bend: np.ndarray | None  # their curvature 2a, (R, d)
-    tilt: np.ndarray | None  # δ of the free ones, (R, d)
-
-    @property
-    def signs(self) -> np.ndarray:
-        return np.array([1.0, -1.0] * (self.cost.shape[1] // 2))[:, None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Point:
-    parts: np.ndarray  # x, (R, parts, d); 1 where there is no such part
-    slack: np.ndarray  # z
-    room: np.ndarray | None  # v
-    lid: np.ndarray | None  # g
-    loose: np.ndarray | None  # weights of the coordinates that are not split, (R, d)
-    weights: np.ndarray  # w, (R, d)
-    dual: np.ndarray  # y, (R, r)
-    gauge: np.ndarray  # s, (R,)
-    theta: np.ndarray  # (R,)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Residuals:
-    equations: np.ndarray  # t − Kw − ρy, (R, r)
-    stationarity: np.ndarray  # (R, parts, d)
-    loose: np.ndarray | None  # (R, d)
-    ball: np.ndarray  # κ − ω̂ᵀx − s, (R,)
-    average: np.ndarray  # μ, (R,)
-    gap: np.ndarray  # (R,)
-
-
-def _take(value, index):
-    """The rows in `index` of a dataclass of arrays."""
-    fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-    return type(value)(**{name: None if array is None else array[index] for name, array in fields})
-
-
-def _terms(targets, slope, curvature, knot, ball, support, width, offset) -> _Terms:
-    rows = targets.shape[0]
-    shape = (rows, width)
-    slope, curvature, knot = (np.broadcast_to(x, shape) for x in (slope, curvature, knot))
-    omega = tilt = None
-    radius, bound = np.ones(rows), np.zeros(rows, bool)
-    if ball is not None:
-        bound = np.isfinite(ball[2])
-        radius = np.where(bound, ball[2], 1.0)
-        omega = np.where(bound[:, None], ball[0], 0.0)
-        tilt = None if ball[1] is None else np.where(bound[:, None], ball[1], 0.0)
-    allowed = np.ones(shape, bool) if support is None else support
-    bent = (curvature > 0.0) & (knot > 0.0)
-    free = allowed & (slope == 0.0) & ~bent
-    free = free if omega is None else free & (omega == 0.0)
-    split = allowed & ~free
-    pieces = 2 if bool((bent & split).any()) else 1
-
-    def both(values):
-        return np.repeat(values[:, None], 2, axis=1)
-
-    cost = np.concatenate([both(slope)] * pieces, axis=1)
-    bend = both(2.0 * curvature) if curvature.any() else None
-    present = None if split.all() else both(split)
-    top = None
-    if pieces == 2:
-        bend = np.concatenate([bend, np.zeros_like(bend)], axis=1)
-        present = np.concatenate([both(split), both(split & bent)], axis=1)
-        top = np.where(both(split & bent), both(knot), np.inf)
-        top = np.concatenate([np.full_like(top, np.inf), top], axis=1)
-    normal = None
-    if omega is not None:
-        signed = 0.0 if tilt is None else np.stack([tilt, -tilt], axis=1)
-        normal = np.concatenate([both(omega) + signed] * pieces, axis=1)
-        if present is not None:
-            normal = normal * present
-    any_free = bool(free.any())
-    return _Terms(
-        targets=targets,
-        offset=np.zeros(rows) if offset is None else offset,
-        cost=cost,
-        bend=bend,
-        top=top,
-        present=None if present is None else present.astype(float),
-        normal=normal,
-        radius=radius,
-        bound=bound,
-        free=free if any_free else None,
-        free_bend=np.where(free, 2.0 * curvature, 0.0) if any_free else None,
-        tilt=np.where(free, tilt, 0.0) if any_free and tilt is not None else None,
-    )
-
-
-# --- The method --------------------------------------------------------------------------------------------------
-
-
-def _start(design: _Design, terms: _Terms) -> _Point:
-    """A centred point: x z = μ for every pair. Its size is that of the ridge solution, which all rows share."""
-    transpose = design.transpose
-    rank = transpose.shape[1]
-    system = transpose.T @ transpose / _START_RIDGE
-    system[np.diag_indices(rank)] += 1.0
-    factor = np.linalg.cholesky(system)
-    dual = lapack.dpotrs(factor, terms.targets.T, lower=1)[0].T
-    slopes = design.slopes(dual)
-    ridge = slopes / _START_RIDGE
-    size = np.maximum(np.abs(ridge).mean(axis=1), 1e-3 / np.sqrt(ridge.shape[1]))[:, None, None]
-    # y as far as it stays among the multipliers of L1, and z no smaller than a share of them
-    pull = np.abs(slopes).max(axis=1)
-    level = np.minimum(np.maximum(terms.cost.mean(axis=(1, 2)), _P1 * pull), pull + 1e-300)
-    shrink = level / np.maximum(pull, 1e-300) * _P2
-    dual, slopes = dual * shrink[:, None], slopes * shrink[:, None]
-    pull = _P3 * np.maximum(level, 1e-12)[:, None, None]
-    signs = terms.signs
-    slack = np.maximum(terms.cost - signs * slopes[:, None], 0.0) + pull
-    average = _P4 * size * pull
-    parts = average / slack
-    if terms.top is not None:
-        parts = np.minimum(parts, 0.5 * terms.top)
-    present = 1.0
-    if terms.present is not None:
-        present = terms.present
-        parts, slack = np.where(present > 0.0, parts, 1.0), np.where(present > 0.0, slack, 1.0)
-    average = average[:, 0, 0]
-    weights = np.sum(signs * parts * present, axis=1)
-    gauge = np.ones_like(average)
-    if terms.normal is not None:
-        used = np.sum(terms.normal * parts, axis=(1, 2))
-        gauge = np.maximum(terms.radius - used, 0.1 * np.abs(terms.radius) + 0.1 * np.abs(used) + 1e-300)
-    room = lid = None
-    if terms.top is not None:
-        room = terms.top - parts
-        lid = np.where(np.isfinite(room), average[:, None, None] / room, 0.0)
-    return _Point(
-        parts=parts,
-        slack=slack,
-        room=room,
-        lid=lid,
-        loose=None if terms.free is None else np.zeros_like(weights),
-        weights=weights,
-        dual=dual,
-        gauge=np.where(terms.bound, gauge, 1.0),
-        theta=np.where(terms.bound, average / gauge, 0.0),
-    )
-
-
-def _residuals(design: _Design, terms: _Terms, point: _Point) -> _Residuals:
-    slopes = design.slopes(point.dual)
-    equations = terms.targets - design.apply(point.weights) - (0.0 if design.exact else point.dual)
-    signs, parts = terms.signs, point.parts
-    cost = terms.cost * parts
-    stationarity = terms.cost - signs * slopes[:, None] - point.slack
-    pairs = parts * point.slack
-    count = float(parts[0].size)
-    if terms.bend is not None:
-        pushed = terms.bend * parts
-        stationarity += pushed
-        cost += 0.5 * pushed * parts
-    ball = np.zeros(len(parts))
-    if terms.normal is not None:
-        stationarity += point.theta[:, None, None] * terms.normal
-        ball = terms.radius - np.einsum("ijk,ijk->i", terms.normal, parts) - point.gauge
-    if terms.top is not None:
-        stationarity += point.lid
-        pairs += np.where(point.lid > 0.0, point.lid * np.where(point.lid > 0.0, point.room, 1.0), 0.0)
-        count += np.count_nonzero(np.isfinite(terms.top), axis=(1, 2))
-    error = np.abs(stationarity) * parts
-    if terms.present is not None:
-        stationarity, pairs, cost, error = (x * terms.present for x in (stationarity, pairs, cost, error))
-        count = count - (terms.present.size / len(parts) - terms.present.sum(axis=(1, 2)))
-    total = pairs.sum(axis=(1, 2)) + np.where(terms.bound, point.gauge * point.theta, 0.0)
-    objective = cost.sum(axis=(1, 2))
-    error = error.sum(axis=(1, 2))
-    loose = None
-    if terms.free is not None:
-        loose = np.where(terms.free, terms.free_bend * point.loose - slopes, 0.0)
-        if terms.tilt is not None:
-            loose += point.theta[:, None] * terms.tilt
-            ball = ball - np.sum(terms.tilt * point.loose, axis=1)
-        objective += 0.5 * np.sum(terms.free_bend * point.loose**2, axis=1)
-        reach = np.abs(point.loose) + np.abs(point.weights).max(axis=1, keepdims=True)
-        error += np.sum(np.abs(loose) * reach, axis=1)
-    ball = np.where(terms.bound, ball, 0.0)
-    if not design.exact:
-        objective += 0.5 * (np.sum((point.dual + equations) ** 2, axis=1) + terms.offset)
-        error += np.linalg.norm(point.dual, axis=1) * np.linalg.norm(equations, axis=1) + 0.5 * np.sum(
-            equations**2, axis=1
-        )
-    gap = total + error + point.theta * np.abs(ball)
-    gap = gap / np.maximum(objective, 1e-300 if design.exact else _OBJECTIVE_FLOOR)
-    gap = np.maximum(gap, np.where(terms.bound, np.abs(ball) / (np.abs(terms.radius) + point.gauge), 0.0))
-    if design.exact:
-        gap = np.maximum(gap, _FEASIBILITY_FACTOR * np.linalg.norm(equations, axis=1))
-    return _Residuals(equations, stationarity, loose, ball, total / np.maximum(count + terms.bound, 1.0), gap)
-
-
-def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Residuals) -> tuple[_Point, np.ndarray]:
+def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residuals) -> tuple[Point, np.ndarray]:
     """The point after a predictor and a corrector, and the length of the step, (R,)."""
     signs, x, z, room, lid = terms.signs, point.parts, point.slack, point.room, point.lid
     bounded = None if terms.top is None else np.isfinite(terms.top)
@@ -363,19 +140,18 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
     if terms.present is not None:
         inverse *= terms.present
     spread = inverse.sum(axis=1)  # D
-    loose_inverse = None
+    loose_inverse = np.zeros(0)
     if terms.free is not None:
         loose_inverse = np.where(terms.free, 1.0 / (terms.free_bend + _PROXIMAL), 0.0)
         spread = spread + loose_inverse
     system = _factor(design, spread)
 
-    bound = terms.bound
-    balled = terms.normal is not None
+    bound, normal = terms.bound, terms.normal
     unit = np.where(bound, point.theta, 1.0)
-    if balled:
-        leaned = inverse * terms.normal
+    if normal is not None:
+        leaned = inverse * normal
         tip = np.sum(signs * leaned, axis=1)  # B
-        weight = np.einsum("ijk,ijk->i", leaned, terms.normal)
+        weight = np.einsum("ijk,ijk->i", leaned, normal)
         if terms.tilt is not None:
             tip = tip + loose_inverse * terms.tilt
             weight = weight + np.sum(loose_inverse * terms.tilt**2, axis=1)
@@ -392,14 +168,14 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
             push -= np.where(bounded, upper / room, 0.0)
         moved = inverse * push
         wanted = np.sum(signs * moved, axis=1)
-        if loose_inverse is not None:
+        if terms.free is not None:
             loose_moved = -loose_inverse * residuals.loose
             wanted = wanted + loose_moved
         dual, slopes = _solved(design, system, spread, wanted, residuals.equations)
         theta = np.zeros(len(x))
-        if balled:
+        if normal is not None:
             left = np.sum(share * (wanted + spread * slopes), axis=1)
-            left += np.einsum("ijk,ijk->i", terms.normal, moved) - np.sum(share * wanted, axis=1)
+            left += np.einsum("ijk,ijk->i", normal, moved) - np.sum(share * wanted, axis=1)
             if terms.tilt is not None:
                 left = left + np.sum(terms.tilt * loose_moved, axis=1)
             theta = np.where(bound, (left + gauge / unit - residuals.ball) / stiffness, 0.0)
@@ -407,14 +183,14 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
             if design.exact:
                 dual = dual + theta[:, None] * tip_dual
         dx = inverse * (signs * slopes[:, None]) + moved
-        if balled:
+        if normal is not None:
             dx -= theta[:, None, None] * leaned
         dz = (pair - z * dx) / x
-        dg = None
+        dg = point.lid
         if bounded is not None:
             dg = np.where(bounded, (upper + lid * dx) / room, 0.0)
-        dloose = None
-        if loose_inverse is not None:
+        dloose = point.loose
+        if terms.free is not None:
             dloose = loose_inverse * slopes + loose_moved
             if terms.tilt is not None:
                 dloose -= theta[:, None] * loose_inverse * terms.tilt
@@ -428,7 +204,7 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
         if bounded is not None:
             primal = np.minimum(primal, _longest(room, -dx, bounded))
             dual = np.minimum(dual, _longest(lid, dg, bounded))
-        if balled:
+        if normal is not None:
             primal = np.minimum(primal, _longest(point.gauge[:, None], ds[:, None]))
             dual = np.minimum(dual, _longest(unit[:, None], theta[:, None]))
         if not (design.exact and terms.bend is None and terms.free is None):
@@ -436,9 +212,9 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
         return primal, dual
 
     pairs = x * z if terms.present is None else x * z * terms.present
-    caps = None if bounded is None else np.where(bounded, lid * np.where(bounded, room, 1.0), 0.0)
+    caps = np.zeros(0) if bounded is None else np.where(bounded, lid * np.where(bounded, room, 1.0), 0.0)
     gauge = np.where(bound, point.gauge * point.theta, 0.0)
-    step = direction(-pairs, None if caps is None else -caps, -gauge)
+    step = direction(-pairs, -caps, -gauge)
     dx, dz, dg, _, _, theta, ds = step
     primal, dual = (np.minimum(length, 1.0) for length in lengths(*step))
     p, q = primal[:, None, None], dual[:, None, None]
@@ -449,14 +225,14 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
     if bounded is not None:
         total += np.sum(np.where(bounded, (np.where(bounded, room, 0.0) - p * dx) * (lid + q * dg), 0.0), axis=(1, 2))
         now = now + caps.sum(axis=(1, 2))
-    if balled:
+    if normal is not None:
         total += np.where(bound, (point.gauge + primal * ds) * (point.theta + dual * theta), 0.0)
     centre = np.clip(total / now, 0.0, 1.0) ** 3 * residuals.average
     wanted = centre[:, None, None]
     pair = wanted - pairs - dx * dz
     if terms.present is not None:
         pair *= terms.present
-    upper = None if bounded is None else np.where(bounded, wanted - caps + dx * dg, 0.0)
+    upper = caps if bounded is None else np.where(bounded, wanted - caps + dx * dg, 0.0)
     pull = np.where(bound, centre - gauge - ds * theta, 0.0)
     step = direction(pair, upper, pull)
     reach = lengths(*step)
@@ -472,10 +248,7 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
         if not better.any():
             break
         reach = tuple(np.where(better, new, old) for new, old in zip(longer, reach))
-        step = tuple(
-            None if new is None else np.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
-            for new, old in zip(trial, step)
-        )
+        step = tuple(np.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old) for new, old in zip(trial, step))
     dx, dz, dg, dloose, dy, theta, ds = step
     primal, dual = (np.minimum(_STEP * length, 1.0) for length in reach)
     good = system.good & np.isfinite(dx).all(axis=(1, 2)) & np.isfinite(theta)
@@ -488,18 +261,20 @@ def _newton_step(design: _Design, terms: _Terms, point: _Point, residuals: _Resi
     parts = moved(x, dx, primal)
     present = 1.0 if terms.present is None else terms.present
     weights = np.sum(signs * parts * present, axis=1)
-    loose = None if dloose is None else moved(point.loose, dloose, primal)
-    weights = weights if loose is None else weights + loose
+    loose = point.loose
+    if terms.free is not None:
+        loose = moved(loose, dloose, primal)
+        weights = weights + loose
     dy = moved(point.dual, dy, dual)
     if not design.exact:
         fit = terms.targets - design.apply(weights)
         near = np.linalg.norm(fit - dy, axis=1) <= _SNAP * np.linalg.norm(dy, axis=1)
         dy = np.where(near[:, None], fit, dy)
-    stepped = _Point(
+    stepped = Point(
         parts=parts,
         slack=moved(z, dz, dual),
-        room=None if bounded is None else moved(room, -dx, primal),
-        lid=None if bounded is None else moved(lid, dg, dual),
+        room=room if bounded is None else moved(room, -dx, primal),
+        lid=lid if bounded is None else moved(lid, dg, dual),
         loose=loose,
         weights=weights,
         dual=dy,
@@ -532,7 +307,7 @@ class _System:
     good: np.ndarray  # (R,)
 
 
-def _factor(design: _Design, spread: np.ndarray) -> _System:
+def _factor(design: Design, spread: np.ndarray) -> _System:
     """Cholesky factors of ρI + K D Kᵀ or of I + AᵀA, whichever is the cheaper, for each row."""
     factors, good = [], np.ones(len(spread), bool)
     width, rank = design.transpose.shape
@@ -542,18 +317,16 @@ def _factor(design: _Design, spread: np.ndarray) -> _System:
             kept = np.flatnonzero(weight > 0.0)
         else:
             kept = np.flatnonzero(weight > _NEGLIGIBLE / width)
+        kept = kept if kept.size else np.zeros(1, int)
         count = kept.size
         root = np.sqrt(scale[kept])
         columns = design.transpose if count == width else design.transpose[kept]
-        narrow = (
-            not design.exact
-            and design.gram is not None
-            and 2.0 * count**3 / 3.0 < count * rank**2 + 2.0 * rank**3 / 3.0
-        )
-        if narrow:
+        narrow = not design.exact and 2.0 * count**3 / 3.0 < count * rank**2 + 2.0 * rank**3 / 3.0
+        if narrow and design.gram is not None:
             matrix = (design.gram if count == width else design.gram[kept[:, None], kept]) * root
             matrix *= root[:, None]
         else:
+            narrow = False
             scaled = columns * root[:, None]
             matrix = scaled.T @ scaled
         diagonal = np.diag_indices(len(matrix))
@@ -565,7 +338,7 @@ def _factor(design: _Design, spread: np.ndarray) -> _System:
 
 
 def _solved(
-    design: _Design, system: _System, spread: np.ndarray, wanted: np.ndarray, equations: np.ndarray
+    design: Design, system: _System, spread: np.ndarray, wanted: np.ndarray, equations: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(dy, Kᵀdy) with dw = Q + D Kᵀdy and ρ dy = r_p − K dw, for Q = `wanted` and r_p = `equations`."""
     right = equations - design.apply(wanted)
@@ -576,7 +349,7 @@ def _solved(
     return dual + change, slopes + bend
 
 
-def _substituted(design: _Design, system: _System, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _substituted(design: Design, system: _System, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The solution of (ρI + K D Kᵀ) y = `right`, (R, r), and Kᵀy; 0 where there is no factor."""
     dual = np.zeros_like(right)
     known = []
