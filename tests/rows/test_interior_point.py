@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import generator, with_condition
 
 import simjax
 from simjax.rows.oracles import solve as oracle_solve
@@ -9,7 +10,6 @@ from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import row_problem
 from simjax.rows.solvers import interior_point
 from simjax.rows.solvers.crossover import crossover
-from tests.helpers import generator, with_condition
 
 TOL = 1e-8
 ROWS = 6

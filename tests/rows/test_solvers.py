@@ -504,7 +504,7 @@ def test_nearly_interpolating_rows_are_certified_by_auto():
             assert_solved(design, targets, solve_rows(design, targets, **problem), **problem)
 
 
-@pytest.mark.parametrize(("penalty", "weight"), [(simjax.L1, 1e-4), (simjax.Perspective, 1e-5)])
+@pytest.mark.parametrize(("penalty", "weight"), [(simjax.L1, 3e-5), (simjax.Perspective, 1e-5)])
 def test_near_exact_fits_of_large_targets_are_polished_in_the_samples(monkeypatch, penalty, weight):
     # Columns with a common mean: targets 1e8 times as large, in the units of the loss, as the slopes that decide.
     rng = np.random.default_rng(0)
