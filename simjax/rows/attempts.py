@@ -166,7 +166,6 @@ class Block:
         with self.engine.session():
             begin = None if start is None else start.weights[live] / rows.point_scale
             portfolio.sparse(self.engine, samples, rows, board, begin, self.reporter)
-        self.answers.add_costs(live, board)
         solved = np.flatnonzero(board.gap <= board.tol)
         weights, duals = _in_units(problem, board, rows), board.dual * rows.dual_scale
         solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals[solved])]

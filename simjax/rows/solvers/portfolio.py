@@ -93,13 +93,12 @@ def sparse(
     """
     columns = Columns.of(np.asarray(samples.basis).T)
     pilot = np.unique(np.linspace(0, board.count - 1, _PILOT).astype(int))
-    widths = (board.weights.shape[1], board.dual.shape[1], None, None)
+    widths = (board.weights.shape[1], board.dual.shape[1], None)
     by_row = (rows, board.weights if start is None else start)
     for index in (pilot, np.setdiff1d(np.arange(board.count), pilot)):
         if index.size:
-            *found, rounds = engine.collect(_on_working_sets, (columns,), by_row, index, widths=widths, tol=board.tol)
+            found = engine.collect(_on_working_sets, (columns,), by_row, index, widths=widths, tol=board.tol)
             solved = board.offer(index, *found)
-            board.passes[index] += rounds
             board.report(reporter, "working_sets")
             if np.count_nonzero(solved) <= 0.5 * solved.size:
                 return
@@ -296,7 +295,7 @@ class Stages:
         return CHECK_EVERY * int(np.clip(min(rank, width) // _RANK_OF_A_CHECK, *_CHECKS))
 
     @functools.cached_property
-    def systems(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def systems(self) -> tuple[np.ndarray, Any]:
         """Kᵀ (d, r), contiguous, and KᵀK, on the host."""
         factorisation = self.host[0]
         transpose = np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)
@@ -340,7 +339,7 @@ def _on_working_sets(columns: Columns, rows: Any, start: np.ndarray, *, tol: flo
         start=start if start.any() else None,
         tol=tol,
     )
-    return found.weights, found.residuals, found.gap, found.rounds
+    return found.weights, found.residuals, found.gap
 
 
 def _interior(

@@ -101,7 +101,6 @@ class SparseRows:
       theta: multipliers of the ball, (R,).
       gap: the relative gap that the residual proves, (R,).
       solved: gap ≤ tol, (R,).
-      rounds: how often all coordinates were priced, (R,): each is a pass over the design.
     """
 
     weights: np.ndarray
@@ -109,7 +108,6 @@ class SparseRows:
     theta: np.ndarray
     gap: np.ndarray
     solved: np.ndarray
-    rounds: np.ndarray
 
 
 def solve_sparse_rows(
@@ -144,9 +142,8 @@ def solve_sparse_rows(
     theta = np.zeros(count) if start_theta is None else np.array(start_theta, dtype=np.float64)
     slopes, residuals = (rows.correlations, rows.targets) if start is None else rows.price(weights)
     gap, found = np.full(count, np.inf), None if targets is None else np.array(residuals)
-    open_, exact, rounds = np.arange(count), np.ones(count, dtype=bool), np.zeros(count, dtype=int)
+    open_, exact = np.arange(count), np.ones(count, dtype=bool)
     for step in range(_ROUNDS):
-        rounds[open_] += 1
         gap[open_] = rows.gap(weights[open_], slopes, residuals, theta[open_])
         left = gap[open_] > tol
         sets, inside, fits = rows.working_sets(weights[open_], slopes, theta[open_], most, step)
@@ -159,7 +156,7 @@ def solve_sparse_rows(
         slopes, residuals = rows.price(new)
         if found is not None:
             found[open_] = residuals
-    return SparseRows(weights, found, theta, gap, gap <= tol, rounds)
+    return SparseRows(weights, found, theta, gap, gap <= tol)
 
 
 @dataclasses.dataclass(frozen=True)
