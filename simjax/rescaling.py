@@ -249,4 +249,4 @@ def _scaled(subject: Subject, scale: np.ndarray) -> Subject:
 
 
 def _rows_scaled(M: Weights, scale: np.ndarray) -> Weights:
-    return scale[:, None] * M if isinstance(M, np.ndarray) else sp.diags_array(scale) @ M
+    return scale[:, None] * M if isinstance(M, np.ndarray) else sp.csr_array(sp.diags_array(scale) @ M)

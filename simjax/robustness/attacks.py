@@ -164,12 +164,14 @@ def _pixels(shape: tuple[int, ...], fraction: float, seed: int) -> np.ndarray:
     return (ranks < chosen).astype(np.float64)
 
 
-def _clipped(attacked: np.ndarray, U: np.ndarray, epsilon: float, bounds: tuple[float, float] | None) -> Any:
+def _clipped(attacked: np.ndarray, U: np.ndarray, epsilon: float, bounds: tuple[float, float] | None) -> np.ndarray:
     attacked = np.clip(attacked, U - epsilon, U + epsilon)
     return attacked if bounds is None else np.clip(attacked, *bounds)
 
 
-def _checked_attack(network: Network, inputs: ArrayLike, labels: ArrayLike, epsilon: Any, bounds: Any) -> tuple:
+def _checked_attack(
+    network: Network, inputs: ArrayLike, labels: ArrayLike, epsilon: float, bounds: tuple[float, float] | None
+) -> tuple[np.ndarray, np.ndarray, float, tuple[float, float] | None]:
     if not callable(network):
         raise TypeError(f"network must be an ImplicitModel or a callable, got {type(network).__name__}.")
     U = matrix("inputs", inputs)
