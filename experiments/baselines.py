@@ -27,7 +27,7 @@ from simjax._checks import choice
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, train
 from simjax.rescaling import eliminate_diagonal
-from simjax.robustness.lipschitz import certified_accuracy, fgsm, pgd
+from simjax.robustness import certified_accuracy, fgsm, pgd
 
 DATASET = "fashion-mnist"
 SIZES = NETWORKS[DATASET]

@@ -32,7 +32,7 @@ from simjax.nn.implicit import in_float64
 from simjax.nn.lben import amplify, cascade, orthogonal_rows, sandwich, sll
 from simjax.nn.mondeq import solve_monotone
 from simjax.rescaling import diagnose, feasible
-from simjax.robustness.lipschitz import (
+from simjax.robustness import (
     certified_accuracy,
     certified_radii,
     lipschitz_bounds,

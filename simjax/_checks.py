@@ -91,3 +91,20 @@ def choice(name: str, value: Any, valid: Iterable[str], *, synonyms: Mapping[str
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}; got {value!r}.{hint}")
     return value
+
+
+def checked_labels(labels: Any, m: int, classes: int) -> np.ndarray:
+    """`labels` as an integer vector of m class indices below `classes`.
+
+    Raises:
+      ValueError: another length, or an index out of range.
+      TypeError: not whole numbers.
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels must be whole numbers, got dtype {array.dtype}.")
+    if array.shape != (m,):
+        raise ValueError(f"labels has shape {array.shape}, expected ({m},): one per sample.")
+    if array.size and (array.min() < 0 or array.max() >= classes):
+        raise ValueError(f"labels must lie in 0 … {classes - 1}, got {array.min()} … {array.max()}.")
+    return array

@@ -26,9 +26,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from simjax._checks import positive_scalar
+from simjax._typing import ArrayLike, Weights
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.model import ImplicitModel
-from simjax.robustness.lipschitz import matrix_measure, metzler, optimal_weights
+from simjax.implicit.wellposed import matrix_measure, metzler, optimal_weights, perron_eigenvalue
 from simjax.states.states import States
 
 Subject = TypeVar("Subject", ImplicitModel, States)
@@ -51,14 +52,14 @@ class Diagnosis:
     """How far a model is from the ball ‖A‖∞ ≤ κ, and what helps.
 
     Attributes:
-        kappa: κ.
-        activation: name of φ.
-        norm: ‖A‖∞.
-        measure: μ∞(A) = max_i a_ii + Σ_{j≠i} |a_ij|.
-        perron: λ_pf(|A|), below which no rescaling brings ‖A‖∞.
-        abscissa: the spectral abscissa of ⌈A⌉, below which no rescaling brings μ∞(A).
-        hollow_norm: ‖Ã‖∞ of the model with its diagonal eliminated; None where that is not possible.
-        hollow_perron: λ_pf(|Ã|), or None likewise.
+      kappa: κ.
+      activation: name of φ.
+      norm: ‖A‖∞.
+      measure: μ∞(A) = max_i a_ii + Σ_{j≠i} |a_ij|.
+      perron: λ_pf(|A|), below which no rescaling brings ‖A‖∞.
+      abscissa: the spectral abscissa of ⌈A⌉, below which no rescaling brings μ∞(A).
+      hollow_norm: ‖Ã‖∞ of the model with its diagonal eliminated; None where that is not possible.
+      hollow_perron: λ_pf(|Ã|), or None likewise.
     """
 
     kappa: float
@@ -118,8 +119,8 @@ def diagnose(subject: ImplicitModel | States, kappa: float = 0.99) -> Diagnosis:
     """The numbers that decide how a baseline can be brought into the ball ‖A‖∞ ≤ kappa.
 
     Raises:
-        TypeError: neither a model nor states.
-        ValueError: states without a baseline, kappa outside (0, 1).
+      TypeError: neither a model nor states.
+      ValueError: states without a baseline, kappa outside (0, 1).
     """
     model = _model(subject)
     kappa = positive_scalar("kappa", kappa, below=1.0)
@@ -145,8 +146,8 @@ def feasible(subject: Subject, kappa: float = 0.99) -> Subject:
     rescaling alone where the diagonal is not zero; support="full" never does).
 
     Raises:
-        TypeError, ValueError: as `diagnose`.
-        ValueError: none of the three is possible; the message says what is.
+      TypeError, ValueError: as `diagnose`.
+      ValueError: none of the three is possible; the message says what is.
     """
     found = diagnose(subject, kappa)
     remedy = found.remedies[0]
@@ -171,9 +172,9 @@ def rescaled_by_measure(subject: Subject) -> Subject:
     this is `ImplicitModel.rescaled` and bounds ‖A′‖∞ too.
 
     Raises:
-        TypeError: neither a model nor states.
-        ValueError: states without a baseline, a φ that is not positively homogeneous, or a spectral abscissa of ⌈A⌉
-            that is not below one.
+      TypeError: neither a model nor states.
+      ValueError: states without a baseline, a φ that is not positively homogeneous, or a spectral abscissa of ⌈A⌉
+        that is not below one.
     """
     A = _model(subject).to_dense().A
     eta = optimal_weights(A)
@@ -193,8 +194,8 @@ def eliminate_diagonal(subject: Subject) -> Subject:
     identity allow. Preactivations become z̃ = (z − a∘x)/(1 − a): unchanged where z = x.
 
     Raises:
-        TypeError: neither a model nor states.
-        ValueError: states without a baseline, another φ, or a diagonal entry that is not below one.
+      TypeError: neither a model nor states.
+      ValueError: states without a baseline, another φ, or a diagonal entry that is not below one.
     """
     model = _model(subject)
     if not _eliminable(model):
@@ -217,18 +218,16 @@ def eliminate_diagonal(subject: Subject) -> Subject:
     return replace(subject, preactivations=np.where(Z == X, Z, (Z - diagonal * X) * scale), baseline=hollow)
 
 
-def spectral_abscissa(A: Any) -> float:
+def spectral_abscissa(A: ArrayLike) -> float:
     """The largest real part of an eigenvalue of ⌈A⌉; below one if and only if μ_η(A) < 1 for some η > 0.
 
     Raises:
-        ValueError, TypeError: A that is not a square matrix of finite real numbers.
+      ValueError, TypeError: A that is not a square matrix of finite real numbers.
     """
     majorant = metzler(A)
-    n = len(majorant)
-    # ⌈A⌉ + shift·I ≥ 0, whose Perron eigenvalue `ImplicitModel` finds block by block, exactly for triangular blocks.
+    # ⌈A⌉ + shift·I ≥ 0, whose Perron eigenvalue is found block by block, exactly for triangular blocks.
     shift = max(0.0, -float(np.diag(majorant).min()))
-    nonnegative = majorant + shift * np.eye(n)
-    return ImplicitModel(nonnegative, np.zeros((n, 1)), np.zeros((1, n)), [[0.0]]).perron_eigenvalue - shift
+    return perron_eigenvalue(majorant + shift * np.eye(len(majorant))) - shift
 
 
 def _model(subject: Any) -> ImplicitModel:
@@ -249,5 +248,5 @@ def _scaled(subject: Subject, scale: np.ndarray) -> Subject:
     return subject.scaled(scale) if isinstance(subject, ImplicitModel) else subject.rescaled(scale)
 
 
-def _rows_scaled(M: Any, scale: np.ndarray) -> Any:
-    return scale[:, None] * M if isinstance(M, np.ndarray) else sp.diags_array(scale) @ M
+def _rows_scaled(M: Weights, scale: np.ndarray) -> Weights:
+    return scale[:, None] * M if isinstance(M, np.ndarray) else sp.csr_array(sp.diags_array(scale) @ M)

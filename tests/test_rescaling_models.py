@@ -21,7 +21,7 @@ from simjax.rescaling import (
     rescaled_by_measure,
     spectral_abscissa,
 )
-from simjax.robustness.lipschitz import matrix_measure, metzler, optimal_weights
+from simjax.robustness import matrix_measure, metzler, optimal_weights
 
 SEEDS = st.integers(0, 10**6)
 

@@ -5,39 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 
-from simjax._checks import choice, float_array, matrix, positive_integer, positive_scalar
-from simjax._files import (
-    package_version,
-    read_safetensors,
-    usable,
-    write_safetensors,
-)
+from simjax._checks import checked_labels, matrix, positive_integer, positive_scalar
+from simjax._files import read_safetensors, usable, write_safetensors
 from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.iteration import iterate
+from simjax.implicit.layered import implicit_form
+from simjax.implicit.matrices import (
+    Storage,
+    checked_bias,
+    checked_matrix,
+    count_nonzero,
+    dense,
+    drive,
+    is_sparse,
+    outputs,
+    scaled,
+)
+from simjax.implicit.tensors import FORMAT, FORMAT_VERSION, parts_of_model, tensors_of_model
 from simjax.implicit.wellposed import checked_scale, perron_eigenvalue, perron_scale
 
 if TYPE_CHECKING:
     from simjax.implicit.equilibrium import Solver
     from simjax.nn.implicit import ImplicitLayer
 
-Matrix = Any  # np.ndarray or scipy.sparse.csr_array
-Storage = Literal["dense", "csr"]
-
 # Of the fixed-point iteration: with ‖A‖∞ = 0.99 it takes log(TOL) / log(0.99) = 2,300 passes at worst.
 TOL = 1e-10
 MAX_ITERS = 3000
-
-FORMAT = "simjax-implicit-model"
-FORMAT_VERSION = 1
 
 
 class EquilibriumWarning(UserWarning):
@@ -74,19 +74,19 @@ class ImplicitModel:
         TypeError: matrices that are not real numbers, metadata that JSON cannot hold.
     """
 
-    A: Matrix
-    B: Matrix
-    C: Matrix
-    D: Matrix
+    A: Any
+    B: Any
+    C: Any
+    D: Any
     activation: str = "relu"
     b: Any = None
     c: Any = None
     metadata: Any = None
 
     def __post_init__(self) -> None:
-        sparse = any(_is_sparse(getattr(self, name)) for name in "ABCD")
+        sparse = any(is_sparse(getattr(self, name)) for name in "ABCD")
         for name in "ABCD":
-            _set(self, name, _checked_weights(getattr(self, name), name, sparse))
+            _set(self, name, checked_matrix(getattr(self, name), name, sparse))
         n, p, q = self.n, self.p, self.q
         for name, shape in (("A", (n, n)), ("B", (n, p)), ("C", (q, n)), ("D", (q, p))):
             if getattr(self, name).shape != shape:
@@ -95,7 +95,7 @@ class ImplicitModel:
                     f"A's rows give n = {n}, B's columns p = {p}, C's rows q = {q}."
                 )
         for name, size in (("b", n), ("c", q)):
-            _set(self, name, _checked_bias(getattr(self, name), name, size))
+            _set(self, name, checked_bias(getattr(self, name), name, size))
         _set(self, "activation", find_activation(self.activation).name)
         _set(self, "metadata", _checked_metadata(self.metadata))
 
@@ -122,22 +122,7 @@ class ImplicitModel:
             ValueError: fewer than two layers, shapes that do not chain, an unknown activation or storage.
             TypeError: weights or biases that are not real numbers.
         """
-        choice("storage", storage, ("dense", "csr"))
-        weights, biases = checked_layers(weights, biases)
-        sizes = [W.shape[0] for W in weights[:-1]]
-        n, p, q = sum(sizes), weights[0].shape[1], weights[-1].shape[0]
-        start = n - np.cumsum(sizes)  # where hidden layer ℓ begins in the stack, first hidden layer last
-        inner = [(start[k], start[k - 1], weights[k]) for k in range(1, len(sizes))]
-        has_bias = any(bias is not None for bias in biases)
-        return cls(
-            A=_assemble((n, n), inner, storage),
-            B=_assemble((n, p), [(start[0], 0, weights[0])], storage),
-            C=_assemble((q, n), [(0, start[-1], weights[-1])], storage),
-            D=_assemble((q, p), [], storage),
-            activation=activation,
-            b=np.concatenate(_filled(biases, weights)[-2::-1]) if has_bias else None,
-            c=_filled(biases, weights)[-1] if has_bias else None,
-        )
+        return cls(**implicit_form(weights, biases, storage), activation=activation)
 
     # ---- what it is ----------------------------------------------------------------------------------------
 
@@ -159,12 +144,12 @@ class ImplicitModel:
     @property
     def storage(self) -> Storage:
         """How A, B, C, D are stored: "dense" or "csr"."""
-        return "csr" if _is_sparse(self.A) else "dense"
+        return "csr" if is_sparse(self.A) else "dense"
 
     @property
     def nonzeros(self) -> int:
         """Number of parameters that are exactly nonzero, over A, B, C, D, b and c."""
-        matrices = sum(_count_nonzero(getattr(self, name)) for name in "ABCD")
+        matrices = sum(count_nonzero(getattr(self, name)) for name in "ABCD")
         return matrices + sum(int(np.count_nonzero(v)) for v in (self.b, self.c) if v is not None)
 
     def sparsity(self, baseline_nonzeros: int) -> float:
@@ -256,13 +241,7 @@ class ImplicitModel:
         return float(np.mean(np.argmax(self._outputs(U), axis=1) == wanted))
 
     def _iterate(self, U: np.ndarray, tol: float, max_iters: int) -> tuple[np.ndarray, EquilibriumInfo]:
-        drive = U @ self.B.T
-        if self.b is not None:
-            drive = drive + self.b
-        iterate = _averaged_csr if self.storage == "csr" else _averaged_dense
-        lowest = min(0.0, float(self.A.diagonal().min(initial=0.0)))
-        step = 1.0 / (1.0 - lowest) if lowest < 0.0 else None  # None keeps the plain iteration exact
-        X, residual, iterations = iterate(self.A, drive, self.activation, step, tol, max_iters)
+        X, residual, iterations = iterate(self.A, drive(self, U), self.activation, tol, max_iters)
         return X, EquilibriumInfo(residual <= tol, residual, iterations)
 
     def _outputs(self, U: np.ndarray) -> np.ndarray:
@@ -270,8 +249,7 @@ class ImplicitModel:
         if not info.converged.all():
             warn(_not_converged(info, TOL, self), EquilibriumWarning)
         with np.errstate(over="ignore", invalid="ignore"):  # diverged samples, warned about above
-            Y = X @ self.C.T + U @ self.D.T
-        return Y if self.c is None else Y + self.c
+            return outputs(self, X, U)
 
     # ---- the same model otherwise written ------------------------------------------------------------------
 
@@ -282,7 +260,7 @@ class ImplicitModel:
 
     def to_dense(self) -> ImplicitModel:
         """The same model with A, B, C, D as NumPy arrays."""
-        matrices: dict[str, Any] = {name: _dense(getattr(self, name)) for name in "ABCD"}
+        matrices: dict[str, Any] = {name: dense(getattr(self, name)) for name in "ABCD"}
         return replace(self, **matrices)
 
     def to_flax(
@@ -324,9 +302,9 @@ class ImplicitModel:
         s = checked_scale(scale, self.n, self.activation)
         return replace(
             self,
-            A=_scaled(self.A, s, 1 / s),
-            B=_scaled(self.B, s, None),
-            C=_scaled(self.C, None, 1 / s),
+            A=scaled(self.A, s, 1 / s),
+            B=scaled(self.B, s, None),
+            C=scaled(self.C, None, 1 / s),
             b=None if self.b is None else s * self.b,
         )
 
@@ -359,7 +337,7 @@ class ImplicitModel:
             FileExistsError: `path` exists and `overwrite` is False.
             FileNotFoundError: its folder does not exist.
         """
-        tensors, header = model_to_tensors(self)
+        tensors, header = tensors_of_model(self)
         write_safetensors(path, tensors, header, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
 
     @classmethod
@@ -372,59 +350,7 @@ class ImplicitModel:
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
         with usable(path, "simjax model"):
-            return model_from_tensors(tensors, header)
-
-
-# ---- fixed-point iteration ---------------------------------------------------------------------------------
-
-
-def _averaged_dense(
-    A: np.ndarray, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int
-) -> tuple:
-    """Iterates x ← (1 − α) x + α φ(Ax + drive) from 0 in float64 until every sample has converged or overflowed."""
-    with jax.enable_x64(True):
-        X, residual, iterations = _averaged(jnp.asarray(A.T), jnp.asarray(drive), name, step, tol, max_iters)
-        return np.array(X), np.array(residual), int(iterations)
-
-
-@partial(jax.jit, static_argnames="name")
-def _averaged(A_T: jax.Array, drive: jax.Array, name: str, step: float | None, tol: float, max_iters: int) -> tuple:
-    phi = find_activation(name)
-
-    def advance(carry: tuple) -> tuple:
-        X, _, k = carry
-        X_next = _averaged_with(X, phi(X @ A_T + drive), step)
-        return X_next, _last_step(X_next, X, step, jnp), k + 1
-
-    def unfinished(carry: tuple) -> jax.Array:
-        _, residual, k = carry
-        return (k < max_iters) & jnp.any((residual > tol) & jnp.isfinite(residual))
-
-    start = advance((jnp.zeros_like(drive), jnp.zeros(drive.shape[0]), jnp.asarray(0)))
-    return jax.lax.while_loop(unfinished, advance, start)
-
-
-def _averaged_csr(
-    A: sp.csr_array, drive: np.ndarray, name: str, step: float | None, tol: float, max_iters: int
-) -> tuple:
-    """The same iteration with SciPy's sparse product."""
-    phi, A_T = find_activation(name).host, A.T
-    X, residual, k = np.zeros_like(drive), np.full(drive.shape[0], np.finfo(float).max), 0
-    with np.errstate(over="ignore", invalid="ignore"):  # divergence shows in the residual
-        while k < max_iters and np.any((residual > tol) & np.isfinite(residual)):
-            X, previous, k = _averaged_with(X, phi(X @ A_T + drive), step), X, k + 1
-            residual = _last_step(X, previous, step, np)
-    return X, residual, k
-
-
-def _averaged_with(X: Any, image: Any, step: float | None) -> Any:
-    return image if step is None else (1.0 - step) * X + step * image
-
-
-def _last_step(X_next: Any, X: Any, step: float | None, xp: Any) -> Any:
-    return xp.max(xp.abs(X_next - X), axis=1) / (
-        (1.0 if step is None else step) * xp.maximum(1.0, xp.max(xp.abs(X_next), axis=1))
-    )
+            return cls(**parts_of_model(tensors, header))
 
 
 def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> str:
@@ -438,76 +364,6 @@ def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> s
     )
 
 
-# ---- checks and small matrix helpers -----------------------------------------------------------------------
-
-
-def checked_labels(labels: Any, m: int, classes: int) -> np.ndarray:
-    """`labels` as an integer vector of m class indices below `classes`.
-
-    Raises:
-        ValueError: another length, or an index out of range.
-        TypeError: not whole numbers.
-    """
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"labels must be whole numbers, got dtype {array.dtype}.")
-    if array.shape != (m,):
-        raise ValueError(f"labels has shape {array.shape}, expected ({m},): one per sample.")
-    if array.size and (array.min() < 0 or array.max() >= classes):
-        raise ValueError(f"labels must lie in 0 … {classes - 1}, got {array.min()} … {array.max()}.")
-    return array
-
-
-def checked_layers(
-    weights: Sequence[Any], biases: Sequence[Any] | None
-) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Weights (outputs, inputs) and biases of a layered network, in float64, one of each per layer.
-
-    Raises:
-        ValueError: fewer than two layers, shapes that do not chain, NaN or inf.
-        TypeError: not real numbers.
-    """
-    Ws = [matrix(f"weights[{k}]", W) for k, W in enumerate(weights)]
-    if len(Ws) < 2:
-        raise ValueError(f"weights must hold at least one hidden and one output layer, got {len(Ws)}.")
-    for k in range(1, len(Ws)):
-        if Ws[k].shape[1] != Ws[k - 1].shape[0]:
-            raise ValueError(
-                f"weights[{k}] takes {Ws[k].shape[1]} inputs, but weights[{k - 1}] gives {Ws[k - 1].shape[0]} outputs."
-            )
-    given = [None] * len(Ws) if biases is None else list(biases)
-    if len(given) != len(Ws):
-        raise ValueError(f"biases must hold one vector or None per layer, got {len(given)} for {len(Ws)} layers.")
-    return Ws, [_checked_bias(b, f"biases[{k}]", W.shape[0]) for k, (b, W) in enumerate(zip(given, Ws))]
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
-
-
-def _checked_weights(value: Any, name: str, sparse: bool) -> Matrix:
-    if not _is_sparse(value):
-        dense = _read_only(matrix(name, value))
-        return sp.csr_array(dense) if sparse else dense
-    if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(f"{name} must be two-dimensional and not empty, got shape {value.shape}.")
-    csr = sp.csr_array(value, copy=True)  # a copy: cleaning up must not touch the caller's matrix
-    csr.data = float_array(name, csr.data)
-    csr.sum_duplicates()
-    csr.eliminate_zeros()
-    return csr
-
-
-def _checked_bias(value: Any, name: str, size: int) -> np.ndarray | None:
-    if value is None:
-        return None
-    array = float_array(name, value)
-    if array.shape != (size,):
-        raise ValueError(f"{name} has shape {array.shape}, expected ({size},).")
-    return _read_only(array)
-
-
 def _checked_metadata(metadata: Any) -> dict[str, Any]:
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping or None, got {type(metadata).__name__}.")
@@ -519,98 +375,3 @@ def _checked_metadata(metadata: Any) -> dict[str, Any]:
 
 def _set(instance: Any, name: str, value: Any) -> None:
     object.__setattr__(instance, name, value)  # frozen dataclasses normalise their fields this way
-
-
-def _is_sparse(M: Any) -> bool:
-    return sp.issparse(M)
-
-
-def _dense(M: Matrix) -> np.ndarray:
-    return M.toarray() if _is_sparse(M) else M
-
-
-def _count_nonzero(M: Matrix) -> int:
-    return int(M.count_nonzero() if _is_sparse(M) else np.count_nonzero(M))
-
-
-def _scaled(M: Matrix, left: np.ndarray | None, right: np.ndarray | None) -> Matrix:
-    """diag(left) M diag(right); None stands for the identity."""
-    if _is_sparse(M):
-        M = M if left is None else sp.diags_array(left) @ M
-        return sp.csr_array(M if right is None else M @ sp.diags_array(right))
-    M = M if left is None else left[:, None] * M
-    return M if right is None else M * right
-
-
-def _assemble(shape: tuple[int, int], blocks: list[tuple[int, int, np.ndarray]], storage: Storage) -> Matrix:
-    """A zero matrix with (first row, first column, block) placed in it."""
-    if storage == "dense":
-        M = np.zeros(shape)
-        for row, column, block in blocks:
-            M[row : row + block.shape[0], column : column + block.shape[1]] = block
-        return M
-    parts = [(row, column, sp.coo_array(block)) for row, column, block in blocks]
-    empty = np.zeros(0, dtype=int)
-    rows = np.concatenate([empty, *(row + part.coords[0] for row, _, part in parts)])
-    columns = np.concatenate([empty, *(column + part.coords[1] for _, column, part in parts)])
-    values = np.concatenate([np.zeros(0), *(part.data for *_, part in parts)])
-    return sp.csr_array((values, (rows, columns)), shape=shape)
-
-
-def _filled(biases: list[np.ndarray | None], weights: list[np.ndarray]) -> list[np.ndarray]:
-    return [np.zeros(W.shape[0]) if b is None else b for b, W in zip(biases, weights)]
-
-
-# ---- files -------------------------------------------------------------------------------------------------
-
-
-def model_to_tensors(model: ImplicitModel) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The model as named arrays and strings, from which `model_from_tensors` makes it again."""
-    tensors: dict[str, np.ndarray] = {}
-    for name in "ABCD":
-        M = getattr(model, name)
-        if _is_sparse(M):
-            tensors[f"{name}.data"] = M.data
-            tensors[f"{name}.indices"] = M.indices.astype(np.int64)
-            tensors[f"{name}.indptr"] = M.indptr.astype(np.int64)
-        else:
-            tensors[name] = np.ascontiguousarray(M)
-    tensors |= {name: getattr(model, name) for name in "bc" if getattr(model, name) is not None}
-    header = {
-        "format_version": str(FORMAT_VERSION),
-        "simjax_version": package_version(),
-        "activation": model.activation,
-        "storage": model.storage,
-        "shapes": json.dumps({name: list(getattr(model, name).shape) for name in "ABCD"}),
-        "metadata": json.dumps(model.metadata),
-    }
-    return tensors, header
-
-
-def model_from_tensors(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> ImplicitModel:
-    """The model that `model_to_tensors` took apart.
-
-    Raises:
-        KeyError, TypeError, ValueError: something is missing or does not fit.
-    """
-    shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
-    read = _read_csr if header["storage"] == "csr" else _read_dense
-    return ImplicitModel(
-        **{name: read(tensors, name, shapes[name]) for name in "ABCD"},
-        activation=header["activation"],
-        b=tensors.get("b"),
-        c=tensors.get("c"),
-        metadata=json.loads(header["metadata"]),
-    )
-
-
-def _read_dense(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
-    if tensors[name].shape != shape:
-        raise ValueError(f"{name} has shape {tensors[name].shape}, its header says {shape}.")
-    return tensors[name]
-
-
-def _read_csr(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, int]) -> sp.csr_array:
-    csr = sp.csr_array((tensors[f"{name}.data"], tensors[f"{name}.indices"], tensors[f"{name}.indptr"]), shape=shape)
-    csr.check_format(full_check=True)  # indices within the shape, so that no product reads out of bounds
-    return csr

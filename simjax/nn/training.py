@@ -15,8 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from simjax._checks import float_array, matrix, positive_integer, positive_scalar
-from simjax.implicit.model import checked_labels
+from simjax._checks import checked_labels, float_array, matrix, positive_integer, positive_scalar
 
 Callback = Callable[[int, int, float, float], None]
 

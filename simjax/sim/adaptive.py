@@ -6,9 +6,9 @@ import numpy as np
 
 from simjax._checks import float_array, positive_scalar
 from simjax._typing import ArrayLike
+from simjax.implicit.matrices import model_rows
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.solution import dense_rows
-from simjax.sim.plan import model_rows
 from simjax.sim.result import FitResult
 
 

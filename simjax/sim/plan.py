@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from simjax._checks import choice, positive_scalar
 from simjax._typing import Weights
+from simjax.implicit.matrices import model_rows
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import NoPenalty, Penalty, take_rows
@@ -290,13 +291,3 @@ class Plan:
 def state_scale(states: States | StreamedStates, rescale: Rescale, kappa: float | None) -> np.ndarray:
     """`states.scaling` for any kappa: one that is not positive has no rescaling to go with it."""
     return states.scaling(rescale, kappa if kappa is None or kappa > 0.0 else None)
-
-
-def model_rows(model: ImplicitModel, *, intercept: bool) -> np.ndarray:
-    """[A B; C D] as an array, (n + q, n + p), with `intercept` (b; c) as one more column."""
-    dense = model.to_dense()
-    rows = np.block(cast(Any, [[dense.A, dense.B], [dense.C, dense.D]]))
-    if not intercept:
-        return rows
-    b, c = (np.zeros(k) if v is None else v for v, k in ((dense.b, dense.n), (dense.c, dense.q)))
-    return np.concatenate([rows, np.concatenate([b, c])[:, None]], axis=1)

@@ -14,12 +14,10 @@ from simjax._checks import choice, matrix, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
 from simjax._typing import ArrayLike
 from simjax.implicit.activations import activation as find_activation
-from simjax.implicit.model import (
-    ImplicitModel,
-    checked_layers,
-    model_from_tensors,
-    model_to_tensors,
-)
+from simjax.implicit.layered import checked_layers
+from simjax.implicit.matrices import outputs, preactivations
+from simjax.implicit.model import ImplicitModel
+from simjax.implicit.tensors import parts_of_model, tensors_of_model
 from simjax.implicit.wellposed import checked_scale
 
 Rescale = Literal["auto", "inner", "none"]
@@ -259,7 +257,7 @@ class States:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         about: dict[str, Any] = {"activation": self.activation, "layer_sizes": self.layer_sizes, "baseline": None}
         if self.baseline is not None:
-            tensors, about["baseline"] = model_to_tensors(self.baseline)
+            tensors, about["baseline"] = tensors_of_model(self.baseline)
             arrays |= {_BASELINE_PREFIX + name: tensor for name, tensor in tensors.items()}
         write_npz(path, arrays, about, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
 
@@ -325,11 +323,9 @@ class States:
         if baseline.activation != self.activation:
             raise ValueError(f"baseline has activation {baseline.activation!r}, the states {self.activation!r}.")
         X, U = self.activations, self.inputs
-        Z = X @ baseline.A.T + U @ baseline.B.T + (0 if baseline.b is None else baseline.b)
-        Y = X @ baseline.C.T + U @ baseline.D.T + (0 if baseline.c is None else baseline.c)
         for name, found, expected in (
-            ("preactivations", self.preactivations, Z),
-            ("outputs", self.outputs, Y),
+            ("preactivations", self.preactivations, preactivations(baseline, X, U)),
+            ("outputs", self.outputs, outputs(baseline, X, U)),
         ):
             deviation, allowed = _deviation(found, expected, _BASELINE_TOLERANCE)
             if deviation > allowed:
@@ -381,7 +377,7 @@ def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States
             for name, array in arrays.items()
             if name.startswith(_BASELINE_PREFIX)
         }
-        baseline = model_from_tensors(tensors, about["baseline"])
+        baseline = ImplicitModel(**parts_of_model(tensors, about["baseline"]))
     return States(
         **{name: arrays[name] for name in _ARRAYS},
         activation=about["activation"],

@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks import records
 from experiments import networks
 from simjax.implicit.model import ImplicitModel
-from simjax.robustness.lipschitz import certified_radii, optimal_weights, sampled_lipschitz
+from simjax.robustness import certified_radii, optimal_weights, sampled_lipschitz
 from simjax.states.states import States
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ from simjax.nn.lben import (
     sll,
 )
 from simjax.nn.mondeq import MonDEQ
-from simjax.robustness.lipschitz import certified_radii, lipschitz_lmi, sampled_lipschitz
+from simjax.robustness import certified_radii, lipschitz_lmi, sampled_lipschitz
 
 SEEDS = st.integers(0, 10**6)
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from simjax.implicit.equilibrium import average_step, equilibrium
 from simjax.implicit.model import ImplicitModel
 from simjax.nn.nemon import NEMON
-from simjax.robustness.lipschitz import lipschitz_bounds, matrix_measure, optimal_weights, sampled_lipschitz
+from simjax.robustness import lipschitz_bounds, matrix_measure, optimal_weights, sampled_lipschitz
 
 SEEDS = st.integers(0, 10**6)
 

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from simjax.implicit.activations import ACTIVATIONS
 from simjax.implicit.model import ImplicitModel
 from simjax.nn.mlp import MLP
-from simjax.robustness.lipschitz import (
+from simjax.robustness import (
     certified_accuracy,
     certified_radii,
     differentiable,
