@@ -33,7 +33,7 @@ from experiments.sparse import pruned, relative_weights
 from experiments.stages import Stage, spending, total
 from simjax import datasets
 from simjax.app.demo import RECIPES
-from simjax.implicit.equilibrium import Solver
+from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, ImplicitLayer, accuracy, train
 from simjax.robustness.lipschitz import lipschitz_bounds

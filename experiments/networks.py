@@ -24,7 +24,8 @@ from benchmarks.records import Record, places, plain, table
 from experiments.experiment import Experiment, Job, Settings, one_after_another
 from experiments.sparse import relative_weights
 from simjax import datasets
-from simjax.implicit.equilibrium import Equilibrium, Solver, affine, average_step, equilibrium
+from simjax.implicit.equilibrium import Equilibrium, affine, average_step, equilibrium
+from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import GEQ, LBEN, MLP, NEMON, RECOMMENDED, ImplicitLayer, LinearDEQ, MonDEQ, OptEq, train
 from simjax.nn.geq import CURVATURE

@@ -2,14 +2,13 @@
 
 from simjax.implicit.equilibrium import (
     Equilibrium,
-    Report,
-    Solver,
     affine,
     average_step,
     eliminate_diagonal,
     equilibrium,
     fixed_point,
 )
+from simjax.implicit.loop import Report, Solver
 
 __all__ = [
     "Equilibrium",

@@ -1,10 +1,4 @@
-"""Equilibria x = φ(Ax + Bu + b) of a batch of samples, differentiable without storing the iterations.
-
-Three iterations for a map f that acts on the rows (samples) of x separately:
-
-    picard      x ← f(x)
-    averaged    x ← (1 − α) x + α f(x)      with the step α* it converges whenever μ_η(A) < 1 for some η > 0
-    anderson    the averaged step, extrapolated through the last few residuals, with a safeguard
+"""Equilibria x = φ(Ax + Bu + b) of a batch of samples, differentiable without storing the iterations (`loop`).
 
 Derivatives come from the equation, not from the iterations. With J = ∂f/∂x at the equilibrium,
 
@@ -22,45 +16,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
 
-from simjax._checks import choice, positive_integer, positive_scalar
+from simjax._checks import positive_scalar
 from simjax.implicit.activations import Activation
 from simjax.implicit.activations import activation as named_activation
+from simjax.implicit.loop import Report, Solver, check_float, iterate
 
 Array = jax.Array
 Map = Callable[[Any, Array], Array]
-
-METHODS = ("anderson", "averaged", "picard")
-UNCONVERGED = ("nan", "keep")
-
-_DEFAULT_TOL = {"float32": 1e-5, "float64": 1e-10}
-
-# An extrapolation is kept if it brings the residual to _PROGRESS of the best so far, or, at most _CREDIT
-# times until the next such success, if it does not grow by more than _GROWTH; else the averaged step is
-# taken from where it started. So either the residual goes to zero geometrically or only averaged steps are
-# taken from some point on.
-_PROGRESS, _GROWTH, _CREDIT = 0.99, 2.0, 5
-
-
-class Report(NamedTuple):
-    """How the iteration went, per sample; scalars when there is one sample without a batch axis.
-
-    Attributes:
-        converged: (m,) bool, whether the residual met the tolerance.
-        residual: (m,) max|f(x) − x| / max(1, max|x|) at the last iterate.
-        iterations: (m,) int32, updates made from the initial guess.
-    """
-
-    converged: Array
-    residual: Array
-    iterations: Array
 
 
 class Equilibrium(NamedTuple):
@@ -73,45 +41,6 @@ class Equilibrium(NamedTuple):
 
     x: Array
     report: Report
-
-
-@dataclass(frozen=True)
-class Solver:
-    """Settings of a fixed-point iteration; hashable, so that it can be a static argument.
-
-    Anderson needs fewer iterations: a few per cent fewer where the map contracts strongly, fifty times fewer
-    where it hardly does. But each makes some ten more passes over the batch, so that with tens of states and a
-    contraction by 0.8 or so "averaged" took half its time on a CPU.
-
-    Attributes:
-        method: "anderson", "averaged" or "picard" ("picard" ignores the step: it is 1).
-        tol: bound on the residual max|f(x) − x| / max(1, max|x|); None is 1e-10 in float64, 1e-5 in float32.
-        max_iters: updates allowed, for the equilibrium and again for the linear system of its derivative.
-        memory: residual differences that Anderson's extrapolation combines.
-        unconverged: "nan" or "keep", what to return for a sample that did not converge.
-
-    Raises:
-        ValueError: an unknown method or `unconverged`, tol ≤ 0, max_iters or memory < 1.
-        TypeError: max_iters or memory that is not an integer.
-    """
-
-    method: str = "anderson"
-    tol: float | None = None
-    max_iters: int = 1000
-    memory: int = 5
-    unconverged: str = "nan"
-
-    def __post_init__(self) -> None:
-        choice("method", self.method, METHODS)
-        choice("unconverged", self.unconverged, UNCONVERGED)
-        if self.tol is not None:
-            positive_scalar("tol", self.tol)
-        positive_integer("max_iters", self.max_iters)
-        positive_integer("memory", self.memory)
-
-    def tolerance(self, dtype: Any) -> float:
-        """The tolerance in force for states of that dtype."""
-        return _DEFAULT_TOL[jnp.dtype(dtype).name] if self.tol is None else float(self.tol)
 
 
 def equilibrium(
@@ -213,7 +142,7 @@ def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None,
     solver = Solver() if solver is None else solver
     if x0.ndim != 2:
         raise ValueError(f"x0 must have shape (m, n), one sample a row, got shape {x0.shape}.")
-    _check_float("x0", x0.dtype)
+    check_float("x0", x0.dtype)
     if isinstance(step, int | float):  # a traced step cannot be checked
         positive_scalar("step", step)
     image = jax.eval_shape(f, params, x0)
@@ -225,7 +154,7 @@ def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None,
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fixed_point(f: Map, solver: Solver, params: Any, x0: Array, step: Array) -> Equilibrium:
     frozen, start, step = lax.stop_gradient((params, x0, step))
-    x, report = _iterate(lambda x: f(frozen, x), start, step, solver)
+    x, report = iterate(lambda x: f(frozen, x), start, step, solver)
     if solver.unconverged == "nan":
         x = jnp.where(report.converged[:, None], x, jnp.nan)
     return Equilibrium(_attach_derivative(f, solver, params, x, step), report)
@@ -258,110 +187,8 @@ def _solve_linear(matvec: Callable[[Array], Array], rhs: Array, *, solver: Solve
     scale = jnp.max(jnp.abs(rhs), axis=1, keepdims=True)
     scale = jnp.where(scale > 0.0, scale, 1.0)  # the tolerance is relative to each sample's right-hand side
     unit = rhs / scale
-    v, report = _iterate(lambda v: v + unit - matvec(v), unit, step, solver)
+    v, report = iterate(lambda v: v + unit - matvec(v), unit, step, solver)
     return jnp.where(report.converged[:, None], v * scale, jnp.nan)
-
-
-# ---- the iterations --------------------------------------------------------------------------------------
-
-
-class _History(NamedTuple):
-    """What Anderson's extrapolation remembers, each with a leading sample axis."""
-
-    x: Array
-    """(m, n) last iterate that was kept."""
-    r: Array
-    """(m, n) its residual f(x) − x."""
-    dx: Array
-    """(m, k, n) differences of iterates from the kept one before, a ring."""
-    dr: Array
-    """(m, k, n) differences of their residuals."""
-    trial: Array
-    """(m,) whether the current iterate is an extrapolation still to be judged."""
-    best: Array
-    """(m,) least ‖r‖₂ so far."""
-    credit: Array
-    """(m,) extrapolations that may still be kept without a new best."""
-
-
-class _Loop(NamedTuple):
-    k: Array
-    x: Array
-    r: Array
-    iterations: Array
-    history: _History | None
-
-
-def _iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver) -> tuple[Array, Report]:
-    """Iterate until each row meets the tolerance, overflows or hits the limit; finished rows stand still."""
-    tol = solver.tolerance(x0.dtype)
-
-    def residual(x: Array, r: Array) -> Array:
-        return jnp.max(jnp.abs(r), axis=1) / jnp.maximum(1.0, jnp.max(jnp.abs(x), axis=1))
-
-    def unfinished(loop: _Loop) -> Array:
-        size = residual(loop.x, loop.r)
-        hopeful = jnp.isfinite(size) if loop.history is None else jnp.isfinite(size) | loop.history.trial
-        return ~(size <= tol) & hopeful
-
-    def advance(loop: _Loop) -> _Loop:
-        active = unfinished(loop)
-        history = loop.history
-        if solver.method == "picard":
-            x = loop.x + loop.r
-        elif solver.method == "averaged":
-            x = loop.x + step * loop.r
-        else:
-            x, history = _anderson_step(loop, step)
-        x = jnp.where(active[:, None], x, loop.x)
-        return _Loop(loop.k + 1, x, f(x) - x, loop.iterations + active, history)
-
-    r0 = f(x0) - x0
-    history = _empty_history(x0, r0, solver.memory) if solver.method == "anderson" else None
-    start = _Loop(jnp.int32(0), x0, r0, jnp.zeros(x0.shape[0], jnp.int32), history)
-    end = lax.while_loop(lambda loop: (loop.k < solver.max_iters) & unfinished(loop).any(), advance, start)
-    size = residual(end.x, end.r)
-    return end.x, Report(size <= tol, size, end.iterations)
-
-
-def _empty_history(x: Array, r: Array, memory: int) -> _History:
-    m, n = x.shape
-    none = jnp.zeros((m, memory, n), x.dtype)
-    return _History(x, r, none, none, jnp.zeros(m, bool), jnp.full(m, jnp.inf, x.dtype), jnp.zeros(m, jnp.int32))
-
-
-def _anderson_step(loop: _Loop, step: Array) -> tuple[Array, _History]:
-    """Type-II Anderson step, safeguarded: x + αr − (ΔX + αΔR)ᵀγ, γ ≈ argmin ‖r − ΔRᵀγ‖."""
-    x, r, old = loop.x, loop.r, loop.history
-    assert old is not None
-    size, last = jnp.linalg.norm(r, axis=1), jnp.linalg.norm(old.r, axis=1)
-    success = size <= _PROGRESS * old.best
-    keep = ~old.trial | success | ((old.credit > 0) & (size <= _GROWTH * last))
-    credit = jnp.where(success, _CREDIT, old.credit - (old.trial & keep))
-
-    # At k = 0 the difference is zero: an empty slot, which the regularisation gives the weight γ = 0.
-    usable = jnp.isfinite(size)[:, None]
-    slot = (loop.k - 1) % old.dx.shape[1]
-    dx = old.dx.at[:, slot].set(jnp.where(usable, x - old.x, 0.0))
-    dr = old.dr.at[:, slot].set(jnp.where(usable, r - old.r, 0.0))
-    x, r = jnp.where(keep[:, None], x, old.x), jnp.where(keep[:, None], r, old.r)
-
-    gamma = _least_squares(dr, r)
-    plain = x + step * r
-    extrapolated = plain - jnp.einsum("mk,mkn->mn", gamma, dx + step * dr, precision=lax.Precision.HIGHEST)
-    trial = keep & jnp.isfinite(extrapolated).all(axis=1)
-    history = _History(x, r, dx, dr, trial, jnp.fmin(old.best, size), credit)
-    return jnp.where(trial[:, None], extrapolated, plain), history
-
-
-def _least_squares(dr: Array, r: Array) -> Array:
-    """γ (m, k) minimising ‖r − ΔRᵀγ‖² + ε·tr(ΔRΔRᵀ)‖γ‖² for each sample, by the normal equations."""
-    gram = jnp.einsum("mkn,mln->mkl", dr, dr, precision=lax.Precision.HIGHEST)
-    right = jnp.einsum("mkn,mn->mk", dr, r, precision=lax.Precision.HIGHEST)
-    trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None]
-    ridge = jnp.where(trace > 0.0, 0.01 * jnp.sqrt(jnp.finfo(r.dtype).eps) * trace, 1.0)
-    factor = cho_factor(gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype))
-    return cho_solve(factor, right[:, :, None])[:, :, 0]
 
 
 # ---- maps and checks -------------------------------------------------------------------------------------
@@ -373,17 +200,12 @@ def _implicit_map(phi: Activation) -> Map:
     return lambda params, x: phi(affine(params[0], x, params[1]))
 
 
-def _check_float(name: str, dtype: Any) -> None:
-    if jnp.dtype(dtype).name not in _DEFAULT_TOL:
-        raise TypeError(f"{name} must be float32 or float64, got {jnp.dtype(dtype).name}.")
-
-
 def _float_arrays(**arrays: Any) -> list[Array | None]:
     """The arrays in their common dtype, float32 or float64; None stays None."""
     given = {name: jnp.asarray(value) for name, value in arrays.items() if value is not None}
     for name, value in given.items():
         if not jnp.issubdtype(value.dtype, jnp.integer):
-            _check_float(name, value.dtype)
+            check_float(name, value.dtype)
     floats = [v.dtype for v in given.values() if jnp.issubdtype(v.dtype, jnp.floating)]
     dtype = jnp.result_type(*floats) if floats else jnp.result_type(float)
     return [given[name].astype(dtype) if name in given else None for name in arrays]

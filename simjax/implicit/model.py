@@ -32,7 +32,7 @@ from simjax.implicit.tensors import FORMAT, FORMAT_VERSION, parts_of_model, tens
 from simjax.implicit.wellposed import checked_scale, perron_eigenvalue, perron_scale
 
 if TYPE_CHECKING:
-    from simjax.implicit.equilibrium import Solver
+    from simjax.implicit.loop import Solver
     from simjax.nn.implicit import ImplicitLayer
 
 # Of the fixed-point iteration: with ‖A‖∞ = 0.99 it takes log(TOL) / log(0.99) = 2,300 passes at worst.

@@ -26,7 +26,8 @@ from flax import nnx
 from simjax._checks import matrix, positive_integer, positive_scalar
 from simjax.implicit.activations import Activation
 from simjax.implicit.activations import activation as find_activation
-from simjax.implicit.equilibrium import Equilibrium, Solver, affine, fixed_point
+from simjax.implicit.equilibrium import Equilibrium, affine, fixed_point
+from simjax.implicit.loop import Solver
 from simjax.nn.implicit import checked_sizes, found, in_float64, scaled_normal, spectral_norm, within_norm
 from simjax.states.states import States
 

@@ -23,7 +23,8 @@ from flax import nnx
 
 from simjax._checks import choice, matrix, positive_integer, positive_scalar
 from simjax.implicit.activations import activation as find_activation
-from simjax.implicit.equilibrium import Equilibrium, Solver, affine, equilibrium
+from simjax.implicit.equilibrium import Equilibrium, affine, equilibrium
+from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.states.states import States
 

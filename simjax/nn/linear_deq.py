@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simjax.implicit.equilibrium import Equilibrium, Report, affine
+from simjax.implicit.equilibrium import Equilibrium, affine
+from simjax.implicit.loop import Report
 from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, scaled_normal
 
 

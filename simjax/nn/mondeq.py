@@ -22,7 +22,8 @@ from flax import nnx
 from jax import lax
 
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax.implicit.equilibrium import Equilibrium, Solver, affine, fixed_point
+from simjax.implicit.equilibrium import Equilibrium, affine, fixed_point
+from simjax.implicit.loop import Solver
 from simjax.nn.implicit import (
     ImplicitModule,
     Matrices,

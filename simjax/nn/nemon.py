@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from simjax._checks import float_array
-from simjax.implicit.equilibrium import Equilibrium, Solver, eliminate_diagonal
+from simjax.implicit.equilibrium import Equilibrium, eliminate_diagonal
+from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure, optimal_weights
 from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal

@@ -21,7 +21,8 @@ from flax import nnx
 
 from simjax._checks import positive_integer, positive_scalar
 from simjax.implicit.activations import activation as find_activation
-from simjax.implicit.equilibrium import Solver, affine
+from simjax.implicit.equilibrium import affine
+from simjax.implicit.loop import Solver
 from simjax.nn.implicit import (
     ImplicitModule,
     Matrices,

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from simjax.implicit.equilibrium import (
-    METHODS,
-    Solver,
-    average_step,
-    eliminate_diagonal,
-    equilibrium,
-    fixed_point,
-)
+from simjax.implicit.equilibrium import average_step, eliminate_diagonal, equilibrium, fixed_point
+from simjax.implicit.loop import METHODS, Solver
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "identity")
 PHI = {

@@ -13,7 +13,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 import simjax
-from simjax.implicit.equilibrium import Solver
+from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, ImplicitLayer, train
 

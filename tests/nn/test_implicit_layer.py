@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
 
 from simjax.implicit.activations import activation
-from simjax.implicit.equilibrium import Solver, equilibrium
+from simjax.implicit.equilibrium import equilibrium
+from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.nn.geq import GEQ
 from simjax.nn.implicit import ImplicitLayer, ImplicitModule, ImplicitRNN, spectral_norm

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from simjax.implicit.equilibrium import Solver
+from simjax.implicit.loop import Solver
 from simjax.nn.mondeq import SPLITTINGS, MonDEQ, solve_monotone
 from simjax.robustness.lipschitz import lipschitz_bounds, monotonicity, sampled_lipschitz
 
