@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, which a test compares
     from simjax import datasets, equilibrium, nn, plotting, rescaling, robustness, states  # noqa: F401
-    from simjax.implicit.model import EquilibriumInfo, EquilibriumWarning, ImplicitModel
+    from simjax.implicit.model import ImplicitModel
+    from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
     from simjax.rows.certificate import Certificate, certify
     from simjax.rows.constraints import Free, L1Ball, MetzlerRow
     from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
@@ -35,7 +36,8 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "simjax.implicit.model": ("EquilibriumInfo", "EquilibriumWarning", "ImplicitModel"),
+    "simjax.implicit.model": ("ImplicitModel",),
+    "simjax.implicit.report": ("EquilibriumInfo", "EquilibriumWarning"),
     "simjax.rows.certificate": ("Certificate", "certify"),
     "simjax.rows.constraints": ("Free", "L1Ball", "MetzlerRow"),
     "simjax.rows.penalties": ("L1", "ElasticNet", "NoPenalty", "Penalty", "Perspective", "Ridge"),

@@ -8,7 +8,8 @@ from simjax.implicit.equilibrium import (
     equilibrium,
     fixed_point,
 )
-from simjax.implicit.loop import Report, Solver
+from simjax.implicit.loop import Solver
+from simjax.implicit.report import EquilibriumInfo as Report
 
 __all__ = [
     "Equilibrium",

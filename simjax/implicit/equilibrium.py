@@ -25,7 +25,8 @@ from jax import lax
 from simjax._checks import positive_scalar
 from simjax.implicit.activations import Activation
 from simjax.implicit.activations import activation as named_activation
-from simjax.implicit.loop import Report, Solver, check_float, iterate
+from simjax.implicit.loop import Solver, check_float, iterate
+from simjax.implicit.report import EquilibriumInfo
 
 Array = jax.Array
 Map = Callable[[Any, Array], Array]
@@ -40,7 +41,7 @@ class Equilibrium(NamedTuple):
     """
 
     x: Array
-    report: Report
+    report: EquilibriumInfo
 
 
 def equilibrium(
@@ -91,7 +92,7 @@ def equilibrium(
         nan = jnp.where(report.converged[:, None], 1.0, jnp.nan).astype(drive.dtype)
         x = jnp.where(report.converged[:, None], x, nan * drive)
     if u.ndim == 1:
-        x, report = x[0], Report(*(entry[0] for entry in report))
+        x, report = x[0], jax.tree.map(lambda entry: entry[0], report)
     return Equilibrium(x, report)
 
 

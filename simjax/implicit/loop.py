@@ -19,6 +19,7 @@ from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from simjax._checks import choice, positive_integer, positive_scalar
+from simjax.implicit.report import EquilibriumInfo
 
 Array = jax.Array
 
@@ -32,20 +33,6 @@ _DEFAULT_TOL = {"float32": 1e-5, "float64": 1e-10}
 # taken from where it started. So either the residual goes to zero geometrically or only averaged steps are
 # taken from some point on.
 _PROGRESS, _GROWTH, _CREDIT = 0.99, 2.0, 5
-
-
-class Report(NamedTuple):
-    """How the iteration went, per sample; scalars when there is one sample without a batch axis.
-
-    Attributes:
-        converged: (m,) bool, whether the residual met the tolerance.
-        residual: (m,) max|f(x) − x| / max(1, max|x|) at the last iterate.
-        iterations: (m,) int32, updates made from the initial guess.
-    """
-
-    converged: Array
-    residual: Array
-    iterations: Array
 
 
 @dataclass(frozen=True)
@@ -124,7 +111,7 @@ class _Loop(NamedTuple):
     history: _History | None
 
 
-def iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver) -> tuple[Array, Report]:
+def iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver) -> tuple[Array, EquilibriumInfo]:
     """Iterate until each row meets the tolerance, overflows or hits the limit; finished rows stand still.
 
     Args:
@@ -163,7 +150,7 @@ def iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver)
     start = _Loop(jnp.int32(0), x0, r0, jnp.zeros(x0.shape[0], jnp.int32), history)
     end = lax.while_loop(lambda loop: (loop.k < solver.max_iters) & unfinished(loop).any(), advance, start)
     size = residual(end.x, end.r)
-    return end.x, Report(size <= tol, size, end.iterations)
+    return end.x, EquilibriumInfo(size <= tol, size, end.iterations)
 
 
 def _empty_history(x: Array, r: Array, memory: int) -> _History:

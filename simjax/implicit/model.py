@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,6 +28,7 @@ from simjax.implicit.matrices import (
     outputs,
     scaled,
 )
+from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
 from simjax.implicit.tensors import FORMAT, FORMAT_VERSION, parts_of_model, tensors_of_model
 from simjax.implicit.wellposed import checked_scale, perron_eigenvalue, perron_scale
 
@@ -38,24 +39,6 @@ if TYPE_CHECKING:
 # Of the fixed-point iteration: with ‖A‖∞ = 0.99 it takes log(TOL) / log(0.99) = 2,300 passes at worst.
 TOL = 1e-10
 MAX_ITERS = 3000
-
-
-class EquilibriumWarning(UserWarning):
-    """The fixed-point iteration did not reach its tolerance for some samples."""
-
-
-class EquilibriumInfo(NamedTuple):
-    """How a fixed-point iteration x⁺ = φ(Ax + Bu + b) ended.
-
-    Attributes:
-        converged: (m,) bool, which samples met the tolerance.
-        residual: (m,) float64, the size max|x⁺ − x| / max(1, max|x⁺|) of each sample's last step.
-        iterations: passes made over the batch.
-    """
-
-    converged: np.ndarray
-    residual: np.ndarray
-    iterations: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)

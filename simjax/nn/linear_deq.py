@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from simjax.implicit.equilibrium import Equilibrium, affine
-from simjax.implicit.loop import Report
+from simjax.implicit.report import EquilibriumInfo
 from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, scaled_normal
 
 
@@ -63,7 +63,7 @@ class LinearDEQ(ImplicitModule):
         residual = jnp.max(jnp.abs(affine(A, z, drive) - z), axis=1) / jnp.maximum(1.0, jnp.max(jnp.abs(z), axis=1))
         converged = residual <= self.solver.tolerance(z.dtype)
         z = jnp.where(converged[:, None], z, jnp.nan)
-        return Equilibrium(z, Report(converged, residual, jnp.ones(len(z), jnp.int32)))
+        return Equilibrium(z, EquilibriumInfo(converged, residual, jnp.ones(len(z), jnp.int32)))
 
     def conserved(self) -> Conserved:
         """PPᵀ + BBᵀ and PᵀP + CᵀC of the present parameters: a training diagnostic."""

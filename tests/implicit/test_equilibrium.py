@@ -508,6 +508,17 @@ def test_bad_types_are_named():
         fixed_point(lambda p, x: x[:, :1], {}, jnp.zeros((2, 3)))
 
 
+def test_models_and_layers_report_alike():
+    import simjax
+
+    A, B, u, b = problem(np.random.default_rng(18))
+    _, info = simjax.ImplicitModel(0.5 * A, B, np.eye(6), np.zeros((6, 4)), b=b).equilibrium(u, return_info=True)
+    _, report = equilibrium(0.5 * A, B, u, b)
+    assert type(info) is type(report) is simjax.EquilibriumInfo is simjax.equilibrium.Report
+    assert info.converged.all()
+    assert report.converged.all()
+
+
 def test_integer_inputs_are_converted():
     x, report = equilibrium(np.zeros((2, 2)), np.eye(2), np.array([[1, 2]]))
     assert report.converged.all()

@@ -11,7 +11,8 @@ import safetensors.numpy
 import scipy.sparse as sp
 
 from simjax.implicit.activations import ACTIVATIONS, Activation, activation
-from simjax.implicit.model import EquilibriumWarning, ImplicitModel
+from simjax.implicit.model import ImplicitModel
+from simjax.implicit.report import EquilibriumWarning
 
 HOMOGENEOUS = ("relu", "leaky_relu", "identity")
 
