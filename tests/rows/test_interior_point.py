@@ -84,8 +84,8 @@ def test_every_row_is_solved_in_a_bounded_number_of_steps(shape, penalty, constr
     point, certificate, _ = finish(problem)
     assert certificate.relative_gap.max() <= 1e-7
     assert certificate.infeasibility.max() <= 1e-12
-    # Coordinates that cost nothing below a knot are two halves of no definite size; the crossover settles them.
-    assert point.iterations.max() <= (30 if penalty == "flat-then-curved" else 20)
+    assert point.gap.max() <= 1e-5  # by itself: the crossover mends what rounding leaves, not what has not converged
+    assert point.iterations.max() <= 25
 
 
 def test_an_oracle_finds_no_better_weights():

@@ -29,15 +29,17 @@ from scipy.linalg import lapack
 
 from simjax.rows.solvers.interior_terms import Design, Point, Residuals, Terms, residuals_of, start, take, terms_of
 
-_NEGLIGIBLE = 1e-5  # columns that add less than this, all together, to ρI + K D Kᵀ are left out of it
+_NEGLIGIBLE = 1e-2  # columns that add less than this, all together, to ρI + K D Kᵀ are left out of it
 _PROXIMAL = 1e-9  # curvature about the last point that an unpenalised coordinate gets
 _EXACT_RIDGE = 1e-13  # ρ of the system under exact matching, relative to its largest entry
 _AIM = 0.2  # by how much a corrector tries to lengthen the step
 _STEP = 0.995  # share of the way to the boundary
 _SNAP = 1e-4  # an equation residual below this share of y is taken for none: y = t − Kw from then on
 _SHORT = 1e-5  # a step below this ends the row
+_LONG = 0.9  # a step of this length needs no corrector
+_LATE = 1.0  # relative gap from which on systems are so badly conditioned that their solutions are refined
 _NEAR = 1e-4  # a gap below this that does not fall any more has met rounding
-_IDLE = 1
+_IDLE = 2  # steps without a clear fall of it after which the row ends
 _CORRECTORS = 2
 
 
@@ -144,7 +146,7 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
     if terms.free is not None:
         loose_inverse = np.where(terms.free, 1.0 / (terms.free_bend + _PROXIMAL), 0.0)
         spread = spread + loose_inverse
-    system = _factor(design, spread)
+    system = _factor(design, spread, residuals.gap < _LATE)
 
     bound, normal = terms.bound, terms.normal
     unit = np.where(bound, point.theta, 1.0)
@@ -180,8 +182,7 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
                 left = left + np.sum(terms.tilt * loose_moved, axis=1)
             theta = np.where(bound, (left + gauge / unit - residuals.ball) / stiffness, 0.0)
             slopes = slopes + theta[:, None] * tip_slopes
-            if design.exact:
-                dual = dual + theta[:, None] * tip_dual
+            dual = dual + theta[:, None] * tip_dual
         dx = inverse * (signs * slopes[:, None]) + moved
         if normal is not None:
             dx -= theta[:, None, None] * leaned
@@ -227,7 +228,7 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
         now = now + caps.sum(axis=(1, 2))
     if normal is not None:
         total += np.where(bound, (point.gauge + primal * ds) * (point.theta + dual * theta), 0.0)
-    centre = np.clip(total / now, 0.0, 1.0) ** 3 * residuals.average
+    centre = np.clip(total / np.maximum(now, 1e-300), 0.0, 1.0) ** 3 * residuals.average
     wanted = centre[:, None, None]
     pair = wanted - pairs - dx * dz
     if terms.present is not None:
@@ -237,16 +238,17 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
     step = direction(pair, upper, pull)
     reach = lengths(*step)
     # Gondzio's correctors: products that a longer step would leave far from μ are drawn towards it.
+    better = np.minimum(*reach) < _LONG
     for _ in range(_CORRECTORS):
+        if not better.any():
+            break
         p, q = (np.minimum(1.0, length + _AIM)[:, None, None] for length in reach)
         pair = pair + _outlying((x + p * step[0]) * (z + q * step[1]), wanted)
         if terms.present is not None:
             pair *= terms.present
         trial = direction(pair, upper, pull)
         longer = lengths(*trial)
-        better = np.minimum(*longer) > np.minimum(*reach) + 0.1 * _AIM
-        if not better.any():
-            break
+        better = better & (np.minimum(*longer) > np.minimum(*reach) + 0.1 * _AIM)
         reach = tuple(np.where(better, new, old) for new, old in zip(longer, reach))
         step = tuple(np.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old) for new, old in zip(trial, step))
     dx, dz, dg, dloose, dy, theta, ds = step
@@ -305,11 +307,13 @@ def _longest(value, change, where=None) -> np.ndarray:
 class _System:
     factors: list
     good: np.ndarray  # (R,)
+    refine: np.ndarray  # whether its solutions are worth a refinement, (R,)
 
 
-def _factor(design: Design, spread: np.ndarray) -> _System:
+def _factor(design: Design, spread: np.ndarray, refine: np.ndarray) -> _System:
     """Cholesky factors of ρI + K D Kᵀ or of I + AᵀA, whichever is the cheaper, for each row."""
-    factors, good = [], np.ones(len(spread), bool)
+    factors: list[tuple | None] = []
+    good, columns = np.ones(len(spread), bool), None
     width, rank = design.transpose.shape
     for row, scale in enumerate(spread):
         weight = scale * design.squares
@@ -320,21 +324,26 @@ def _factor(design: Design, spread: np.ndarray) -> _System:
         kept = kept if kept.size else np.zeros(1, int)
         count = kept.size
         root = np.sqrt(scale[kept])
-        columns = design.transpose if count == width else design.transpose[kept]
         narrow = not design.exact and 2.0 * count**3 / 3.0 < count * rank**2 + 2.0 * rank**3 / 3.0
         if narrow and design.gram is not None:
-            matrix = (design.gram if count == width else design.gram[kept[:, None], kept]) * root
+            matrix = np.multiply(design.gram, root) if count == width else design.gram[kept[:, None], kept] * root
             matrix *= root[:, None]
         else:
             narrow = False
-            scaled = columns * root[:, None]
+            if columns is None:
+                columns = np.empty_like(design.transpose)
+            if count == width:
+                scaled = np.multiply(design.transpose, root[:, None], out=columns)
+            else:
+                scaled = np.take(design.transpose, kept, axis=0, out=columns[:count], mode="clip")
+                scaled *= root[:, None]
             matrix = scaled.T @ scaled
         diagonal = np.diag_indices(len(matrix))
         matrix[diagonal] += _EXACT_RIDGE * matrix[diagonal].max() if design.exact else 1.0
         upper, failed = lapack.dpotrf(matrix.T, lower=0, clean=0, overwrite_a=1)
         good[row] = failed == 0
-        factors.append((upper, kept if narrow else None, root, columns) if good[row] else None)
-    return _System(factors, good)
+        factors.append((upper, kept if narrow else None, root) if good[row] else None)
+    return _System(factors, good, refine)
 
 
 def _solved(
@@ -343,26 +352,34 @@ def _solved(
     """(dy, Kᵀdy) with dw = Q + D Kᵀdy and ρ dy = r_p − K dw, for Q = `wanted` and r_p = `equations`."""
     right = equations - design.apply(wanted)
     dual, slopes = _substituted(design, system, right)
+    if not system.refine.any():
+        return dual, slopes
     # The system may have left columns out, and its condition is that of D: one refinement.
     error = right - design.apply(spread * slopes) - (0.0 if design.exact else dual)
     change, bend = _substituted(design, system, error)
-    return dual + change, slopes + bend
+    refine = system.refine[:, None]
+    return dual + np.where(refine, change, 0.0), slopes + np.where(refine, bend, 0.0)
 
 
 def _substituted(design: Design, system: _System, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The solution of (ρI + K D Kᵀ) y = `right`, (R, r), and Kᵀy; 0 where there is no factor."""
-    dual = np.zeros_like(right)
-    known = []
+    narrow = [factor is not None and factor[1] is not None for factor in system.factors]
+    any_narrow = any(narrow)
+    pulled = design.slopes(right) if any_narrow else right
+    inward = np.zeros((len(right), len(design.squares))) if any_narrow else right
+    dual, known = np.zeros_like(right), []
     for row, factor in enumerate(system.factors):
         if factor is None:
             continue
-        upper, kept, root, columns = factor
+        upper, kept, root = factor
         if kept is None:
             dual[row] = lapack.dpotrs(upper, right[row], lower=0)[0]
         else:
-            inner = lapack.dpotrs(upper, root * (columns @ right[row]), lower=0)[0]
-            dual[row] = right[row] - (root * inner) @ columns
+            inner = lapack.dpotrs(upper, root * pulled[row, kept], lower=0)[0]
+            inward[row, kept] = root * inner
             known.append((row, kept, inner / root))  # the digits that Kᵀy would lose where D is large
+    if any_narrow:
+        dual[narrow] = (right - design.apply(inward))[narrow]
     slopes = design.slopes(dual)
     for row, kept, values in known:
         slopes[row, kept] = values

@@ -151,7 +151,8 @@ def start(design: Design, terms: Terms) -> Point:
     size = np.maximum(np.abs(ridge).mean(axis=1), 1e-3 / np.sqrt(ridge.shape[1]))[:, None, None]
     # y as far as it stays among the multipliers of L1, and z no smaller than a share of them
     pull = np.abs(slopes).max(axis=1)
-    level = np.minimum(np.maximum(terms.cost.mean(axis=(1, 2)), _LEAST_COST * pull), pull + 1e-300)
+    marginal = terms.cost if terms.bend is None else terms.cost + terms.bend * size
+    level = np.minimum(np.maximum(marginal.mean(axis=(1, 2)), _LEAST_COST * pull), pull + 1e-300)
     shrink = level / np.maximum(pull, 1e-300) * _DUAL_SHARE
     dual, slopes = dual * shrink[:, None], slopes * shrink[:, None]
     pull = np.maximum(level, 1e-12)[:, None, None]
