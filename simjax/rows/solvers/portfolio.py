@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from simjax.rows.engines import Engine
 from simjax.rows.engines.numpy_engine import NumpyEngine
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
-from simjax.rows.solvers import admm, interior_point, proximal_gradient
+from simjax.rows.solvers import admm, interior_point
 from simjax.rows.solvers.canonical import CanonicalRows, feasible_and_judged
 from simjax.rows.solvers.crossover import crossover
 from simjax.rows.solvers.factor import Factorisation
@@ -32,8 +33,6 @@ from simjax.rows.solvers.linear import Gram
 from simjax.rows.solvers.polish import polish
 from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
 
-METHODS = {"admm": admm, "proximal_gradient": proximal_gradient}
-
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _EXACT = 1e-12  # a gap that no polish need lower
@@ -41,6 +40,11 @@ _RANK_OF_A_CHECK, _CHECKS = 50, (3, 16)  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
 _PILOT = 8  # rows on which working sets are tried before all others
 _GRAM_BYTES = 2**30  # a larger KᵀK is not kept
+
+
+def first_order_method(name: str) -> ModuleType:
+    """The module of a first-order method; what it has to offer, `simjax.rows.solvers.first_order` says."""
+    return importlib.import_module(f"simjax.rows.solvers.{name}")
 
 
 def run(
@@ -72,7 +76,7 @@ def run(
     if solver == "auto":
         _auto(stage, max_iters, begin, single)
     else:
-        first_order = stage.first_order(METHODS[solver], np.float64)
+        first_order = stage.first_order(first_order_method(solver), np.float64)
         if begin is not None:
             first_order.restart(np.arange(board.count), *begin)
         first_order.run(board, max_iters, reporter)

@@ -3,7 +3,7 @@
     z_new ← prox_g(v + Kᵀ(t̃ − Kv))            step 1: ‖K‖ = 1 in canonical units
     v     ← z_new + (s − 1)/s_new · (z_new − z)      restarted where the momentum points uphill
 
-For well-conditioned rows; near-interpolating rows want ADMM and Newton. There is no gradient under exact matching.
+For well-conditioned rows; near-interpolating rows want ADMM. There is no gradient under exact matching.
 
 Sources: Beck & Teboulle (2009); O'Donoghue & Candès, Adaptive restart for accelerated gradient schemes (2015), §3.2.
 """
