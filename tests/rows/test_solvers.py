@@ -514,6 +514,6 @@ def test_near_exact_fits_of_large_targets_are_polished_in_the_samples(monkeypatc
     assert solve_rows(design, design @ truth.T, **arguments).converged
     moments, _, precise, _ = attempts._ATTEMPTS
     monkeypatch.setattr(attempts, "_ATTEMPTS", (moments, precise))
-    monkeypatch.setattr(attempts.Block, "_sparse", lambda block, live, start: live)
+    monkeypatch.setattr(attempts.RowBlock, "_sparse", lambda block, live, start: live)
     with pytest.warns(ConvergenceWarning):  # it is the polish that does it
         solve_rows(design, design @ truth.T, **arguments)

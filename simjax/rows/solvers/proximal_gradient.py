@@ -52,7 +52,7 @@ def advance(
     def one_pass(_: int, state: ProximalGradientState) -> ProximalGradientState:
         residual = rows.targets - factorisation.apply(state.v)
         point = rows.confine(state.v + factorisation.apply_transpose(residual))
-        prox = joint_prox(rows.penalty, rows.ball, point, xp.ones_like(state.theta), state.theta)
+        prox = joint_prox(rows.penalty, rows.bound, point, xp.ones_like(state.theta), state.theta)
         move = prox.point - state.z
         uphill = xp.sum((state.v - prox.point) * move, axis=1, keepdims=True) > 0.0
         momentum = xp.where(uphill, 1.0, state.momentum)
