@@ -171,7 +171,7 @@ def test_a_start_that_is_the_answer_is_only_priced(monkeypatch):
     def never(*_):
         raise AssertionError("solved again")
 
-    monkeypatch.setattr("simjax.rows.solvers.working_set.solve_blocks", never)
+    monkeypatch.setattr("simjax.rows.solvers.working_set.solve_subproblems", never)
     again, _ = solved(design, targets, penalty, start=out.weights)
     assert again.solved.all()
     np.testing.assert_array_equal(again.weights, out.weights)
