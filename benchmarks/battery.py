@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes over which families are spread")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
-    start, table = time.perf_counter(), []
+    began, table = time.perf_counter(), []
     names = list(itertools.product(PENALTIES, CONSTRAINTS, MATCHINGS))
     families = [[family(rng, shape, *name, arguments.rows) for shape in SHAPES] for name in names]
     spawn = multiprocessing.get_context("spawn")
@@ -145,7 +145,7 @@ def main() -> None:
         "rows": sum(line["rows"] for line in table),
         "missed": sum(line["missed"] for line in table),
         "flagged": sum(line["flagged"] for line in table),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - began, 1),
         "simjax": simjax.__version__,
         "jax": jax.__version__,
         "python": platform.python_version(),

@@ -110,12 +110,12 @@ def path(objective: str, alphas: Sequence[float] = PATH_ALPHAS, m: int = PATH_SA
     simjax.path(states, objective, alphas=alphas)  # compiles
     singles = []
     for alpha in alphas:
-        begin = time.perf_counter()
+        began = time.perf_counter()
         simjax.fit(states, objective, alpha=alpha)
-        singles.append(time.perf_counter() - begin)
-    begin = time.perf_counter()
+        singles.append(time.perf_counter() - began)
+    began = time.perf_counter()
     found = simjax.path(states, objective, alphas=alphas)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - began
     return {
         "objective": objective,
         "m": m,

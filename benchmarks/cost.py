@@ -48,27 +48,27 @@ def seconds_of(function: Callable[[], Any], repeats: int = 5) -> float:
     function()
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        began = time.perf_counter()
         function()
-        times.append(time.perf_counter() - begin)
+        times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
 def measure(name: str) -> Record:
     """Setup, pass, certificate and product of a named problem."""
     problem = problems.problem(name).rows
-    begin = time.perf_counter()
+    began = time.perf_counter()
     workspace = Workspace(problem.design)
     with one_thread_each():
         factorisation = workspace.scaled.factorisation(precise=False)
         coordinates = workspace.scaled.coordinates(problem.targets, precise=False)
-        setup = time.perf_counter() - begin
+        setup = time.perf_counter() - began
         rows = canonical_rows(problem, factorisation, coordinates, workspace.column_scale)
         state = admm.start(factorisation, rows)
         passes = seconds_of(lambda: admm.advance(factorisation, rows, state, passes=CHECK_EVERY)) / CHECK_EVERY
         check = seconds_of(lambda: judge(factorisation, rows, state.z, state.y))
         products = seconds_of(lambda: (state.v @ factorisation.basis) @ factorisation.basis.T, repeats=20)
-    (width, rank), count = factorisation.basis.shape, problem.rows_count
+    (width, rank), count = factorisation.basis.shape, problem.count
     flops = 4.0 * width * rank * count
     return {
         "problem": name,
@@ -110,12 +110,12 @@ def stream(file: Path) -> Record:
     network = problems.trained_network("fashion-mnist")
     images = np.load(file, mmap_mode="r", allow_pickle=False)
     before = peak_mebibytes()
-    begin = time.perf_counter()
+    began = time.perf_counter()
     streamed = simjax.stream_states(
         simjax.collect_states(network, images[i : i + _STREAM_BATCH] / 255.0)
         for i in range(0, len(images), _STREAM_BATCH)
     )
-    setup = time.perf_counter() - begin
+    setup = time.perf_counter() - began
     result = simjax.fit(streamed, "l1", support="full", rescale="inner", units="rescaled")
     return {
         "m": streamed.m,

@@ -81,7 +81,7 @@ class Problem:
     def facts(self) -> dict[str, Any]:
         """Everything but the arrays, and their sizes, as JSON values."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
-        return {**plain, "m": self.design.shape[0], "d": self.rows.width, "rows": self.rows.rows_count}
+        return {**plain, "m": self.design.shape[0], "d": self.rows.width, "rows": self.rows.count}
 
     def save(self, folder: Path) -> None:
         """Write the problem into a folder: design.npy, targets.npy and problem.json."""
@@ -206,7 +206,7 @@ def of_states(
     )
     plan = Plan.make(states, options)
     rows = plan.rows().all()
-    rows = rows if kappa is not None else dataclasses.replace(rows, ball=None)
+    rows = rows if kappa is not None else dataclasses.replace(rows, bound=None)
     return Problem(name, rows, penalty, lam, alpha, mu, kappa, n=states.n, inner=states.n)
 
 

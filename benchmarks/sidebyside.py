@@ -170,7 +170,7 @@ def run(folder: Path, peer: str, budget: float) -> dict[str, Any]:
     events.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a first call is to be one
-    begin = time.perf_counter()
+    began = time.perf_counter()
     with (folder / "printed").open("w+b") as printed:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers", str(folder), peer],
@@ -194,7 +194,7 @@ def run(folder: Path, peer: str, budget: float) -> dict[str, Any]:
             return event["record"]
     if status is None:
         return {**without_figures(OVER_BUDGET, f"stopped after {budget:g} s"), **so_far(told)}
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - began
     return {**without_figures(FAILED, f"ended with status {status} after {seconds:.0f} s: {tail}"), **so_far(told)}
 
 

@@ -93,11 +93,11 @@ def run(experiment: Experiment, settings: Settings, files: Files | None, *, miss
       missing: whether to leave out jobs whose records are in the file.
     """
     made = [] if files is None or not missing else read(files.records)
-    records, begin = [], time.perf_counter()
+    records, began = [], time.perf_counter()
     for found in without(experiment, settings, made) if missing else experiment.run(settings):
         end = time.perf_counter()
-        record = plain({**found, "quick": settings.quick, "wall_seconds": round(end - begin, 2), **place()})
-        begin = end
+        record = plain({**found, "quick": settings.quick, "wall_seconds": round(end - began, 2), **place()})
+        began = end
         records.append(record)
         if files is not None:
             merge(files.records, record, experiment.keys)

@@ -187,7 +187,7 @@ def trained(
     """A new layer, trained; each epoch's end and accuracy go to `curve`, without the seconds that measuring it took."""
     earlier, test, stamps = total(stages).seconds, (data.test_inputs, data.test_labels), list[float]()
     with spending(stages, name):
-        begin = time.perf_counter()
+        began = time.perf_counter()
         layer = make()
         report = train(
             layer,
@@ -195,7 +195,7 @@ def trained(
             data.train_labels,
             seed=seed,
             validation=test,
-            callback=lambda *_: stamps.append(time.perf_counter() - begin),
+            callback=lambda *_: stamps.append(time.perf_counter() - began),
             **recipe,
         )
     measuring = min(_seconds(lambda: accuracy(layer, *test)) for _ in range(3))
@@ -234,9 +234,9 @@ def gradient_mebibytes(network: nnx.Module, data: datasets.Dataset, batch_size: 
 
 def _seconds(function: Callable[[], Any]) -> float:
     """Wall time of a call."""
-    begin = time.perf_counter()
+    began = time.perf_counter()
     function()
-    return time.perf_counter() - begin
+    return time.perf_counter() - began
 
 
 # --- The page ----------------------------------------------------------------------------------------

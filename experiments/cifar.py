@@ -117,7 +117,7 @@ def run(name: str, variant: Variant, settings: Settings) -> Iterator[Record]:
 
 def measured(variant: Variant, settings: Settings, data: ImageDataset, file: Path) -> Iterator[Record]:
     """All records of a variant, with the network in `file`, which is trained if it is not there."""
-    begin = time.perf_counter()
+    began = time.perf_counter()
     if not file.is_file():
         trained(variant.recipe, data, file)
     part = Part.of(ResNet.load(file), variant, data)
@@ -125,7 +125,7 @@ def measured(variant: Variant, settings: Settings, data: ImageDataset, file: Pat
         **named("baseline", "none", 0, 0.0, variant.recipe.seed),
         **part.facts(),
         "training": json.loads(file.with_suffix(".json").read_text(encoding="utf-8")),
-        "seconds": time.perf_counter() - begin,
+        "seconds": time.perf_counter() - began,
     }
     images, _ = training_part(data)
     images = images[: variant.recipe.samples]

@@ -36,7 +36,7 @@ from simjax.rows import oracles
 from simjax.rows.certificate import certify
 from simjax.rows.options import SolveOptions
 from simjax.rows.oracles import OracleUnavailable
-from simjax.rows.oracles.conic_row import Design, conic_row
+from simjax.rows.oracles.conic_row import SharedDesign, conic_row
 from simjax.rows.oracles.pool import RowSettings
 from simjax.rows.problem import RowProblem
 from simjax.rows.solution import dense_rows
@@ -76,7 +76,7 @@ def run(settings: Settings) -> Iterator[Record]:
 def measured(problem: Problem, m: int, seed: int, sample: int | None, workers: int) -> Iterator[Record]:
     """The records of all methods on one problem, the conic ones on `sample` rows drawn by `seed`."""
     rows = problem.rows
-    count = rows.rows_count
+    count = rows.count
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[: count if sample is None else sample])
     facts = {"m": m, "d": rows.width, "seed": seed, "rows_total": count, "cores": cores()}
     for method, timed in (("serial", serial), ("multiprocessing", multiprocessing), ("ray", ray)):
@@ -148,7 +148,7 @@ def ray(rows: RowProblem, chosen: np.ndarray, workers: int) -> Timed:
 
         def __init__(self, matrix: np.ndarray) -> None:
             threadpool_limits(1)  # the actors are the parallelism
-            self.design = Design(matrix)
+            self.design = SharedDesign(matrix)
 
         def ready(self) -> bool:
             return True
@@ -156,7 +156,7 @@ def ray(rows: RowProblem, chosen: np.ndarray, workers: int) -> Timed:
         def solve(self, row: Any) -> Any:
             return settings.solve(self.design, row)
 
-    begin = time.perf_counter()
+    began = time.perf_counter()
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}}
     with (
         warnings.catch_warnings()
@@ -174,10 +174,10 @@ def ray(rows: RowProblem, chosen: np.ndarray, workers: int) -> Timed:
         shared = ray.put(rows.design)
         actors: list[Any] = [ray.remote(num_cpus=1)(Solver).remote(shared) for _ in range(workers)]
         ray.get([actor.ready.remote() for actor in actors])
-        start = time.perf_counter() - begin
+        start = time.perf_counter() - began
         conic_rows = [conic_row(rows, number) for number in chosen]
         answers = list(ActorPool(actors).map(lambda actor, row: actor.solve.remote(row), conic_rows))
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - began
     finally:
         ray.shutdown()
     weights, duals = (np.array([getattr(answer, name) for answer in answers]) for name in ("weights", "dual"))
@@ -198,9 +198,9 @@ def simjax_calls(problem: Problem, calls: int = WARM_CALLS) -> dict[str, Record]
     """The first call of the batched solver in this process, and the median of later ones."""
     seconds = []
     for _ in range(1 + calls):
-        begin = time.perf_counter()
+        began = time.perf_counter()
         solution = solve_problem(problem.rows, SolveOptions(tol=REACHED))
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - began)
     found = judged(problem.rows, dense_rows(solution.weights), solution.certificate.dual)
     spent = {"simjax, first call": seconds[0], "simjax, warm": statistics.median(seconds[1:])}
     return {

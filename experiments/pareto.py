@@ -179,9 +179,9 @@ def measured(
     yield {**common, "method": "baseline", "target": 0.0, "sparsity": 0.0, "nonzeros": trials.size, **nothing, **found}
     for name in names:
         for target in QUICK_TARGETS if quick else TARGETS[::-1]:  # the sparsest first: it is the quickest
-            begin = time.perf_counter()
+            began = time.perf_counter()
             outcome = trials.outcome(METHODS[name], target)
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - began
             yield {
                 **common,
                 "method": name,
@@ -307,9 +307,9 @@ class Trials:
             return None
         design, targets = self.streamed.compressed()
         penalty = np.broadcast_to(alpha * self.penalty_weights(selection), (targets.shape[1], design.shape[1]))
-        begin = self._starts.get(selection)
+        start = self._starts.get(selection)
         found = lassos(
-            design, targets, penalty / (LOSS_WEIGHT / self.m), self.forward, None if begin is None else begin.weights
+            design, targets, penalty / (LOSS_WEIGHT / self.m), self.forward, None if start is None else start.weights
         )
         duals = 2.0 * LOSS_WEIGHT / self.m * (targets.T - found @ design.T)
         self._starts[selection] = Start(found, duals)
@@ -410,14 +410,14 @@ def bound(selection: Selection) -> float | None:
 
 
 def lassos(
-    design: np.ndarray, targets: np.ndarray, penalty: np.ndarray, support: np.ndarray, begin: np.ndarray | None
+    design: np.ndarray, targets: np.ndarray, penalty: np.ndarray, support: np.ndarray, start: np.ndarray | None
 ) -> np.ndarray:
     """Nearly min ‖t − Φw‖² + Σ penalty·|w| on the support, row by row, by scikit-learn's coordinate descent.
 
     Args:
       design, targets: Φ (m, d) and T (m, R).
       penalty, support: (R, d).
-      begin: (R, d), where it begins, or None.
+      start: (R, d), where it begins, or None.
     """
     weights, m = np.zeros(penalty.shape), len(design)
     gram, products = design.T @ design, design.T @ targets
@@ -425,7 +425,7 @@ def lassos(
     for row in np.flatnonzero(np.any(targets != 0.0, axis=0)):
         columns = np.flatnonzero(support[row] & used)
         scale = 1.0 / penalty[row, columns]  # lasso_path has one weight for all: v = w / scale
-        options: dict[str, Any] = {} if begin is None else {"coef_init": begin[row, columns] / scale}
+        options: dict[str, Any] = {} if start is None else {"coef_init": start[row, columns] / scale}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a certified fit goes on from here
             _, path, _ = lasso_path(

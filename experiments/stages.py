@@ -26,9 +26,9 @@ def total(stages: Mapping[str, Stage]) -> Stage:
 @contextmanager
 def spending(stages: dict[str, Stage], name: str) -> Iterator[None]:
     """Puts what is spent inside into `stages`."""
-    begin, known = time.perf_counter(), len(_compilations())
+    began, known = time.perf_counter(), len(_compilations())
     yield
-    stages[name] = Stage(time.perf_counter() - begin, sum(_compilations()[known:]))
+    stages[name] = Stage(time.perf_counter() - began, sum(_compilations()[known:]))
 
 
 @functools.cache

@@ -116,7 +116,7 @@ def trained(
     Raises:
       ValueError: if `file`.training is of another recipe.
     """
-    begin = time.perf_counter()
+    began = time.perf_counter()
     network = ResNet(width=recipe.width, classes=len(data.class_names), rngs=nnx.Rngs(recipe.seed))
     training_images, training_labels = training_part(data)
     images = pixels(training_images[: recipe.samples], recipe.resolution)
@@ -132,7 +132,7 @@ def trained(
         carry, step, spent = _read(position, recipe, carry)
     spread = NamedSharding(Mesh(np.array(jax.devices()), ("samples",)), PartitionSpec("samples"))
     advance = _step_function(graph, optimizer, recipe, steps)
-    order, epoch, told, losses = np.empty(0, np.int64), -1, begin, []
+    order, epoch, told, losses = np.empty(0, np.int64), -1, began, []
     while step < steps:
         now = step * recipe.batch // len(labels)
         if now != epoch:
@@ -143,14 +143,14 @@ def trained(
         carry, loss = advance(carry, *batch, np.int32(step))
         losses.append(float(loss))
         step += 1
-        late = minutes is not None and time.perf_counter() - begin > 60.0 * minutes
+        late = minutes is not None and time.perf_counter() - began > 60.0 * minutes
         if step == steps or late or time.perf_counter() - told > SAVE_SECONDS:
             told = time.perf_counter()
             if not np.isfinite(losses[-1]):
                 raise FloatingPointError(f"the loss became {losses[-1]} in step {step}; try a smaller learning rate.")
-            _write(position, recipe, carry, step, spent + told - begin)
+            _write(position, recipe, carry, step, spent + told - began)
             if tell is not None:
-                tell(Progress(step, steps, round(spent + told - begin, 1), float(np.mean(losses[-100:]))))
+                tell(Progress(step, steps, round(spent + told - began, 1), float(np.mean(losses[-100:]))))
             if late and step < steps:
                 return None
     nnx.update(network, carry[0], carry[1])
@@ -161,7 +161,7 @@ def trained(
         "recipe": recipe._asdict(),
         "samples": len(labels),
         "steps": steps,
-        "seconds": round(spent + time.perf_counter() - begin, 1),
+        "seconds": round(spent + time.perf_counter() - began, 1),
     }
     write_text(file.with_suffix(".json"), json.dumps({**about, **place()}, indent=1) + "\n")
     position.unlink(missing_ok=True)

@@ -163,14 +163,14 @@ class Row:
 
 def row_of(problem, index):
     """Row `index` of a checked `RowProblem` whose penalty is one of the built-in ones."""
-    rows, d = problem.rows_count, problem.width
+    rows, d = problem.count, problem.width
     penalty = problem.penalty
     assert isinstance(penalty, PiecewisePenalty)
 
     def full(parameter):
         return np.broadcast_to(np.asarray(parameter), (rows, d))[index]
 
-    ball = problem.ball
+    ball = problem.bound
     return Row(
         design=problem.design,
         target=problem.targets[:, index],
@@ -178,7 +178,7 @@ def row_of(problem, index):
         slope=full(penalty.slope),
         curvature=full(penalty.curvature),
         knot=full(penalty.knot),
-        omega=np.zeros(d) if ball is None else full(ball.weights),
+        omega=np.zeros(d) if ball is None else full(ball.omega),
         kappa=np.inf if ball is None else float(ball.radius[index, 0]),
         allowed=np.ones(d, dtype=bool) if problem.support is None else problem.support[index],
         exact=problem.exact,
@@ -186,7 +186,7 @@ def row_of(problem, index):
 
 
 def rows_of(problem):
-    return [row_of(problem, index) for index in range(problem.rows_count)]
+    return [row_of(problem, index) for index in range(problem.count)]
 
 
 def assert_proved(design, targets, solution, **problem):
@@ -197,7 +197,7 @@ def assert_proved(design, targets, solution, **problem):
     """
     checked = simjax.row_problem(design, targets, **problem)
     certificate = solution.certificate
-    assert solution.weights.shape == (checked.rows_count, checked.width)
+    assert solution.weights.shape == (checked.count, checked.width)
     assert np.all(np.isfinite(solution.weights))
     assert np.all(np.isfinite(certificate.dual))
     for i, row in enumerate(rows_of(checked)):

@@ -70,7 +70,7 @@ class Task:
 
     @property
     def rows(self) -> int:
-        return self.problem.rows.rows_count
+        return self.problem.rows.count
 
     def sampled(self) -> np.ndarray:
         """The numbers of the sampled rows, as many for each worker, sorted; all rows if there are no more."""
@@ -172,9 +172,9 @@ def judge(problem: RowProblem, weights: np.ndarray, duals: Sequence[np.ndarray] 
 
 def onto_ball(problem: RowProblem, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The weights (R, d) with those the ball sees scaled onto it where they are outside, and (Σω|w| − κ)₊/κ, (R,)."""
-    if problem.ball is None:
+    if problem.bound is None:
         return weights, np.zeros(len(weights))
-    omega, radius = np.asarray(problem.ball.weights), np.asarray(problem.ball.radius)
+    omega, radius = np.asarray(problem.bound.omega), np.asarray(problem.bound.radius)
     norm = np.sum(omega * np.abs(weights), axis=1, keepdims=True)
     outside = norm > radius
     scale = np.where(outside, radius / np.where(outside, norm, 1.0), 1.0)

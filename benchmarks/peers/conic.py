@@ -31,7 +31,7 @@ from simjax.rows.oracles import OracleUnavailable
 from simjax.rows.oracles import clarabel as clarabel_oracle
 from simjax.rows.oracles.answer import solve_row
 from simjax.rows.oracles.build import RowProgram
-from simjax.rows.oracles.conic_row import ConicRow, Design, conic_row
+from simjax.rows.oracles.conic_row import ConicRow, SharedDesign, conic_row
 from simjax.rows.oracles.interface import ConicSolution, oracle_module
 from simjax.rows.oracles.program import ConicProgram
 
@@ -83,8 +83,8 @@ class SolvedRow(NamedTuple):
     seconds: float
 
 
-def _solve_row(oracle: str, form: str, tol: float, design: Design, row: ConicRow) -> SolvedRow:
-    begin = time.perf_counter()
+def _solve_row(oracle: str, form: str, tol: float, design: SharedDesign, row: ConicRow) -> SolvedRow:
+    began = time.perf_counter()
     seen: list[tuple[ConicProgram, ConicSolution]] = []
 
     def solve_conic(program: ConicProgram, tol: float) -> ConicSolution:
@@ -98,7 +98,7 @@ def _solve_row(oracle: str, form: str, tol: float, design: Design, row: ConicRow
         assert isinstance(program, RowProgram)
         weights = np.zeros_like(weights)
         weights[program.coordinates] = program.point_scale * solution.x[: program.coordinates.size]
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - began
     return SolvedRow(weights, answer.dual, sum(solution.iterations for _, solution in seen), seconds)
 
 
@@ -127,7 +127,7 @@ class RowWorkers:
     def solve(
         self,
         rows: list[ConicRow],
-        solve: Callable[[Design, ConicRow], SolvedRow],
+        solve: Callable[[SharedDesign, ConicRow], SolvedRow],
         *,
         gram: bool,
         progress: Callable[[int, float], None],
@@ -140,16 +140,16 @@ class RowWorkers:
           gram: whether it needs ΦᵀΦ, which is then computed once in every worker.
           progress: called with (rows done, seconds of the last) after each.
         """
-        begin = time.perf_counter()
+        began = time.perf_counter()
         self._everyone(functools.partial(_prepare, gram))
-        once = time.perf_counter() - begin
+        once = time.perf_counter() - began
         solved = []
         for answer in self.pool.map(functools.partial(_work, solve), rows):
             solved.append(answer)
             progress(len(solved), answer.seconds)
         return Answer(
             weights=np.array([answer.weights for answer in solved]),
-            seconds=time.perf_counter() - begin,
+            seconds=time.perf_counter() - began,
             once=once,
             work=sum(answer.seconds for answer in solved) / self.count,
             duals=np.array([answer.dual for answer in solved]),
@@ -171,7 +171,7 @@ class _State:
 
     matrix: np.ndarray
     barrier: Barrier
-    design: Design
+    design: SharedDesign
 
 
 _state: _State | None = None  # of this process, if it is a worker
@@ -182,7 +182,7 @@ def _start(design: Path, barrier: Barrier, memory: int) -> None:
     threadpool_limits(1)  # the workers are the parallelism
     resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
     matrix = np.asarray(np.load(design, mmap_mode="r", allow_pickle=False))
-    _state = _State(matrix, barrier, Design(matrix))
+    _state = _State(matrix, barrier, SharedDesign(matrix))
 
 
 def _here() -> _State:
@@ -202,11 +202,11 @@ def _meet() -> None:
 def _prepare(gram: bool) -> None:
     """A design of which only the norms of the columns are known, and ΦᵀΦ where rows need it."""
     state = _here()
-    state.design = Design(state.matrix)
+    state.design = SharedDesign(state.matrix)
     samples, width = state.matrix.shape[0], state.design.norms.size
     if gram or samples > width:  # with more samples than columns, the units of a row are estimated from ΦᵀΦ
         _ = state.design.gram
 
 
-def _work(solve: Callable[[Design, ConicRow], SolvedRow], row: ConicRow) -> SolvedRow:
+def _work(solve: Callable[[SharedDesign, ConicRow], SolvedRow], row: ConicRow) -> SolvedRow:
     return solve(_here().design, row)

@@ -65,9 +65,9 @@ def dual_points(rows: RowProblem) -> np.ndarray:
 
 
 def _timed(task: Task) -> tuple[float, Solution]:
-    begin = time.perf_counter()
+    began = time.perf_counter()
     solution = _solve(task.problem.rows, REACHED)  # returns NumPy arrays: nothing is left to wait for
-    return time.perf_counter() - begin, solution
+    return time.perf_counter() - began, solution
 
 
 def _solve(rows: RowProblem, tol: float) -> Solution:

@@ -211,9 +211,9 @@ class _Stopwatch:
     @contextmanager
     def __call__(self, name: str, title: str) -> Iterator[None]:
         self.observer.stage(title)
-        start = time.perf_counter()
+        began = time.perf_counter()
         yield
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - began
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
 
 

@@ -225,7 +225,7 @@ class ResNet(nnx.Module):
     def _slices(self, first: int, shape: tuple[int, int]) -> list[slice]:
         """Where each layer's states lie, last layer first."""
         ends = np.cumsum([int(np.prod(self._shape(k, shape))) for k in self._chosen(first)[::-1]]).tolist()
-        return [slice(begin, end) for begin, end in zip([0, *ends], ends)]
+        return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
     def _folded(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Kernel (3, 3, inputs, outputs) and bias of a layer with its normalisation folded in, float64."""

@@ -84,7 +84,7 @@ def train(
         TypeError: a network with other variables than parameters, labels that are not integers.
         FloatingPointError: the loss became NaN or infinite; the network is left as it was.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     data = _checked_data(network, inputs, labels)
     held_out = None if validation is None else _checked_data(network, *validation)
     epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
@@ -113,7 +113,7 @@ def train(
         losses=losses,
         accuracies=accuracies,
         validation_accuracies=None if held_out is None else held_out_accuracies,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - began,
     )
 
 

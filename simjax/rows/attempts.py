@@ -16,7 +16,7 @@ import numpy as np
 
 from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
-from simjax.rows.certificate import Certificate, ball_violation, certify
+from simjax.rows.certificate import Certificate, bound_violation, certify
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
 from simjax.rows.options import SolveOptions
@@ -52,7 +52,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class RowBlock:
     """The rows of one block while they are solved.
 
     Attributes:
@@ -70,8 +70,8 @@ class Block:
     @classmethod
     def make(
         cls, problem: RowProblem, workspace: Workspace, options: SolveOptions, engine: Engine, reporter: Reporter
-    ) -> Block:
-        rows, m = problem.rows_count, problem.design.shape[0]
+    ) -> RowBlock:
+        rows, m = problem.count, problem.design.shape[0]
         answers = RowAnswers.empty(rows, problem.width, m, options.tol)
         return cls(problem, workspace, options, engine, reporter, answers, Certificate.unknown(answers.dual))
 
@@ -79,7 +79,7 @@ class Block:
         """Solve and certify all rows; the status of each, (R,)."""
         if self.options.solver in ORACLES:
             found = _oracle_solve(self.problem, self.options)
-            self._keep(np.arange(self.problem.rows_count), self.problem, found.weights, found.duals)
+            self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals)
         else:
             self._attempts(start)
         status = row_status(self.certificate, self.options.tol, exact=self.problem.exact)
@@ -87,13 +87,13 @@ class Block:
 
     def _attempts(self, start: Start | None) -> None:
         problem, answers, options = self.problem, self.answers, self.options
-        rows = problem.rows_count
+        rows = problem.count
         # Below this size squares underflow: such a target is zero as far as float64 can tell, and so is such a design,
         # from which there is nothing to gain. w = 0 is the answer then, and its residual proves it; unless a Metzler
         # row with κ < 0 rules it out.
         zero = np.abs(problem.targets).max(axis=0) <= TINY
-        if problem.ball is not None:
-            zero &= problem.ball.radius[:, 0] > 0.0
+        if problem.bound is not None:
+            zero &= problem.bound.radius[:, 0] > 0.0
         if np.abs(problem.design).max() <= TINY:
             zero[:] = True
         trivial, live = np.flatnonzero(zero), np.flatnonzero(~zero)
@@ -108,13 +108,13 @@ class Block:
             if live.size == 0 or max_iters <= 0:
                 break
             part, tol = (problem if live.size == rows else problem.take(live)), share * options.tol
-            self.reporter.settled += rows - live.size
+            self.reporter.done += rows - live.size
             if way == "samples":
                 board, weights, duals = self._refine(part, tol, answers.weights[live])
             else:
-                begin = None if start is None else start.take(live)
-                board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", begin)
-            self.reporter.settled -= rows - live.size
+                part_start = None if start is None else start.take(live)
+                board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", part_start)
+            self.reporter.done -= rows - live.size
             answers.add_costs(live, board)
             max_iters -= int(board.passes.max(initial=0))
             solved = self._keep(live, part, weights, duals)
@@ -133,7 +133,7 @@ class Block:
             and self.engine.name == "numpy"
             and not self.problem.exact
             and isinstance(self.problem.penalty, PiecewisePenalty)
-            and (self.problem.ball is None or self.problem.ball.tilt is None)
+            and (self.problem.bound is None or self.problem.bound.tilt is None)
         )
 
     def _supported(self, live: np.ndarray) -> np.ndarray:
@@ -143,11 +143,11 @@ class Block:
             return live
         problem: Any = self.problem.take(live)
         curvature = problem.penalty.curvature / (2.0 * problem.loss_weight[:, None])
-        ball = problem.ball
-        bound: dict[str, Any] = {} if ball is None else {"omega": ball.weights, "radius": ball.radius}
+        bound = problem.bound
+        limits: dict[str, Any] = {} if bound is None else {"omega": bound.omega, "radius": bound.radius}
         with one_thread_each():
             found = solve_supported_rows(
-                problem.design, self.workspace.gram, problem.targets.T, curvature, problem.support, **bound
+                problem.design, self.workspace.gram, problem.targets.T, curvature, problem.support, **limits
             )
         chosen = np.flatnonzero(found.solved & ~found.outside)
         part = problem.take(chosen)
@@ -164,8 +164,8 @@ class Block:
         rows = canonical_rows(problem, samples, problem.targets.T, self.workspace.column_scale)
         board = _board(samples, rows, _ATTEMPTS[0][1] * self.options.tol)
         with self.engine.session():
-            begin = None if start is None else start.weights[live] / rows.point_scale
-            portfolio.sparse(self.engine, samples, rows, board, begin, self.reporter)
+            weights = None if start is None else start.weights[live] / rows.point_scale
+            portfolio.sparse(self.engine, samples, rows, board, weights, self.reporter)
         solved = np.flatnonzero(board.gap <= board.tol)
         weights, duals = _in_units(problem, board, rows), board.dual * rows.dual_scale
         solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals[solved])]
@@ -179,7 +179,7 @@ class Block:
             return
         part = self.problem.take(linear)
         weights, residuals = least_squares(part)
-        inside = np.flatnonzero(ball_violation(part, weights) == 0.0)
+        inside = np.flatnonzero(bound_violation(part, weights) == 0.0)
         part = part.take(inside)
         self._keep(linear[inside], part, weights[inside], 2.0 * part.loss_weight[:, None] * residuals[inside])
 
@@ -205,10 +205,10 @@ class Block:
         coordinates = design.coordinates(problem.targets, precise=precise)
         rows = canonical_rows(problem, factorisation, coordinates, column_scale)
         board = _board(factorisation, rows, tol)
-        begin = None
+        canonical_start = None
         if start is not None:  # ỹ = q‖t‖ Uᵀy, the inverse of `_full_duals`
             dual = design.coordinates(start.duals.T, precise=precise) / rows.dual_scale
-            begin = start.weights / rows.point_scale, dual
+            canonical_start = start.weights / rows.point_scale, dual
         single = self.options.precision == "auto" and not (precise or problem.exact or tol < _SINGLE_FROM)
         single = single and factorisation.basis.size >= _SINGLE_SIZE and isinstance(problem.penalty, PiecewisePenalty)
         with self.engine.session():
@@ -221,7 +221,7 @@ class Block:
                 max_iters,
                 self.reporter,
                 single=single,
-                start=begin,
+                start=canonical_start,
             )
         duals = _full_duals(problem, factorisation, rows, board.dual, column_scale)
         return board, _in_units(problem, board, rows), duals
@@ -245,10 +245,10 @@ class Block:
         part = self.problem.take(missed)
         rays = infeasible.inconsistency_rays(part)
         proved = infeasible.proved(part, rays)
-        if part.ball is not None and part.ball.tilt is None and not proved.all():
+        if part.bound is not None and part.bound.tilt is None and not proved.all():
             rest = np.flatnonzero(~proved)
             phase_one = infeasible.smallest_ball(part.take(rest))
-            block = Block.make(phase_one, self.workspace, self.options, self.engine, Reporter(None, rest.size))
+            block = RowBlock.make(phase_one, self.workspace, self.options, self.engine, Reporter(None, rest.size))
             block.solve_phase_one()
             rays[rest] = block.certificate.dual
             proved[rest] = infeasible.proved(part.take(rest), rays[rest])
@@ -261,7 +261,7 @@ class Block:
         """Solve without looking for infeasible rows, by the solver that was asked for."""
         if self.options.solver in ORACLES:
             found = _oracle_solve(self.problem, self.options)
-            self._keep(np.arange(self.problem.rows_count), self.problem, found.weights, found.duals)
+            self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals)
         else:
             self._attempts(None)
 
@@ -277,23 +277,23 @@ def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> Row
 def _in_units(problem: RowProblem, board: RowAnswers, rows: CanonicalRows) -> np.ndarray:
     """The weights in the units of the problem, and in the ball there, too: a change of units rounds."""
     weights = board.weights * rows.point_scale
-    return weights if problem.ball is None else np.asarray(problem.ball.inside(weights))
+    return weights if problem.bound is None else np.asarray(problem.bound.inside(weights))
 
 
 def _linear_rows(problem: RowProblem) -> np.ndarray:
     """Rows without penalty, (R,): plain least squares, if the ball allows its solution."""
     support = True if problem.support is None else problem.support
-    return np.all(flat_of(dataclasses.replace(problem, ball=None)) == support, axis=1)
+    return np.all(flat_of(dataclasses.replace(problem, bound=None)) == support, axis=1)
 
 
 def _oracle_solve(problem: RowProblem, options: SolveOptions) -> Any:
     from simjax.rows import oracles  # interior-point packages are an extra
 
-    begin, progress = time.perf_counter(), options.progress
+    began, progress = time.perf_counter(), options.progress
 
     def report(done: int, count: int) -> None:
         if progress is not None:
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - began
             progress(Progress(count, done, worst_gap=np.inf, passes=0, seconds=seconds, stage=options.solver))
 
     return oracles.solve(problem, oracle=options.solver, workers=options.workers, progress=report)
@@ -319,4 +319,4 @@ def _full_duals(
     return duals
 
 
-__all__ = ["Block", "ProgressCallback", "Start"]
+__all__ = ["ProgressCallback", "RowBlock", "Start"]

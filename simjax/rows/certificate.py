@@ -92,8 +92,8 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
       ValueError: if the shapes do not fit the problem.
     """
     weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (problem.rows_count, problem.width):
-        raise ValueError(f"weights must be ({problem.rows_count}, {problem.width}), got {weights.shape}.")
+    if weights.shape != (problem.count, problem.width):
+        raise ValueError(f"weights must be ({problem.count}, {problem.width}), got {weights.shape}.")
     problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
     objective, residual, fit, floor = _evaluate(problem, weights)
     candidates = [np.zeros_like(residual) if problem.exact else 2.0 * problem.loss_weight[:, None] * residual]
@@ -111,7 +111,7 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
         better = gap < best_gap[rows]
         best_gap[rows[better]], best_dual[rows[better]] = gap[better], points.dual[better]
 
-    every = np.arange(problem.rows_count)
+    every = np.arange(problem.count)
     for dual in candidates:
         points = scaled_points(problem, dual)
         keep(every, problem, points)
@@ -131,7 +131,7 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
         dual_objective=objective - gap,
         gap=gap,
         relative_gap=relative_gap,
-        infeasibility=np.maximum(ball_violation(problem, weights), fit if problem.exact else 0.0),
+        infeasibility=np.maximum(bound_violation(problem, weights), fit if problem.exact else 0.0),
         dual=best_dual,
     )
 
@@ -152,7 +152,7 @@ def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
       ValueError: if the shapes do not fit the problem.
     """
     rays = np.asarray(rays, dtype=np.float64)
-    rows, m = problem.rows_count, problem.design.shape[0]
+    rows, m = problem.count, problem.design.shape[0]
     if rays.shape != (rows, m):
         raise ValueError(f"rays must be ({rows}, {m}), got {rays.shape}.")
     slopes = rays @ problem.design
@@ -162,16 +162,16 @@ def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
     rounding = 1e-13 * np.sqrt(m) * size[:, None] * np.linalg.norm(problem.design, axis=0)
     reach, sees = np.zeros(rows), np.zeros(slopes.shape, dtype=bool)
     escapes = np.zeros(rows, dtype=bool)
-    if problem.ball is not None:
-        ball = problem.ball
-        weights, radius = np.asarray(ball.weights), np.asarray(ball.radius)
+    if problem.bound is not None:
+        bound = problem.bound
+        omega, radius = np.asarray(bound.omega), np.asarray(bound.radius)
         finite = np.isfinite(radius)
-        sees = np.broadcast_to((weights > 0.0) & finite, slopes.shape)
-        per_radius = np.where(sees, np.abs(slopes) / np.where(weights > 0.0, weights, 1.0), 0.0).max(axis=1)
-        if ball.tilt is not None:
+        sees = np.broadcast_to((omega > 0.0) & finite, slopes.shape)
+        per_radius = np.where(sees, np.abs(slopes) / np.where(omega > 0.0, omega, 1.0), 0.0).max(axis=1)
+        if bound.tilt is not None:
             # sup = κθ with θ = s_i/δ_i for the tilted coordinate, if no other one demands more; else it is infinite.
-            tilted = (ball.tilt > 0.0) & finite
-            unit = np.where(tilted, ball.tilt, 1.0)
+            tilted = (bound.tilt > 0.0) & finite
+            unit = np.where(tilted, bound.tilt, 1.0)
             own = np.sum(np.where(tilted, slopes / unit, 0.0), axis=1)
             slack = np.sum(np.where(tilted, rounding / unit, 0.0), axis=1)
             escapes = tilted.any(axis=1) & (per_radius > own + slack)
@@ -207,7 +207,7 @@ def _value(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
 def _gap(problem: RowProblem, weights: np.ndarray, residual: np.ndarray, points: DualPoints) -> np.ndarray:
     """The gap that dual points prove of weights (R, d) with residual t − Φw, (R,)."""
     dual, slopes = points.dual, points.slopes
-    conjugate = support_function(problem.penalty, problem.ball, slopes, problem.support)
+    conjugate = support_function(problem.penalty, problem.bound, slopes, problem.support)
     fenchel = np.maximum(_value(problem, weights) + conjugate - np.einsum("ij,ij->i", slopes, weights), 0.0)
     if problem.exact:
         gap = fenchel + np.abs(np.einsum("ij,ij->i", dual, residual))
@@ -217,15 +217,15 @@ def _gap(problem: RowProblem, weights: np.ndarray, residual: np.ndarray, points:
     return np.where(np.isnan(gap), np.inf, gap)
 
 
-def ball_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
+def bound_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
     """By what share of its radius each row exceeds its ball, (R,); inf outside the support."""
-    violation = np.zeros(problem.rows_count)
-    if problem.ball is not None:
-        norm = np.sum(np.asarray(problem.ball.weights) * np.abs(weights), axis=1)
-        radius = np.asarray(problem.ball.radius)[:, 0]
+    violation = np.zeros(problem.count)
+    if problem.bound is not None:
+        norm = np.sum(np.asarray(problem.bound.omega) * np.abs(weights), axis=1)
+        radius = np.asarray(problem.bound.radius)[:, 0]
         unit = np.abs(radius)
-        if problem.ball.tilt is not None:
-            signed = np.sum(np.asarray(problem.ball.tilt) * weights, axis=1)
+        if problem.bound.tilt is not None:
+            signed = np.sum(np.asarray(problem.bound.tilt) * weights, axis=1)
             norm, unit = norm + signed, unit + np.abs(signed)
         excess = np.maximum(norm - radius, 0.0)
         violation = np.where(np.isfinite(radius), excess / np.where(unit > 0.0, unit, 1.0), 0.0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, smallest_divisor, while_loop
-from simjax.rows.constraints import Ball
+from simjax.rows.constraints import RowBound
 from simjax.rows.joint_prox import shrunk
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft
 
@@ -24,41 +24,41 @@ _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _TILT_ROUNDING = 18.0
 
 
-def support_function(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+def support_function(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: Array | None) -> Array:
     """g*(s) for g = h + indicator of the ball, summed over the coordinates in `mask`; (rows,), +inf possible.
 
         g*(s) = min_{θ ≥ 0} κθ + Σ_j h*(soft(s_j − θδ_j, θω_j))
 
     Any θ gives an upper bound of g*, so that a certificate built on it is valid even if the minimum is missed.
     """
-    xp = namespace(slopes, None if ball is None else ball.weights)
+    xp = namespace(slopes, None if bound is None else bound.omega)
     if mask is not None:
         slopes = xp.where(mask, slopes, 0.0)
-    if ball is None:
+    if bound is None:
         return xp.sum(penalty.conjugate(slopes), axis=1)
-    penalty, ball = _in_precision_of(slopes, penalty, ball)
+    penalty, bound = _in_precision_of(slopes, penalty, bound)
     if isinstance(penalty, PiecewisePenalty):
-        theta = _multiplier_of_piecewise(penalty, ball, slopes)
+        theta = _multiplier_of_piecewise(penalty, bound, slopes)
     else:
-        theta = _multiplier_by_search(penalty, ball, slopes)
-    return _value_at(penalty, ball, slopes, theta)[:, 0]
+        theta = _multiplier_by_search(penalty, bound, slopes)
+    return _value_at(penalty, bound, slopes, theta)[:, 0]
 
 
-def _in_precision_of(slopes: Array, penalty: Penalty, ball: Ball | None) -> tuple[Any, Any]:
+def _in_precision_of(slopes: Array, penalty: Penalty, bound: RowBound | None) -> tuple[Any, Any]:
     if isinstance(penalty, PiecewisePenalty):
         penalty = penalty.cast(slopes.dtype)
-    return penalty, None if ball is None else ball.cast(slopes.dtype)
+    return penalty, None if bound is None else bound.cast(slopes.dtype)
 
 
-def _value_at(penalty: Penalty, ball: Ball, slopes: Array, theta: Array) -> Array:
+def _value_at(penalty: Penalty, bound: RowBound, slopes: Array, theta: Array) -> Array:
     """κθ + Σ_j h*(soft(s_j − θδ_j, θω_j)), (rows, 1)."""
-    xp = namespace(slopes, ball.weights)
-    finite = xp.isfinite(ball.radius)
-    bound = xp.where(finite, xp.where(finite, ball.radius, 0.0) * theta, 0.0)
-    left = shrunk(slopes, xp.where(finite, theta, 0.0), ball)
-    if ball.tilt is not None and isinstance(penalty, PiecewisePenalty):
-        left = _within_rounding(penalty, ball.tilt, slopes, left)
-    return bound + xp.sum(penalty.conjugate(left), axis=1, keepdims=True)
+    xp = namespace(slopes, bound.omega)
+    finite = xp.isfinite(bound.radius)
+    limit = xp.where(finite, xp.where(finite, bound.radius, 0.0) * theta, 0.0)
+    left = shrunk(slopes, xp.where(finite, theta, 0.0), bound)
+    if bound.tilt is not None and isinstance(penalty, PiecewisePenalty):
+        left = _within_rounding(penalty, bound.tilt, slopes, left)
+    return limit + xp.sum(penalty.conjugate(left), axis=1, keepdims=True)
 
 
 def _within_rounding(penalty: PiecewisePenalty, tilt: Array, slopes: Array, left: Array) -> Array:
@@ -70,34 +70,34 @@ def _within_rounding(penalty: PiecewisePenalty, tilt: Array, slopes: Array, left
     return xp.where(flat & close, xp.clip(left, -penalty.slope, penalty.slope), left)
 
 
-def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Array) -> Array:
+def _multiplier_of_piecewise(penalty: PiecewisePenalty, bound: RowBound, slopes: Array) -> Array:
     """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, inside a bracket."""
-    xp = namespace(slopes, ball.weights)
+    xp = namespace(slopes, bound.omega)
     epsilon = rounding_unit(slopes)
-    weights, sees = ball.weights, ball.sees
-    radius = xp.where(xp.isfinite(ball.radius), ball.radius, 0.0)
+    omega, sees = bound.omega, bound.sees
+    radius = xp.where(xp.isfinite(bound.radius), bound.radius, 0.0)
     excess = xp.maximum(xp.abs(slopes) - penalty.slope, 0.0)
-    reach = xp.where(sees & (weights > 0.0), excess / xp.where(weights > 0.0, weights, 1.0), 0.0)
+    reach = xp.where(sees & (omega > 0.0), excess / xp.where(omega > 0.0, omega, 1.0), 0.0)
     curved = xp.broadcast_to(penalty.curved, reach.shape)
     # Coordinates without curvature demand |s_j| − θω_j ≤ c_j; a relative ε covers the rounding of that product.
     low = xp.max(xp.where(curved, 0.0, reach), axis=1, keepdims=True) * (1.0 + 2.0 * epsilon)
-    beyond = xp.where(curved, 0.0, xp.abs(soft(slopes, low * weights)) - penalty.slope) * sees
+    beyond = xp.where(curved, 0.0, xp.abs(soft(slopes, low * omega)) - penalty.slope) * sees
     missed = xp.max(beyond, axis=1, keepdims=True) > 0.0
     low = xp.where(missed, low * (1.0 + 5.0 * epsilon) + smallest_divisor(low), low)
     high = xp.maximum(low, xp.max(xp.where(curved, reach, 0.0), axis=1, keepdims=True))
-    if ball.tilt is not None:
-        low, high = _tilted_bracket(penalty, ball, slopes, low, high)
+    if bound.tilt is not None:
+        low, high = _tilted_bracket(penalty, bound, slopes, low, high)
     end, tolerance = high, max(_ROOT_TOL, 4.0 * epsilon)
-    square = weights**2
+    square = omega**2
 
     def falls(theta: Array) -> tuple[Array, Array]:
         """−d/dθ of the value, and minus the derivative of that, where it has one to go by."""
-        left = shrunk(slopes, theta, ball)
+        left = shrunk(slopes, theta, bound)
         size = penalty.conjugate_slope(left) * sees
-        if ball.tilt is None:
+        if bound.tilt is None:
             bends = xp.where(size > 0.0, 0.5 / xp.where(curved, penalty.curvature, 1.0), 0.0)
-            return row_sums(weights, size) - radius, row_sums(square, bends)
-        size = weights * size + ball.tilt * xp.sign(left) * size
+            return row_sums(omega, size) - radius, row_sums(square, bends)
+        size = omega * size + bound.tilt * xp.sign(left) * size
         fall = xp.sum(size, axis=1, keepdims=True) - radius
         return xp.where(theta >= end, xp.minimum(fall, 0.0), fall), xp.zeros_like(fall)
 
@@ -124,23 +124,23 @@ def _multiplier_of_piecewise(penalty: PiecewisePenalty, ball: Ball, slopes: Arra
 
 
 def _tilted_bracket(
-    penalty: PiecewisePenalty, ball: Ball, slopes: Array, low: Array, high: Array
+    penalty: PiecewisePenalty, bound: RowBound, slopes: Array, low: Array, high: Array
 ) -> tuple[Array, Array]:
     """The θ between which the least value lies, given those of the other coordinates.
 
     Without curvature the tilted coordinate demands |s_i − θδ_i| ≤ c_i; with it, the value has turned to rise once
     ∂h*(θδ_i − s_i) = b + (θδ_i − s_i − c)/(2a) ≥ |κ|/δ_i.
     """
-    xp = namespace(slopes, ball.weights)
-    tilt = ball.tilt
+    xp = namespace(slopes, bound.omega)
+    tilt = bound.tilt
     assert tilt is not None
-    tilted = (tilt > 0.0) & xp.isfinite(ball.radius)
+    tilted = (tilt > 0.0) & xp.isfinite(bound.radius)
     unit = xp.where(tilted, tilt, 1.0)
     curved = penalty.curved
     infinite = xp.full_like(slopes, xp.inf)
     below = xp.where(tilted & ~curved, (slopes - penalty.slope) / unit, 0.0)
     above = xp.where(tilted & ~curved, (slopes + penalty.slope) / unit, infinite)
-    radius = xp.where(xp.isfinite(ball.radius), xp.abs(ball.radius), 0.0)
+    radius = xp.where(xp.isfinite(bound.radius), xp.abs(bound.radius), 0.0)
     turned = (xp.abs(slopes) + penalty.slope + 2.0 * penalty.curvature * radius / unit) / unit
     low = xp.maximum(low, xp.max(below, axis=1, keepdims=True))
     high = xp.maximum(high, xp.max(xp.where(tilted & curved, turned, 0.0), axis=1, keepdims=True))
@@ -150,15 +150,15 @@ def _tilted_bracket(
     return low, xp.maximum(low, high)
 
 
-def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
+def _multiplier_by_search(penalty: Penalty, bound: RowBound, slopes: Array) -> Array:
     """The minimising θ for a penalty that only supplies its conjugate: golden-section search of a convex function."""
-    xp = namespace(slopes, ball.weights)
-    weights = ball.weights
-    reach = xp.where(ball.sees, xp.abs(slopes) / xp.where(weights > 0.0, weights, 1.0), 0.0)
+    xp = namespace(slopes, bound.omega)
+    omega = bound.omega
+    reach = xp.where(bound.sees, xp.abs(slopes) / xp.where(omega > 0.0, omega, 1.0), 0.0)
     high = xp.max(reach, axis=1, keepdims=True)
 
     def value(theta: Array) -> Array:
-        return _value_at(penalty, ball, slopes, theta)
+        return _value_at(penalty, bound, slopes, theta)
 
     def narrow(carry: tuple) -> tuple:
         low, high, count = carry
@@ -180,7 +180,7 @@ def _multiplier_by_search(penalty: Penalty, ball: Ball, slopes: Array) -> Array:
 
 
 def flat_coordinates(
-    penalty: Penalty, ball: Ball | None, shape: tuple[int, ...], support: Array | None = None
+    penalty: Penalty, bound: RowBound | None, shape: tuple[int, ...], support: Array | None = None
 ) -> Array:
     """Where neither penalty nor ball has a say, so that s_j = 0 is demanded; (rows, d), inside the support."""
     if isinstance(penalty, PiecewisePenalty):
@@ -188,18 +188,18 @@ def flat_coordinates(
     else:
         ones = namespace(getattr(penalty, "point_scale", None)).ones(shape)
         flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
-    xp = namespace(flat, None if ball is None else ball.weights)
+    xp = namespace(flat, None if bound is None else bound.omega)
     flat = xp.broadcast_to(flat, shape)
-    if ball is not None:
-        flat = flat & ~ball.sees
+    if bound is not None:
+        flat = flat & ~bound.sees
     return flat if support is None else flat & support
 
 
-def nearest_in_domain(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+def nearest_in_domain(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: Array | None) -> Array:
     """The slopes with each that is outside of the domain of h* moved to its end, on the coordinates no ball sees."""
-    xp = namespace(slopes, None if ball is None else ball.weights)
-    penalty, ball = _in_precision_of(slopes, penalty, ball)
-    free = _free(ball, slopes, mask)
+    xp = namespace(slopes, None if bound is None else bound.omega)
+    penalty, bound = _in_precision_of(slopes, penalty, bound)
+    free = _free(bound, slopes, mask)
     if isinstance(penalty, PiecewisePenalty):
         limit = xp.where(free & ~penalty.curved, penalty.slope, xp.inf)
         return xp.minimum(xp.maximum(slopes, -limit), limit)
@@ -208,10 +208,10 @@ def nearest_in_domain(penalty: Penalty, ball: Ball | None, slopes: Array, mask: 
     return xp.where(low < 1.0, low * slopes, slopes)
 
 
-def _free(ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+def _free(bound: RowBound | None, slopes: Array, mask: Array | None) -> Array:
     """The coordinates in `mask` that no ball sees, (rows, d)."""
-    xp = namespace(slopes, None if ball is None else ball.weights)
-    free = xp.ones(slopes.shape, dtype=bool) if ball is None else ~xp.broadcast_to(ball.sees, slopes.shape)
+    xp = namespace(slopes, None if bound is None else bound.omega)
+    free = xp.ones(slopes.shape, dtype=bool) if bound is None else ~xp.broadcast_to(bound.sees, slopes.shape)
     return free if mask is None else free & mask
 
 
@@ -232,21 +232,21 @@ def _largest_factor(fits: Callable[[Array], Array], ones: Array) -> Array:
     return xp.where(whole, 1.0, low * (1.0 - 5.0 * rounding_unit(ones)))
 
 
-def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array | None) -> Array:
+def dual_scaling(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: Array | None) -> Array:
     """The largest f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
 
     A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞).
     """
-    xp = namespace(slopes, None if ball is None else ball.weights)
-    penalty, ball = _in_precision_of(slopes, penalty, ball)
-    free = _free(ball, slopes, mask)
+    xp = namespace(slopes, None if bound is None else bound.omega)
+    penalty, bound = _in_precision_of(slopes, penalty, bound)
+    free = _free(bound, slopes, mask)
     if isinstance(penalty, PiecewisePenalty):
         size = xp.abs(slopes)
         flat = free & ~penalty.curved & (size > penalty.slope)
         fit = xp.where(flat, penalty.slope / xp.where(flat, size, 1.0), 1.0)
         factor = xp.min(fit, axis=1, keepdims=True)
-        if ball is not None and ball.tilt is not None:
-            factor = xp.minimum(factor, _tilted_scaling(penalty, ball, slopes, mask))
+        if bound is not None and bound.tilt is not None:
+            factor = xp.minimum(factor, _tilted_scaling(penalty, bound, slopes, mask))
         return xp.where(factor < 1.0, factor * (1.0 - 2.0 * rounding_unit(slopes)), 1.0)
     slopes = xp.where(free, slopes, 0.0)
 
@@ -256,24 +256,24 @@ def dual_scaling(penalty: Penalty, ball: Ball | None, slopes: Array, mask: Array
     return _largest_factor(finite, xp.ones((slopes.shape[0], 1), dtype=slopes.dtype))
 
 
-def _tilted_scaling(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
+def _tilted_scaling(penalty: PiecewisePenalty, bound: RowBound, slopes: Array, mask: Array | None) -> Array:
     """The largest f for which some θ ≥ 0 has f|s_j| ≤ c_j + θω_j and |f s_i − θδ_i| ≤ c_i; (rows, 1).
 
     The θ that the j demand must not exceed the one that i allows: f (|s_j|/ω_j − s_i/δ_i) ≤ c_j/ω_j + c_i/δ_i.
     Coordinates with curvature demand nothing.
     """
-    xp = namespace(slopes, ball.weights)
-    tilt, weights = ball.tilt, ball.weights
+    xp = namespace(slopes, bound.omega)
+    tilt, omega = bound.tilt, bound.omega
     assert tilt is not None
     if mask is not None:
         slopes = xp.where(mask, slopes, 0.0)
-    tilted = (tilt > 0.0) & ~penalty.curved & xp.isfinite(ball.radius)
+    tilted = (tilt > 0.0) & ~penalty.curved & xp.isfinite(bound.radius)
     unit = xp.where(tilted, tilt, 1.0)
     own = xp.sum(xp.where(tilted, slopes / unit, 0.0), axis=1, keepdims=True)
     slack = xp.sum(xp.where(tilted, penalty.slope / unit, 0.0), axis=1, keepdims=True)
     bends = xp.any(tilted, axis=1, keepdims=True)
-    flat = (weights > 0.0) & ~penalty.curved
-    omega = xp.where(flat, weights, 1.0)
+    flat = (omega > 0.0) & ~penalty.curved
+    omega = xp.where(flat, omega, 1.0)
     demand = xp.where(flat, xp.abs(slopes) / omega - own, 0.0)
     allowed = penalty.slope / omega + slack
     # Differences within the rounding of s count as none.
@@ -283,21 +283,21 @@ def _tilted_scaling(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: 
     return xp.where(bends, xp.minimum(xp.min(fit, axis=1, keepdims=True), from_zero), 1.0)
 
 
-def settled_tilt(penalty: PiecewisePenalty, ball: Ball, slopes: Array, mask: Array | None) -> Array:
+def raised_tilt(penalty: PiecewisePenalty, bound: RowBound, slopes: Array, mask: Array | None) -> Array:
     """The slopes with s_i of an unpenalised tilted coordinate raised to what the others demand, where it is below.
 
     There g* is finite only for s_i/δ_i ≥ (|s_j| − c_j)/ω_j for all j, which holds with equality at an optimum: rounding
     alone can break it. What the change may be is for the caller to judge.
     """
-    if ball.tilt is None:
+    if bound.tilt is None:
         return slopes
-    xp = namespace(slopes, ball.weights)
-    penalty, ball = _in_precision_of(slopes, penalty, ball)
-    tilt: Any = ball.tilt
-    weights = ball.weights
+    xp = namespace(slopes, bound.omega)
+    penalty, bound = _in_precision_of(slopes, penalty, bound)
+    tilt: Any = bound.tilt
+    omega = bound.omega
     seen = slopes if mask is None else xp.where(mask, slopes, 0.0)
-    own = (tilt > 0.0) & xp.isfinite(ball.radius) & (penalty.slope == 0.0) & ~penalty.curved
-    flat = (weights > 0.0) & ~penalty.curved
-    reach = xp.where(flat, xp.abs(seen) - penalty.slope, 0.0) / xp.where(flat, weights, 1.0)
+    own = (tilt > 0.0) & xp.isfinite(bound.radius) & (penalty.slope == 0.0) & ~penalty.curved
+    flat = (omega > 0.0) & ~penalty.curved
+    reach = xp.where(flat, xp.abs(seen) - penalty.slope, 0.0) / xp.where(flat, omega, 1.0)
     demand = xp.maximum(xp.max(reach, axis=1, keepdims=True), 0.0)
     return xp.where(own, xp.maximum(slopes, tilt * demand), slopes)

@@ -1,7 +1,7 @@
 """Row constraints: weighted ℓ1 balls and Metzler rows, and the supports of models.
 
-A constraint object (`L1Ball`, `MetzlerRow`, `Free`) says what the user means; `Ball` is what the solvers and the
-certificate work with: per row, coordinate weights ω (0 for a coordinate the ball does not see), a tilt δ (not 0 for the
+A constraint object (`L1Ball`, `MetzlerRow`, `Free`) says what the user means; `RowBound` is what the solvers and the
+certificate work with: per row, coordinate weights ω (0 for a coordinate it does not see), a tilt δ (not 0 for the
 coordinate of a Metzler row that counts with its sign) and a radius κ (inf for no constraint).
 
     Σ_j ω_j |w_j| + δ_j w_j ≤ κ
@@ -22,59 +22,59 @@ from simjax.rows.arrays import namespace, pytree, rounding_unit, row_sums
 
 @pytree("size")
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ball:
+class RowBound:
     """Σ_j ω_j |w_j| + δ_j w_j ≤ κ for each row.
 
     Attributes:
-      weights: ω ≥ 0, (1 or rows, d).
+      omega: ω ≥ 0, (1 or rows, d).
       radius: κ, (rows, 1), inf for no constraint; κ > 0 without a tilt.
       size: ω_j = δ_j = 0 from this coordinate on, so that the search for the multiplier need not look there.
       tilt: δ ≥ 0, (rows, d), positive for at most one coordinate of a row, which has ω = 0; None for δ = 0.
     """
 
-    weights: Array
+    omega: Array
     radius: Array
     size: int
     tilt: Array | None = None
 
-    def rows(self, index: Any) -> Ball:
+    def take(self, index: Any) -> RowBound:
         """The constraints of the rows in `index`."""
-        weights = self.weights[index] if self.weights.shape[0] > 1 else self.weights
-        return Ball(weights, self.radius[index], self.size, None if self.tilt is None else self.tilt[index])
+        omega = self.omega[index] if self.omega.shape[0] > 1 else self.omega
+        return RowBound(omega, self.radius[index], self.size, None if self.tilt is None else self.tilt[index])
 
-    def columns(self) -> Ball:
+    def columns(self) -> RowBound:
         """The constraint on the first `size` coordinates, which are all it depends on."""
         tilt = None if self.tilt is None else self.tilt[:, : self.size]
-        return Ball(self.weights[:, : self.size], self.radius, self.size, tilt)
+        return RowBound(self.omega[:, : self.size], self.radius, self.size, tilt)
 
-    def cast(self, dtype: Any) -> Ball:
+    def cast(self, dtype: Any) -> RowBound:
         """The constraint in numbers of this dtype: itself, where it is."""
-        if self.weights.dtype == dtype and self.radius.dtype == dtype:
+        if self.omega.dtype == dtype and self.radius.dtype == dtype:
             return self
         tilt = None if self.tilt is None else self.tilt.astype(dtype)
-        return Ball(self.weights.astype(dtype), self.radius.astype(dtype), self.size, tilt)
+        return RowBound(self.omega.astype(dtype), self.radius.astype(dtype), self.size, tilt)
 
     def norm(self, weights: Array) -> Array:
         """Σ_j ω_j |w_j| + δ_j w_j, (rows, 1); a norm where there is no tilt."""
-        size = row_sums(self.weights, namespace(weights, self.weights).abs(weights))
+        size = row_sums(self.omega, namespace(weights, self.omega).abs(weights))
         return size if self.tilt is None else size + row_sums(self.tilt, weights)
 
     def normal(self, sign: Array) -> Array:
         """ω sign(w) + δ, the gradient of the norm on the orthant of `sign`, (rows, d)."""
-        return self.weights * sign if self.tilt is None else self.weights * sign + self.tilt
+        return self.omega * sign if self.tilt is None else self.omega * sign + self.tilt
 
     def inside(self, weights: Array) -> Array:
-        """The weights moved into the ball: scaled on its coordinates, or lowered on the one that counts with its sign.
+        """The weights moved inside: scaled on its coordinates, or lowered on the one that counts with its sign.
 
         A tilted coordinate that is zero stays so where scaling the others will do.
         """
-        xp = namespace(weights, self.weights)
+        xp = namespace(weights, self.omega)
         norm, radius = self.norm(weights), self.radius
         over = norm > radius
         if xp is np and not over.any():
             return weights
         shrink = xp.where(over, radius / xp.where(norm > 0.0, norm, 1.0), 1.0)
-        scaled = weights * xp.where(self.weights > 0.0, shrink, 1.0)
+        scaled = weights * xp.where(self.omega > 0.0, shrink, 1.0)
         if self.tilt is None:
             return scaled
         tilted = self.tilt > 0.0
@@ -88,9 +88,9 @@ class Ball:
 
     @property
     def sees(self) -> Array:
-        """Which coordinates the ball bounds, (rows, d)."""
-        seen = self.weights > 0.0 if self.tilt is None else (self.weights > 0.0) | (self.tilt > 0.0)
-        return seen & namespace(self.radius, self.weights).isfinite(self.radius)
+        """Which coordinates the constraint bounds, (rows, d)."""
+        seen = self.omega > 0.0 if self.tilt is None else (self.omega > 0.0) | (self.tilt > 0.0)
+        return seen & namespace(self.radius, self.omega).isfinite(self.radius)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class L1Ball:
         object.__setattr__(self, "radius", radius)
         object.__setattr__(self, "weights", weights)
 
-    def ball(self, rows: int, width: int, support: np.ndarray | None = None) -> Ball:
+    def bound(self, rows: int, width: int, support: np.ndarray | None = None) -> RowBound:
         """The constraint for `rows` rows of `width` coordinates; it is the same for any `support`.
 
         Raises:
@@ -140,9 +140,9 @@ class L1Ball:
             raise ValueError(f"weights of the ball must have {size} entries a row, got shape {omega.shape}.")
         if omega.ndim == 2 and omega.shape[0] not in (1, rows):
             raise ValueError(f"weights of the ball must be for {rows} rows, got shape {omega.shape}.")
-        weights = np.zeros((omega.shape[0] if omega.ndim == 2 else 1, width))
-        weights[:, :size] = omega
-        return Ball(weights, _radius_of_rows(radius, rows), size)
+        full = np.zeros((omega.shape[0] if omega.ndim == 2 else 1, width))
+        full[:, :size] = omega
+        return RowBound(full, _radius_of_rows(radius, rows), size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,13 +184,13 @@ class MetzlerRow:
         object.__setattr__(self, "diagonal", diagonal)
         object.__setattr__(self, "weights", plain.weights)
 
-    def ball(self, rows: int, width: int, support: np.ndarray | None = None) -> Ball:
+    def bound(self, rows: int, width: int, support: np.ndarray | None = None) -> RowBound:
         """The constraint for `rows` rows of `width` coordinates, of which `support` (rows, width) may be nonzero.
 
         Raises:
           ValueError: if size, weights, radius or diagonal do not fit these numbers, or no weights meet the constraint.
         """
-        plain = L1Ball(1.0, self.size, self.weights).ball(rows, width)
+        plain = L1Ball(1.0, self.size, self.weights).bound(rows, width)
         diagonal, every = np.asarray(self.diagonal), np.arange(rows)
         radius = _radius_of_rows(np.asarray(self.radius), rows)
         if diagonal.shape != (rows,) or np.any((diagonal < -1) | (diagonal >= plain.size)):
@@ -198,11 +198,11 @@ class MetzlerRow:
                 f"diagonal must be ({rows},) numbers from -1 to {plain.size - 1}, got shape {diagonal.shape}"
                 + (f" with entries from {diagonal.min()} to {diagonal.max()}." if diagonal.size else ".")
             )
-        weights = np.broadcast_to(plain.weights, (rows, width)).copy()
+        omega = np.broadcast_to(plain.omega, (rows, width)).copy()
         own = every[diagonal >= 0], diagonal[diagonal >= 0]
-        if np.any(weights[own] != 1.0):
+        if np.any(omega[own] != 1.0):
             raise ValueError("weights must be 1 at the diagonal of each row.")
-        weights[own] = 0.0
+        omega[own] = 0.0
         tilt = np.zeros((rows, width))
         tilt[own] = 1.0
         if support is not None:
@@ -213,7 +213,7 @@ class MetzlerRow:
                 f"radius must be positive where the support excludes the diagonal or there is none; row "
                 f"{np.flatnonzero(stuck)[0]} has {radius[stuck][0, 0]:g}."
             )
-        return Ball(weights, radius, plain.size, tilt)
+        return RowBound(omega, radius, plain.size, tilt)
 
 
 def _radius_of_rows(radius: np.ndarray, rows: int) -> np.ndarray:
@@ -227,7 +227,7 @@ def _radius_of_rows(radius: np.ndarray, rows: int) -> np.ndarray:
 class Free:
     """No constraint."""
 
-    def ball(self, rows: int, width: int, support: np.ndarray | None = None) -> None:
+    def bound(self, rows: int, width: int, support: np.ndarray | None = None) -> None:
         return None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from simjax.rows._qr import ColumnBasis
-from simjax.rows.conjugate import dual_scaling, flat_coordinates, nearest_in_domain, settled_tilt
+from simjax.rows.conjugate import dual_scaling, flat_coordinates, nearest_in_domain, raised_tilt
 from simjax.rows.gathered import project_out
 from simjax.rows.own_penalty import traceable
 from simjax.rows.penalties import soft
@@ -48,7 +48,7 @@ class DualPoints:
 def flat_of(problem: RowProblem) -> np.ndarray:
     """`flat_coordinates` of the rows of a problem, (R, d)."""
     penalty = traceable(problem.penalty)
-    flat = flat_coordinates(penalty, problem.ball, (problem.rows_count, problem.width), problem.support)
+    flat = flat_coordinates(penalty, problem.bound, (problem.count, problem.width), problem.support)
     return np.asarray(flat)
 
 
@@ -69,19 +69,19 @@ def projected_points(problem: RowProblem, dual: np.ndarray) -> DualPoints:
 def narrow_rows(problem: RowProblem, points: np.ndarray) -> np.ndarray:
     """Which rows have a slope outside of a domain that is next to nothing against ‖φ_j‖‖y‖, (R,)."""
     slopes = points @ problem.design
-    nearest = nearest_in_domain(problem.penalty, problem.ball, slopes, problem.support)
+    nearest = nearest_in_domain(problem.penalty, problem.bound, slopes, problem.support)
     return np.any((nearest != slopes) & (np.abs(nearest) <= _NARROW * _reach(problem, points)), axis=1)
 
 
 def _scaled(problem: RowProblem, dual: np.ndarray, moved: np.ndarray) -> DualPoints:
-    penalty, ball, mask = problem.penalty, problem.ball, problem.support
+    penalty, bound, mask = problem.penalty, problem.bound, problem.support
     rounding = ROUNDING * np.sqrt(problem.design.shape[0]) * _reach(problem, dual)
-    slopes = _settled(problem, dual @ problem.design, rounding)
+    slopes = _raised(problem, dual @ problem.design, rounding)
     if moved.any():
-        nearest = nearest_in_domain(penalty, ball, slopes, mask)
+        nearest = nearest_in_domain(penalty, bound, slopes, mask)
         held = moved & (np.abs(nearest) <= rounding) & (np.abs(slopes - nearest) <= rounding)
         slopes = np.where(held, nearest, slopes)
-    factor = np.asarray(dual_scaling(penalty, ball, slopes, mask))
+    factor = np.asarray(dual_scaling(penalty, bound, slopes, mask))
     return DualPoints(factor * dual, factor * slopes, factor)
 
 
@@ -122,7 +122,7 @@ def _project_into_domain(problem: RowProblem, dual: np.ndarray, flat: np.ndarray
     dual, members = dual.copy(), np.zeros(flat.shape, dtype=bool)
     for _ in range(_SWEEPS):
         slopes = dual @ problem.design
-        nearest = nearest_in_domain(problem.penalty, problem.ball, slopes, problem.support)
+        nearest = nearest_in_domain(problem.penalty, problem.bound, slopes, problem.support)
         reach = _reach(problem, dual)
         outside = ~flat & (np.abs(slopes - nearest) > np.where(members, _MARGIN * reach, 0.0))
         if not outside.any():
@@ -145,18 +145,18 @@ def _project_onto_tilt(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) 
     coordinates that demand more the same θ, and leaves the slopes of flat ones, is in the span of their columns; a few
     sweeps catch those that come to demand more by it.
     """
-    ball = problem.ball
-    if ball is None or ball.tilt is None:
+    bound = problem.bound
+    if bound is None or bound.tilt is None:
         return dual
     penalty: Any = problem.penalty
-    shape = (problem.rows_count, problem.width)
+    shape = (problem.count, problem.width)
     slope, straight = np.broadcast_to(penalty.slope, shape), ~np.broadcast_to(penalty.curved, shape)
-    tilt, weights = np.asarray(ball.tilt), np.broadcast_to(np.asarray(ball.weights), shape)
-    tilted = (tilt > 0.0) & np.isfinite(ball.radius) & (slope == 0.0) & straight
+    tilt, omegas = np.asarray(bound.tilt), np.broadcast_to(np.asarray(bound.omega), shape)
+    tilted = (tilt > 0.0) & np.isfinite(bound.radius) & (slope == 0.0) & straight
     dual = dual.copy()
     for row in np.flatnonzero(tilted.any(axis=1)):
         own = int(np.argmax(tilted[row]))
-        omega = weights[row]
+        omega = omegas[row]
         others = (omega > 0.0) & straight[row]
         if problem.support is not None:
             others = others & problem.support[row]
@@ -179,9 +179,9 @@ def _project_onto_tilt(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) 
     return dual
 
 
-def _settled(problem: RowProblem, slopes: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+def _raised(problem: RowProblem, slopes: np.ndarray, rounding: np.ndarray) -> np.ndarray:
     """The slopes, with an unpenalised tilted coordinate raised to what the others demand, if rounding can be why."""
-    if problem.ball is None or problem.ball.tilt is None:
+    if problem.bound is None or problem.bound.tilt is None:
         return slopes
-    raised = np.asarray(settled_tilt(problem.penalty, problem.ball, slopes, problem.support))  # type: ignore[arg-type]
+    raised = np.asarray(raised_tilt(problem.penalty, problem.bound, slopes, problem.support))  # type: ignore[arg-type]
     return np.where(raised - slopes <= rounding, raised, slopes)

@@ -23,10 +23,10 @@ MARGIN_TOL = 1e-12
 
 def inconsistency_rays(problem: RowProblem) -> np.ndarray:
     """T minus its projection on the columns in the support, (R, m); zero where that is below `RESIDUAL_TOL`."""
-    rays = np.zeros((problem.rows_count, problem.design.shape[0]))
+    rays = np.zeros((problem.count, problem.design.shape[0]))
     support = problem.support
     if support is None:
-        support = np.ones((problem.rows_count, problem.width), dtype=bool)
+        support = np.ones((problem.count, problem.width), dtype=bool)
     patterns, which = np.unique(support, axis=0, return_inverse=True)
     norms = np.linalg.norm(problem.design, axis=0)
     for number, pattern in enumerate(patterns):
@@ -45,10 +45,10 @@ def inconsistency_rays(problem: RowProblem) -> np.ndarray:
 
 def smallest_ball(problem: RowProblem) -> RowProblem:
     """Min Σ ω_j|w_j| s.t. Φw = t, w in the support: its optimum is the smallest κ for which the row is feasible."""
-    assert problem.ball is not None
-    slope = np.where(np.isfinite(problem.ball.radius), problem.ball.weights, 0.0)
+    assert problem.bound is not None
+    slope = np.where(np.isfinite(problem.bound.radius), problem.bound.omega, 0.0)
     zero = np.zeros((1, 1))
-    return dataclasses.replace(problem, penalty=PiecewisePenalty(slope, zero, zero), ball=None)
+    return dataclasses.replace(problem, penalty=PiecewisePenalty(slope, zero, zero), bound=None)
 
 
 def proved(problem: RowProblem, rays: np.ndarray) -> np.ndarray:

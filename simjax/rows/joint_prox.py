@@ -12,7 +12,7 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, while_loop
-from simjax.rows.constraints import Ball
+from simjax.rows.constraints import RowBound
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft, take_rows
 
 _ROOT_STEPS = 100
@@ -27,7 +27,7 @@ class JointProx(NamedTuple):
     seen: Array  # (rows, d), soft(x − θδ, θω): the points at which the penalty's own prox was taken
 
 
-def joint_prox(penalty: Penalty, ball: Ball | None, points: Array, step: Array, theta: Array) -> JointProx:
+def joint_prox(penalty: Penalty, bound: RowBound | None, points: Array, step: Array, theta: Array) -> JointProx:
     """argmin_w ½‖w − x‖² + step·h(w) s.t. Σ ω|w| + δᵀw ≤ κ, row by row.
 
     For a penalty with its minimum at zero this is prox_{τh}(soft(x − θδ, θω)) with the smallest θ ≥ 0 for which the
@@ -38,53 +38,59 @@ def joint_prox(penalty: Penalty, ball: Ball | None, points: Array, step: Array, 
       points: x, (rows, d).   step: τ > 0, (rows, 1).
       theta: (rows, 1), a guess of θ, e.g. that of the previous call; any value ≥ 0 is safe.
     """
-    xp = namespace(points, step, theta, None if ball is None else ball.weights)
+    xp = namespace(points, step, theta, None if bound is None else bound.omega)
     point = penalty.prox(points, step)
-    if ball is None:
+    if bound is None:
         return JointProx(point, xp.zeros_like(theta), points)
-    ball = ball.cast(points.dtype)
-    free = ball.norm(point) <= ball.radius
+    bound = bound.cast(points.dtype)
+    free = bound.norm(point) <= bound.radius
     if xp is not np:
-        return _on_the_ball(penalty, ball, points, step, theta, free)
+        return _on_the_bound(penalty, bound, points, step, theta, free)
     binds = np.flatnonzero(~free)
     if binds.size == points.shape[0]:
-        return _on_the_ball(penalty, ball, points, step, theta, free)
+        return _on_the_bound(penalty, bound, points, step, theta, free)
     theta, seen, steps = np.zeros_like(theta), points, np.broadcast_to(step, theta.shape)
     if binds.size:
-        part = _on_the_ball(
-            take_rows(penalty, binds), ball.rows(binds), points[binds], steps[binds], theta[binds], free[binds]
+        part = _on_the_bound(
+            take_rows(penalty, binds), bound.take(binds), points[binds], steps[binds], theta[binds], free[binds]
         )
         seen = points.copy()
         point[binds], theta[binds], seen[binds] = part
     return JointProx(point, theta, seen)
 
 
-def _on_the_ball(penalty: Penalty, ball: Ball, points: Array, step: Array, theta: Array, free: Array) -> JointProx:
+def _on_the_bound(
+    penalty: Penalty, bound: RowBound, points: Array, step: Array, theta: Array, free: Array
+) -> JointProx:
     """The joint prox where the constraint binds; where it does not, in rows that are `free`, θ = 0."""
-    theta = _root(penalty, ball, points, step, theta, free)
-    seen = shrunk(points, theta, ball)
+    theta = _root(penalty, bound, points, step, theta, free)
+    seen = shrunk(points, theta, bound)
     # What is left of the excess is rounding; a move of O(ε) makes the point feasible.
-    return JointProx(ball.inside(penalty.prox(seen, step)), theta, seen)
+    return JointProx(bound.inside(penalty.prox(seen, step)), theta, seen)
 
 
-def shrunk(points: Array, theta: Array, ball: Ball) -> Array:
+def shrunk(points: Array, theta: Array, bound: RowBound) -> Array:
     """soft(x − θδ, θω)."""
-    return soft(points if ball.tilt is None else points - theta * ball.tilt, theta * ball.weights)
+    return soft(points if bound.tilt is None else points - theta * bound.tilt, theta * bound.omega)
 
 
-def _root(penalty: Penalty, ball: Ball, points: Array, step: Array, theta: Array, free: Array) -> Array:
+def _root(penalty: Penalty, bound: RowBound, points: Array, step: Array, theta: Array, free: Array) -> Array:
     """The smallest θ ≥ 0 with Σ ω|w| + δᵀw ≤ κ for w = prox_{τh}(soft(x − θδ, θω)), (rows, 1)."""
-    xp = namespace(points, step, theta, ball.weights)
+    xp = namespace(points, step, theta, bound.omega)
     if isinstance(penalty, PiecewisePenalty):  # the root depends on the coordinates in the ball alone
-        penalty, points, ball = penalty.columns(ball.size).cast(points.dtype), points[:, : ball.size], ball.columns()
-    weights, radius, tilt = ball.weights, ball.radius, ball.tilt
+        penalty, points, bound = (
+            penalty.columns(bound.size).cast(points.dtype),
+            points[:, : bound.size],
+            bound.columns(),
+        )
+    omega, radius, tilt = bound.omega, bound.radius, bound.tilt
     if tilt is None and isinstance(penalty, PiecewisePenalty):
-        norm_at = _norm_of_piecewise(penalty, ball, points, step)
+        norm_at = _norm_of_piecewise(penalty, bound, points, step)
     else:
-        norm_at = _norm_of_any(penalty, ball, points, step)
+        norm_at = _norm_of_any(penalty, bound, points, step)
     # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
-    sees, size = weights > 0.0, xp.abs(points)
-    high = xp.max(xp.where(sees, size, 0.0) / xp.where(sees, weights, 1.0), axis=1, keepdims=True)
+    sees, size = omega > 0.0, xp.abs(points)
+    high = xp.max(xp.where(sees, size, 0.0) / xp.where(sees, omega, 1.0), axis=1, keepdims=True)
     unit = target = xp.where(xp.isfinite(radius), radius, 1.0)
     if tilt is not None:
         high = _doubled_until(lambda theta: norm_at(theta)[0] <= radius, high, points, radius, tilt)
@@ -116,27 +122,27 @@ def _root(penalty: Penalty, ball: Ball, points: Array, step: Array, theta: Array
 _Norm = Callable[[Array], tuple[Array, Array]]
 
 
-def _norm_of_piecewise(penalty: PiecewisePenalty, ball: Ball, points: Array, step: Array) -> _Norm:
+def _norm_of_piecewise(penalty: PiecewisePenalty, bound: RowBound, points: Array, step: Array) -> _Norm:
     """Σ ω|w| at θ and minus its derivative, where only sizes matter: |w| is a function of |x| − τc − θω."""
-    weights, square = ball.weights, ball.weights**2
-    excess = namespace(points, ball.weights).abs(points) - step * penalty.slope
+    omega, square = bound.omega, bound.omega**2
+    excess = namespace(points, bound.omega).abs(points) - step * penalty.slope
 
     def norm_at(theta: Array) -> tuple[Array, Array]:
-        size, slope = penalty.size_and_slope(excess - theta * weights, step)
-        return row_sums(weights, size), row_sums(square, slope)
+        size, slope = penalty.size_and_slope(excess - theta * omega, step)
+        return row_sums(omega, size), row_sums(square, slope)
 
     return norm_at
 
 
-def _norm_of_any(penalty: Any, ball: Ball, points: Array, step: Array) -> _Norm:
+def _norm_of_any(penalty: Any, bound: RowBound, points: Array, step: Array) -> _Norm:
     """Σ ω|w| + δᵀw at θ and minus its derivative."""
-    xp = namespace(points, ball.weights)
-    square = ball.weights**2 if ball.tilt is None else ball.weights**2 + ball.tilt**2
+    xp = namespace(points, bound.omega)
+    square = bound.omega**2 if bound.tilt is None else bound.omega**2 + bound.tilt**2
 
     def norm_at(theta: Array) -> tuple[Array, Array]:
-        seen = shrunk(points, theta, ball)
+        seen = shrunk(points, theta, bound)
         slope = xp.where(seen != 0.0, penalty.prox_slope(seen, step), 0.0)
-        return ball.norm(penalty.prox(seen, step)), row_sums(square, slope)
+        return bound.norm(penalty.prox(seen, step)), row_sums(square, slope)
 
     return norm_at
 

@@ -12,7 +12,8 @@ from simjax.rows.progress import ProgressCallback
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-SOLVERS = ("auto", "admm", "proximal_gradient")
+FIRST_ORDER = ("admm", "proximal_gradient")  # each a module of `rows/solvers`, found by its name
+SOLVERS = ("auto", *FIRST_ORDER)
 ENGINES = ("auto", "numpy", "jax")
 PRECISIONS = ("auto", "float64")
 

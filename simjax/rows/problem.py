@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import choice, float_array, matrix
-from simjax.rows.constraints import Ball, Constraint, Free, MetzlerRow
+from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
 
@@ -35,7 +35,7 @@ class RowProblem:
       targets: T, (m, R), one column per row.
       loss_weight: λ > 0, (R,); not used under exact matching.
       penalty: h, with parameters that broadcast against (R, d).
-      ball: the constraint Σ ω|w| ≤ κ of each row, or None.
+      bound: the constraint Σ ω|w| + δw ≤ κ of each row, or None.
       support: boolean (R, d), False where a weight must be zero; None for no restriction.
       matching: "penalty" or "exact".
     """
@@ -44,12 +44,12 @@ class RowProblem:
     targets: np.ndarray
     loss_weight: np.ndarray
     penalty: Penalty
-    ball: Ball | None = None
+    bound: RowBound | None = None
     support: np.ndarray | None = None
     matching: str = "penalty"
 
     @property
-    def rows_count(self) -> int:
+    def count(self) -> int:
         return self.targets.shape[1]
 
     @property
@@ -67,7 +67,7 @@ class RowProblem:
             targets=self.targets[:, index],
             loss_weight=self.loss_weight[index],
             penalty=take_rows(self.penalty, index),
-            ball=None if self.ball is None else self.ball.rows(index),
+            bound=None if self.bound is None else self.bound.take(index),
             support=None if self.support is None else self.support[index],
         )
 
@@ -75,7 +75,7 @@ class RowProblem:
 def objective_floor(problem: RowProblem) -> np.ndarray:
     """What an objective is measured against at the least, (R,): `OBJECTIVE_FLOOR` of λ‖t‖², the objective of w = 0."""
     if problem.exact:
-        return np.zeros(problem.rows_count)
+        return np.zeros(problem.count)
     return OBJECTIVE_FLOOR * problem.loss_weight * np.sum(problem.targets**2, axis=0)
 
 
@@ -85,13 +85,13 @@ class RowSource:
 
     Attributes:
       design: Φ, (m, d), of all rows.
-      rows_count: how many rows there are.
+      count: how many rows there are.
       matching: "penalty" or "exact".
       take: makes the `RowProblem` of the rows with given numbers (k,).
     """
 
     design: np.ndarray
-    rows_count: int
+    count: int
     matching: str
     take: Callable[[np.ndarray], RowProblem]
 
@@ -105,7 +105,7 @@ class RowSource:
 
     def all(self) -> RowProblem:
         """Every row."""
-        return self.take(np.arange(self.rows_count))
+        return self.take(np.arange(self.count))
 
 
 def row_problem(
@@ -169,7 +169,7 @@ def row_problem(
         targets=targets,
         loss_weight=np.broadcast_to(loss_weight, (rows,)).copy(),
         penalty=penalty,
-        ball=constraint.ball(rows, d, mask),
+        bound=constraint.bound(rows, d, mask),
         support=mask,
         matching=matching,
     )

@@ -39,15 +39,15 @@ class Reporter:
       rows: how many rows the solve has.
 
     Attributes:
-      settled: rows that are no longer worked on; whoever works on a part of the rows counts the others here.
+      done: rows that are no longer worked on; whoever works on a part of the rows counts the others here.
     """
 
     def __init__(self, callback: ProgressCallback | None, rows: int) -> None:
-        self.callback, self.rows, self.settled = callback, rows, 0
-        self._begin = time.perf_counter()
+        self.callback, self.rows, self.done = callback, rows, 0
+        self._began = time.perf_counter()
 
     def __call__(self, solved: int, worst_gap: float, passes: int, stage: str) -> None:
         """`solved` of the rows at work have reached the tolerance."""
         if self.callback is not None:
-            seconds = time.perf_counter() - self._begin
-            self.callback(Progress(self.rows, self.settled + solved, worst_gap, passes, seconds, stage))
+            seconds = time.perf_counter() - self._began
+            self.callback(Progress(self.rows, self.done + solved, worst_gap, passes, seconds, stage))

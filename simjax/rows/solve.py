@@ -10,7 +10,7 @@ import scipy.sparse
 
 from simjax._typing import ArrayLike, Weights
 from simjax._warnings import warn
-from simjax.rows.attempts import Block, Start
+from simjax.rows.attempts import RowBlock, Start
 from simjax.rows.certificate import joined_certificates
 from simjax.rows.constraints import Constraint
 from simjax.rows.engines import choose
@@ -107,19 +107,19 @@ def solve_problem(
     """
     options.check(problem.matching)
     engine = choose(options)
-    begin = time.perf_counter()
+    began = time.perf_counter()
     if workspace is None:
         workspace = Workspace(problem.design)
     workspace.check(problem)
-    blocks = row_blocks(problem.rows_count, problem.design.shape, options.max_memory, engine.devices)
+    blocks = row_blocks(problem.count, problem.design.shape, options.max_memory, engine.devices)
     whole = len(blocks) == 1
-    reporter = Reporter(options.progress, problem.rows_count)
+    reporter = Reporter(options.progress, problem.count)
     solved, statuses, weights = [], [], []
     for numbers in blocks:
         part = problem if whole and isinstance(problem, RowProblem) else problem.take(numbers)
-        block = Block.make(part, workspace, options, engine, reporter)
+        block = RowBlock.make(part, workspace, options, engine, reporter)
         statuses.append(block.solve(None if start is None else start.take(numbers)))
-        reporter.settled += numbers.size
+        reporter.done += numbers.size
         found = block.answers.weights
         # What type they have follows from the arguments alone, not from the memory that happens to be free.
         weights.append(found if options.max_memory is None or len(blocks) == 1 else scipy.sparse.csr_array(found))
@@ -139,7 +139,7 @@ def solve_problem(
         newton_steps=np.concatenate([block.answers.newton_steps for block in solved]),
         polished=np.concatenate([block.answers.polished for block in solved]),
         engine=engine.describe(),
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - began,
         tol=options.tol,
     )
 

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from simjax.rows.problem import RowProblem, RowSource
-from simjax.rows.solvers.factor import Design
+from simjax.rows.solvers.factor import FactoredDesign
 
 
 class Workspace:
@@ -31,7 +31,7 @@ class Workspace:
         mean = logarithm[positive].mean() if positive.any() else 0.0
         self.design = design
         self.column_scale = np.where(positive, np.exp(logarithm - mean), 1.0)
-        self.scaled = Design(design / self.column_scale)
+        self.scaled = FactoredDesign(design / self.column_scale)
 
     @functools.cached_property
     def gram(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.linalg
 
-from simjax.rows.conjugate import dual_scaling, settled_tilt, support_function
+from simjax.rows.conjugate import dual_scaling, raised_tilt, support_function
 from simjax.rows.dual_points import ROUNDING, flat_of
 from simjax.rows.own_penalty import traceable
 from simjax.rows.problem import OBJECTIVE_FLOOR, RowProblem, RowSource
@@ -112,7 +112,7 @@ def _lifted(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
 
     The part of y that is orthogonal to the design has no slopes, and 2λ times that part of t is the best choice.
     """
-    loss_weight = np.zeros(problem.rows_count) if problem.exact else problem.loss_weight
+    loss_weight = np.zeros(problem.count) if problem.exact else problem.loss_weight
     beta = 2.0 * loss_weight
     norms = np.linalg.norm(problem.design, axis=0)
     norms = np.where(norms > 0.0, norms, 1.0)
@@ -140,7 +140,7 @@ class _Sums:
 
     @classmethod
     def zero(cls, problem: RowProblem) -> _Sums:
-        rows, width = problem.rows_count, problem.width
+        rows, width = problem.count, problem.width
         return cls(
             m=0,
             multiplier=2.0 * problem.loss_weight,
@@ -220,19 +220,19 @@ def _certificate_from(
     flat: np.ndarray,
     infeasibility: np.ndarray,
 ) -> StreamedCertificate:
-    penalty, ball, loss_weight = problem.penalty, problem.ball, problem.loss_weight
+    penalty, bound, loss_weight = problem.penalty, problem.bound, problem.loss_weight
     mask = problem.support
     # In flat directions s_j = 0 is demanded, and holds to the rounding of the sums.
     reach = np.sqrt(np.maximum(sums.dual_squares, 0.0))[:, None] * np.sqrt(sums.column_squares)
     rounding = ROUNDING * np.sqrt(sums.m) * reach
     slopes = np.where(flat & (np.abs(sums.slopes) <= rounding), 0.0, sums.slopes)
-    if ball is not None and ball.tilt is not None:
-        raised = np.asarray(settled_tilt(penalty, ball, slopes, mask))  # type: ignore[arg-type]
+    if bound is not None and bound.tilt is not None:
+        raised = np.asarray(raised_tilt(penalty, bound, slopes, mask))  # type: ignore[arg-type]
         slopes = np.where(raised - slopes <= rounding, raised, slopes)
-    factor = np.asarray(dual_scaling(penalty, ball, slopes, mask))
+    factor = np.asarray(dual_scaling(penalty, bound, slopes, mask))
     slopes = factor * slopes
     value = np.sum(np.broadcast_to(penalty.value(weights), weights.shape), axis=1)
-    conjugate = np.asarray(support_function(penalty, ball, slopes, mask))
+    conjugate = np.asarray(support_function(penalty, bound, slopes, mask))
     fenchel = np.maximum(value + conjugate - np.sum(slopes * weights, axis=1), 0.0)
     f = factor[:, 0]
     if problem.exact:

@@ -32,7 +32,7 @@ def task(problem, folder, **options):
 
 def same_rows(left, right):
     rng = np.random.default_rng(0)
-    weights = 0.1 * rng.normal(size=(left.rows_count, left.width))
+    weights = 0.1 * rng.normal(size=(left.count, left.width))
     one, other = certify(left, weights), certify(right, weights)
     np.testing.assert_array_equal(one.objective, other.objective)
     np.testing.assert_array_equal(one.infeasibility, other.infeasibility)
@@ -57,10 +57,10 @@ def test_the_rows_of_a_network_are_those_of_fit(tmp_path, kappa):
     layers = [rng.normal(size=shape) for shape in ((5, 8), (4, 5), (3, 4))]
     states = simjax.States.from_layers(layers, None, "relu", rng.normal(size=(12, 8)))
     problem = problems.of_states("network", states, "perspective-100th", 0.1, 1e-3, kappa)
-    assert (problem.mu, problem.n, problem.inner, problem.rows.rows_count) == (1e-5, 9, 9, 12)
+    assert (problem.mu, problem.n, problem.inner, problem.rows.count) == (1e-5, 9, 9, 12)
     problem.save(tmp_path)
     same_rows(problem.rows, problems.Problem.load(tmp_path).rows)
-    assert (problem.rows.ball is None) == (kappa is None)
+    assert (problem.rows.bound is None) == (kappa is None)
     rescaled = states.rescaled(states.scaling("inner", 0.99))
     np.testing.assert_array_equal(problem.design, np.hstack([rescaled.activations, rescaled.inputs]))
     np.testing.assert_array_equal(problem.targets, np.hstack([rescaled.preactivations, rescaled.outputs]))

@@ -43,13 +43,13 @@ def problem_of(penalty, constraint, m=WIDE, **options):
 
 def feasible_weights(problem, rng, size=1.0):
     """Random weights inside the ball and the support."""
-    w = size * rng.normal(size=(problem.rows_count, problem.width)) * (rng.random(problem.width) < 0.6)
+    w = size * rng.normal(size=(problem.count, problem.width)) * (rng.random(problem.width) < 0.6)
     if problem.support is not None:
         w = np.where(problem.support, w, 0.0)
-    if problem.ball is not None:
-        seen = np.broadcast_to(problem.ball.weights > 0.0, w.shape)
-        norm = np.sum(problem.ball.weights * np.abs(w), axis=1, keepdims=True)
-        w = np.where(seen, w * np.minimum(1.0, problem.ball.radius / np.maximum(norm, 1e-300)), w)
+    if problem.bound is not None:
+        seen = np.broadcast_to(problem.bound.omega > 0.0, w.shape)
+        norm = np.sum(problem.bound.omega * np.abs(w), axis=1, keepdims=True)
+        w = np.where(seen, w * np.minimum(1.0, problem.bound.radius / np.maximum(norm, 1e-300)), w)
     return w
 
 
@@ -440,7 +440,7 @@ def test_bounds_of_a_nearly_flat_row_are_true_for_any_dual_point(condition, unit
     rng = generator(13)
     for size in 10.0 ** np.arange(-14.0, 1.0):
         other = w * (1.0 + size * rng.normal(size=w.shape))
-        other[:, :10] *= min(1.0, 0.9 / np.sum(problem.ball.weights * np.abs(other)))
+        other[:, :10] *= min(1.0, 0.9 / np.sum(problem.bound.omega * np.abs(other)))
         noise = size * rng.normal(size=y.shape) * np.linalg.norm(y)
         found = certify(problem, other, [y + noise])
         assert np.all(found.objective - found.gap <= optimum * (1.0 + 1e-12))

@@ -9,7 +9,7 @@ from scipy import sparse
 
 import simjax
 from simjax.rows.oracles.build import build_program, conic_program
-from simjax.rows.oracles.conic_row import FORMS, Design, conic_row
+from simjax.rows.oracles.conic_row import FORMS, SharedDesign, conic_row
 from simjax.rows.oracles.program import ZERO, Cone, ConicProgram, linear_objective
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import row_problem
@@ -60,7 +60,7 @@ def objective_at(program, weights):
 def test_the_program_has_the_objective_of_the_row(name, form):
     # Given w, what is left of the program is r, u, v, s and t: their best values must add up to P(w).
     problem = rows(PENALTIES[name], constraint=simjax.L1Ball(5.0, SEEN))
-    design, row = Design(problem.design), conic_row(problem, 1)
+    design, row = SharedDesign(problem.design), conic_row(problem, 1)
     rng = np.random.default_rng(1)
     for scale in (0.01, 0.1, 0.5):
         weights = scale * rng.normal(size=D) * (rng.random(D) < 0.7)
@@ -120,7 +120,7 @@ def test_a_radius_of_inf_and_a_weight_of_zero_are_no_ball():
     free = conic_program(rows(), 0)
     problem = rows(constraint=simjax.L1Ball(np.array([0.5, 0.6, 0.7]), SEEN, np.linspace(1.0, 2.0, SEEN)))
     open_row = np.array([[np.inf], [0.6], [0.7]])
-    problem = simjax.RowProblem(**{**vars(problem), "ball": type(problem.ball)(problem.ball.weights, open_row, SEEN)})
+    problem = simjax.RowProblem(**{**vars(problem), "bound": type(problem.bound)(problem.bound.omega, open_row, SEEN)})
     unbounded, bounded = conic_program(problem, 0), conic_program(problem, 1)
     assert unbounded.offset.size == free.offset.size
     assert bounded.offset.size == free.offset.size + 1

@@ -12,7 +12,7 @@ from scipy.optimize import brentq, minimize
 import simjax
 from simjax.rows import conjugate
 from simjax.rows import joint_prox as joint
-from simjax.rows.constraints import Ball, feedforward_support, hollow_support
+from simjax.rows.constraints import RowBound, feedforward_support, hollow_support
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
 from simjax.rows.penalties import PiecewisePenalty, soft
 
@@ -34,12 +34,12 @@ def column(value, rows=ROWS):
 
 
 def free_ball(radius=np.inf):
-    return simjax.L1Ball(radius, size=BOUND).ball(ROWS, WIDTH)
+    return simjax.L1Ball(radius, size=BOUND).bound(ROWS, WIDTH)
 
 
 def weighted_ball(radius=0.9, rows=ROWS, seed=1):
     weights = generator(seed).uniform(0.3, 3.0, size=(rows, BOUND))
-    return simjax.L1Ball(radius, size=BOUND, weights=weights).ball(rows, WIDTH)
+    return simjax.L1Ball(radius, size=BOUND, weights=weights).bound(rows, WIDTH)
 
 
 def points_of(seed=0, scale=1.5):
@@ -55,25 +55,25 @@ def user_penalty(penalty):
 
 
 def test_ball_sees_the_first_coordinates_only():
-    ball = simjax.L1Ball(0.9, size=3).ball(2, 5)
-    assert_array_equal(ball.weights, [[1, 1, 1, 0, 0]])
+    ball = simjax.L1Ball(0.9, size=3).bound(2, 5)
+    assert_array_equal(ball.omega, [[1, 1, 1, 0, 0]])
     assert_array_equal(ball.radius, [[0.9], [0.9]])
     assert_array_equal(ball.norm(np.array([[1.0, -2.0, 3.0, 50.0, 50.0]])), [[6.0]])
-    assert_array_equal(simjax.L1Ball(0.9).ball(2, 5).weights, np.ones((1, 5)))
-    assert simjax.Free().ball(2, 5) is None
+    assert_array_equal(simjax.L1Ball(0.9).bound(2, 5).omega, np.ones((1, 5)))
+    assert simjax.Free().bound(2, 5) is None
 
 
 def test_ball_weights_and_radii_per_row():
     radii, weights = np.array([0.5, np.inf]), np.arange(1.0, 7.0).reshape(2, 3)
-    ball = simjax.L1Ball(radii, size=3, weights=weights).ball(2, 4)
+    ball = simjax.L1Ball(radii, size=3, weights=weights).bound(2, 4)
     assert_array_equal(ball.radius[:, 0], radii)
-    assert_array_equal(ball.weights[:, :3], weights)
+    assert_array_equal(ball.omega[:, :3], weights)
     assert_array_equal(np.asarray(ball.sees), [[True, True, True, False], [False] * 4])
-    second = ball.rows(np.array([1]))
-    assert_array_equal(second.weights, ball.weights[1:])
+    second = ball.take(np.array([1]))
+    assert_array_equal(second.omega, ball.omega[1:])
     assert_array_equal(second.radius, [[np.inf]])
-    shared = simjax.L1Ball(radii, size=3, weights=[1.0, 2.0, 3.0]).ball(2, 4).rows(np.array([1]))
-    assert_array_equal(shared.weights, [[1.0, 2.0, 3.0, 0.0]])
+    shared = simjax.L1Ball(radii, size=3, weights=[1.0, 2.0, 3.0]).bound(2, 4).take(np.array([1]))
+    assert_array_equal(shared.omega, [[1.0, 2.0, 3.0, 0.0]])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_bad_ball(arguments, error, match):
 )
 def test_ball_that_does_not_fit_the_rows(ball, match):
     with pytest.raises(ValueError, match=match):
-        ball.ball(2, 5)
+        ball.bound(2, 5)
 
 
 # --- The joint prox ----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_soft_threshold():
 @pytest.mark.parametrize("radius", [1e-6, 0.3, 0.99, 3.0])
 def test_without_a_penalty_it_is_the_projection_of_optax(radius):
     x = points_of()
-    prox = joint_prox(simjax.NoPenalty(), simjax.L1Ball(radius).ball(ROWS, WIDTH), x, column(1.0), column(0.0))
+    prox = joint_prox(simjax.NoPenalty(), simjax.L1Ball(radius).bound(ROWS, WIDTH), x, column(1.0), column(0.0))
     expected = jnp.stack([optax.projections.projection_l1_ball(row, radius) for row in jnp.asarray(x)])
     assert_allclose(prox.point, expected, rtol=1e-12, atol=1e-15 + 1e-14 * radius)
 
@@ -135,7 +135,7 @@ def test_weighted_projection_by_sorting():
     x, ball = points_of(), weighted_ball()
     point = np.asarray(joint_prox(simjax.NoPenalty(), ball, x, column(1.0), column(0.0)).point)
     for i in range(ROWS):
-        omega, size, kappa = ball.weights[i, :BOUND], np.abs(x[i, :BOUND]), ball.radius[i, 0]
+        omega, size, kappa = ball.omega[i, :BOUND], np.abs(x[i, :BOUND]), ball.radius[i, 0]
         ratio = size / omega
         order = np.argsort(-ratio)
         thetas = (np.cumsum((omega * size)[order]) - kappa) / np.cumsum((omega**2)[order])
@@ -151,7 +151,7 @@ def test_joint_prox_by_root_finding(name, step):
     penalty, x, ball = PENALTIES[name], points_of(2, 4.0), weighted_ball()
     prox = joint_prox(penalty, ball, x, column(step), column(0.0))
     for i in range(ROWS):
-        omega, kappa = np.asarray(ball.weights)[i], float(ball.radius[i, 0])
+        omega, kappa = np.asarray(ball.omega)[i], float(ball.radius[i, 0])
 
         def point(theta, i=i, omega=omega):
             return np.asarray(penalty.prox(soft(x[i], theta * omega), step))
@@ -196,7 +196,7 @@ def test_joint_prox_is_exactly_feasible_and_exactly_sparse(name):
 @pytest.mark.parametrize("name", PENALTIES)
 def test_inside_the_ball_it_is_the_penalty_s_own_prox(name):
     x, penalty, step, guess = points_of(), PENALTIES[name], np.full((ROWS, 1), 0.7), np.full((ROWS, 1), 0.3)
-    for ball in (None, free_ball(), simjax.L1Ball(1e3).ball(ROWS, WIDTH)):
+    for ball in (None, free_ball(), simjax.L1Ball(1e3).bound(ROWS, WIDTH)):
         prox = joint_prox(penalty, ball, x, step, guess)
         assert_allclose(prox.point, penalty.prox(x, step), rtol=4e-16)  # a compiler may fuse products and sums
         assert_array_equal(prox.theta, np.zeros((ROWS, 1)))
@@ -214,10 +214,10 @@ def test_any_guess_of_theta_leads_to_the_same_point(name, guess):
 def test_rows_with_and_without_a_ball_side_by_side():
     x, penalty = points_of(5, 3.0), PENALTIES["l1"]
     radius = np.array([0.5, np.inf, 1e-6, 100.0, 0.99])
-    mixed = joint_prox(penalty, simjax.L1Ball(radius).ball(ROWS, WIDTH), x, column(0.2), column(0.0)).point
+    mixed = joint_prox(penalty, simjax.L1Ball(radius).bound(ROWS, WIDTH), x, column(0.2), column(0.0)).point
     assert_array_equal(mixed[1], penalty.prox(x[1], 0.2))
     for i in (0, 2, 3, 4):
-        alone = simjax.L1Ball(radius[i]).ball(1, WIDTH)
+        alone = simjax.L1Ball(radius[i]).bound(1, WIDTH)
         single = joint_prox(penalty, alone, x[i : i + 1], column(0.2, 1), column(0.0, 1)).point
         assert_allclose(mixed[i], single[0], rtol=1e-12, atol=1e-15)
 
@@ -226,7 +226,7 @@ def test_points_at_zero_and_ties():
     zero = np.zeros((ROWS, WIDTH))
     assert_array_equal(joint_prox(PENALTIES["l1"], weighted_ball(), zero, column(1.0), column(0.0)).point, zero)
     equal = np.full((ROWS, WIDTH), 2.0)
-    point = joint_prox(simjax.NoPenalty(), simjax.L1Ball(1.0).ball(ROWS, WIDTH), equal, column(1.0), column(0.0)).point
+    point = joint_prox(simjax.NoPenalty(), simjax.L1Ball(1.0).bound(ROWS, WIDTH), equal, column(1.0), column(0.0)).point
     assert_allclose(point, np.full((ROWS, WIDTH), 1.0 / WIDTH), rtol=1e-15)
 
 
@@ -245,18 +245,18 @@ def test_support_function_of_l1_in_the_ball():
     # κ(‖s‖∞ − β)₊, and 0 for the free coordinates as long as they keep to β.
     s, beta, kappa = points_of(7), 0.5, 0.99
     s[:, BOUND:] = np.clip(s[:, BOUND:], -beta, beta)
-    found = support_function(simjax.L1(beta), simjax.L1Ball(kappa, size=BOUND).ball(ROWS, WIDTH), s, None)
+    found = support_function(simjax.L1(beta), simjax.L1Ball(kappa, size=BOUND).bound(ROWS, WIDTH), s, None)
     expected = kappa * np.maximum(np.max(np.abs(s[:, :BOUND]), axis=1) - beta, 0.0)
     assert_allclose(found, expected, rtol=1e-13)
     s[2, BOUND] = 0.6
-    beyond = support_function(simjax.L1(beta), simjax.L1Ball(kappa, size=BOUND).ball(ROWS, WIDTH), s, None)
+    beyond = support_function(simjax.L1(beta), simjax.L1Ball(kappa, size=BOUND).bound(ROWS, WIDTH), s, None)
     assert_array_equal(np.isinf(beyond), [False, False, True, False, False])
 
 
 def test_support_function_of_perspective_by_minimising_over_theta():
     alpha, mu, kappa = 0.5, 0.05, 0.8
     s = points_of(8, 3.0)
-    penalty, ball = simjax.Perspective(alpha, mu), simjax.L1Ball(kappa).ball(ROWS, WIDTH)
+    penalty, ball = simjax.Perspective(alpha, mu), simjax.L1Ball(kappa).bound(ROWS, WIDTH)
     found = np.asarray(support_function(penalty, ball, s, None))
     for i in range(ROWS):
         low, high = 0.0, np.abs(s[i]).max()
@@ -278,7 +278,7 @@ def test_support_function_is_the_supremum_over_the_ball(name):
     found = np.asarray(support_function(penalty, ball, s, None))
     slope, curvature, knot = (float(x) for x in (penalty.slope, penalty.curvature, penalty.knot))
     for i in range(ROWS):
-        omega = np.asarray(ball.weights)[i]
+        omega = np.asarray(ball.omega)[i]
 
         def value(uv, i=i):
             u, v = uv[:WIDTH], uv[WIDTH:]
@@ -357,7 +357,7 @@ def test_support_function_of_a_linear_objective(kappa):
     # h = 0: the dual norm, κ max |s|/ω.
     s, ball = points_of(14), weighted_ball(kappa)
     s[:, BOUND:] = 0.0
-    expected = kappa * np.max(np.abs(s[:, :BOUND]) / ball.weights[:, :BOUND], axis=1)
+    expected = kappa * np.max(np.abs(s[:, :BOUND]) / ball.omega[:, :BOUND], axis=1)
     assert_allclose(support_function(simjax.NoPenalty(), ball, s, None), expected, rtol=1e-13)
 
 
@@ -367,7 +367,7 @@ def test_support_function_of_a_linear_objective(kappa):
 def test_dual_scaling_of_l1():
     s, beta = points_of(15), 0.5
     expected = np.minimum(1.0, beta / np.max(np.abs(s[:, BOUND:]), axis=1))
-    ball = simjax.L1Ball(0.9, size=BOUND).ball(ROWS, WIDTH)
+    ball = simjax.L1Ball(0.9, size=BOUND).bound(ROWS, WIDTH)
     found = np.asarray(dual_scaling(simjax.L1(beta), ball, s, None))[:, 0]
     assert_allclose(found, expected, rtol=1e-14)
     assert np.all(np.abs(found[:, None] * s[:, BOUND:]) <= beta)
@@ -435,7 +435,7 @@ def test_feedforward_support():
 
 
 def test_ball_is_traceable_and_sees_finite_radii_only():
-    ball = Ball(jnp.ones((1, 3)), jnp.array([[1.0], [jnp.inf]]), 3)
+    ball = RowBound(jnp.ones((1, 3)), jnp.array([[1.0], [jnp.inf]]), 3)
     norm = jax.jit(lambda ball, w: ball.norm(w))(ball, jnp.ones((2, 3)))
     assert_array_equal(norm, [[3.0], [3.0]])
     assert_array_equal(np.asarray(ball.sees), [[True] * 3, [False] * 3])

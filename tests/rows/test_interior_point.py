@@ -27,13 +27,13 @@ def design_and_targets(m, d, *, condition=30.0, seed=0, noise=0.1):
 
 def arguments(problem):
     """Those of `interior_point.solve`."""
-    shape = (problem.rows_count, problem.width)
+    shape = (problem.count, problem.width)
     parts = [
         np.broadcast_to(x, shape) for x in (problem.penalty.slope, problem.penalty.curvature, problem.penalty.knot)
     ]
     ball = None
-    if problem.ball is not None:
-        ball = (np.asarray(problem.ball.weights), problem.ball.tilt, np.asarray(problem.ball.radius)[:, 0])
+    if problem.bound is not None:
+        ball = (np.asarray(problem.bound.omega), problem.bound.tilt, np.asarray(problem.bound.radius)[:, 0])
     transpose = np.ascontiguousarray(problem.design.T)
     return transpose, transpose @ transpose.T, np.ascontiguousarray(problem.targets.T), *parts, ball, problem.support
 
@@ -43,7 +43,7 @@ def judge_of(problem):
 
     def judge(index, weights, dual):
         part = problem.take(index)
-        weights = weights if part.ball is None else np.asarray(part.ball.inside(weights))
+        weights = weights if part.bound is None else np.asarray(part.bound.inside(weights))
         certificate = simjax.certify(part, weights, [dual])
         gap = certificate.relative_gap
         if part.exact:
@@ -94,7 +94,7 @@ def test_an_oracle_finds_no_better_weights():
     for penalty in (simjax.L1(0.01), simjax.Perspective(0.02, 0.02)):
         problem = row_problem(design, targets, loss_weight=0.5, penalty=penalty, constraint=constraint)
         oracle = oracle_solve(problem, oracle="clarabel")
-        best = simjax.certify(problem, np.asarray(problem.ball.inside(oracle.weights)), [oracle.duals]).objective
+        best = simjax.certify(problem, np.asarray(problem.bound.inside(oracle.weights)), [oracle.duals]).objective
         _, certificate, _ = finish(problem)
         np.testing.assert_allclose(certificate.objective, best, rtol=1e-6)
 

@@ -104,7 +104,7 @@ def test_every_answer_is_certified(penalty, matching, shape):
         if setting == "hollow":
             assert np.all(solution.weights[~hollow(problem.width)] == 0.0)
         if setting == "ball active":
-            used = ball_norms(solution.weights, np.ones(SEEN)) / problem.ball.radius[:, 0]
+            used = ball_norms(solution.weights, np.ones(SEEN)) / problem.bound.radius[:, 0]
             # A ball is no constraint on pure feasibility, and least squares can fit inside it.
             if penalty != "least squares":
                 np.testing.assert_allclose(used, 1.0, atol=1e-6)
@@ -203,9 +203,9 @@ def assert_proved_infeasible(problem, index, ray):
     allowed = np.ones(problem.width, dtype=bool) if problem.support is None else problem.support[index]
     slopes = np.abs(ray @ problem.design) * allowed
     weights, radius = np.zeros(problem.width), np.inf
-    if problem.ball is not None:
-        weights = np.broadcast_to(problem.ball.weights, (problem.rows_count, problem.width))[index]
-        radius = problem.ball.radius[index, 0]
+    if problem.bound is not None:
+        weights = np.broadcast_to(problem.bound.omega, (problem.count, problem.width))[index]
+        radius = problem.bound.radius[index, 0]
     seen = weights > 0.0
     reach = radius * np.max(slopes[seen] / weights[seen]) if seen.any() else 0.0
     assert ray @ problem.targets[:, index] - reach == pytest.approx(1.0, rel=1e-9)

@@ -184,14 +184,14 @@ def test_take_is_the_problem_of_some_rows():
     )
     index = np.array([4, 1])
     part = problem.take(index)
-    assert part.rows_count == 2
+    assert part.count == 2
     assert part.width == WIDTH
     assert_array_equal(part.targets, TARGETS[:, index])
     assert_array_equal(part.loss_weight, [5.0, 2.0])
     assert_array_equal(part.penalty.slope, problem.penalty.slope[index])
     assert_array_equal(part.penalty.curvature, np.full((2, WIDTH), 0.1))
-    assert_array_equal(part.ball.radius, [[5.0], [2.0]])
-    assert_array_equal(part.ball.weights, problem.ball.weights[index])
+    assert_array_equal(part.bound.radius, [[5.0], [2.0]])
+    assert_array_equal(part.bound.omega, problem.bound.omega[index])
     assert_array_equal(part.support, problem.support[index])
     assert part.matching == "penalty"
 

@@ -285,7 +285,7 @@ def test_prox_is_firmly_nonexpansive(seed, penalty, step):
 @few
 @given(seeds, names, balls, steps)
 def test_joint_prox_is_firmly_nonexpansive(seed, name, radius, step):
-    constraint = None if radius is None else ball(radius).ball(ROWS, WIDTH)
+    constraint = None if radius is None else ball(radius).bound(ROWS, WIDTH)
     column = np.full((ROWS, 1), step)
     with jax.enable_x64(True):
         x, y = points(seed), points(seed + 1)
@@ -339,8 +339,8 @@ def test_support_function_dominates_every_point_of_the_ball(seed, name, radius):
         s[:, BOUND:] = np.clip(s[:, BOUND:], -0.4, 0.4) if name == "l1" else s[:, BOUND:]
         norm = np.abs(w[:, :BOUND]) @ constraint.weights
         w[:, :BOUND] *= np.minimum(1.0, radius / norm)[:, None]
-        bound = np.asarray(support_function(penalty, constraint.ball(ROWS, WIDTH), s, None))
+        bound = np.asarray(support_function(penalty, constraint.bound(ROWS, WIDTH), s, None))
         assert np.all(bound >= np.sum(s * w, axis=1) - total(penalty, w) - 1e-12)
         # g* is convex with g*(0) = 0.
-        half = np.asarray(support_function(penalty, constraint.ball(ROWS, WIDTH), 0.5 * s, None))
+        half = np.asarray(support_function(penalty, constraint.bound(ROWS, WIDTH), 0.5 * s, None))
         assert np.all(2.0 * half <= bound + 1e-12)

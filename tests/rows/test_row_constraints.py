@@ -46,7 +46,7 @@ def metzler(radius, *, weighted=False, seed=0, diagonal=None):
 
 
 def measure(ball, w):
-    return np.sum(np.asarray(ball.weights) * np.abs(w), axis=1) + np.sum(np.asarray(ball.tilt) * w, axis=1)
+    return np.sum(np.asarray(ball.omega) * np.abs(w), axis=1) + np.sum(np.asarray(ball.tilt) * w, axis=1)
 
 
 # --- The projection ----------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def projected(v, i, omega, gamma):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_projection_has_its_closed_form(gamma, weighted):
     constraint = metzler(gamma, weighted=weighted)
-    ball = constraint.ball(ROWS, WIDTH)
+    ball = constraint.bound(ROWS, WIDTH)
     points = 2.0 * generator(1).normal(size=(ROWS, WIDTH))
     zero = jnp.zeros((ROWS, 1))
     found = joint_prox(simjax.NoPenalty(), ball, points, zero + 1.0, zero)
@@ -87,7 +87,7 @@ def test_projection_has_its_closed_form(gamma, weighted):
 
 
 def test_points_inside_stay_where_they_are():
-    ball = metzler(0.9).ball(ROWS, WIDTH)
+    ball = metzler(0.9).bound(ROWS, WIDTH)
     points = 0.05 * generator(2).normal(size=(ROWS, WIDTH))
     points[np.arange(ROWS), np.arange(ROWS)] = -3.0
     zero = jnp.zeros((ROWS, 1))
@@ -99,10 +99,10 @@ def test_points_inside_stay_where_they_are():
 def test_joint_prox_against_a_root_finder(name, gamma):
     """θ ≥ 0 is the least with a feasible prox(soft(x − θδ, θω)); scipy's root finder agrees."""
     penalty, step = PENALTIES[name], 1.7
-    ball = metzler(gamma, weighted=True).ball(ROWS, WIDTH)
+    ball = metzler(gamma, weighted=True).bound(ROWS, WIDTH)
     points = 2.0 * generator(3).normal(size=(ROWS, WIDTH))
     found = joint_prox(penalty, ball, points, jnp.full((ROWS, 1), step), jnp.zeros((ROWS, 1)))
-    weights, tilt = np.asarray(ball.weights), np.asarray(ball.tilt)
+    weights, tilt = np.asarray(ball.omega), np.asarray(ball.tilt)
 
     def at(theta, row):
         return np.asarray(penalty.prox(soft(points[row] - theta * tilt[row], theta * weights[row]), step))
@@ -121,12 +121,12 @@ def test_joint_prox_against_a_root_finder(name, gamma):
 @pytest.mark.parametrize("name", ["perspective", "elastic net", "ridge"])
 def test_support_function_against_an_optimiser(name):
     """g*(s) = max sᵀw − h(w) over the constraint; SLSQP on w = p − n, p, n ≥ 0, cannot exceed it, and comes close."""
-    penalty, ball = PENALTIES[name], metzler(0.3, weighted=True).ball(ROWS, WIDTH)
+    penalty, ball = PENALTIES[name], metzler(0.3, weighted=True).bound(ROWS, WIDTH)
     slopes = 0.4 * generator(4).normal(size=(ROWS, WIDTH))
     slopes[:, BOUND:] *= 0.02
     value = np.asarray(support_function(penalty, ball, jnp.asarray(slopes), None))
     assert np.all(np.isfinite(value))
-    weights, tilt = np.asarray(ball.weights), np.asarray(ball.tilt)
+    weights, tilt = np.asarray(ball.omega), np.asarray(ball.tilt)
     for row in range(2):
 
         def loss(x, row=row):
@@ -155,7 +155,7 @@ def rows_with(penalty, constraint, m, matching="penalty", support=None):
     design = rng.normal(size=(m, WIDTH))
     truth = rng.normal(size=(ROWS, WIDTH)) * (rng.random((ROWS, WIDTH)) < 0.5)
     if matching == "exact":
-        ball = constraint.ball(ROWS, WIDTH)
+        ball = constraint.bound(ROWS, WIDTH)
         truth[np.arange(ROWS), np.arange(ROWS)] = 0.0
         excess = measure(ball, truth) - np.asarray(ball.radius)[:, 0]
         truth[np.arange(ROWS), np.arange(ROWS)] = -np.maximum(excess, 0.0) - 0.1
@@ -202,7 +202,7 @@ def test_a_negative_radius_rules_out_zero_even_for_a_target_of_zero():
     )
     assert solution.converged
     assert_allclose(solution.weights[2, 2], -0.5, atol=1e-6)
-    assert np.all(measure(stated.ball, solution.weights) <= -0.5)
+    assert np.all(measure(stated.bound, solution.weights) <= -0.5)
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_bisection_over_the_penalty_weight_finds_the_ball(kappa, size):
 def test_bad_constraints_are_refused(change, error):
     arguments = {"radius": 0.5, "diagonal": np.arange(ROWS), "size": BOUND, **change}
     with pytest.raises(error, match=r"diagonal|radius"):
-        simjax.MetzlerRow(**arguments).ball(ROWS, WIDTH)
+        simjax.MetzlerRow(**arguments).bound(ROWS, WIDTH)
 
 
 def test_own_penalties_are_refused():

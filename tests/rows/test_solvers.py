@@ -494,7 +494,7 @@ def test_a_tight_tolerance_is_reached():
 
 
 def test_nearly_interpolating_rows_are_certified_by_auto():
-    # Small α/λ and m < d, where first-order methods stall: semismooth Newton and the polish finish them.
+    # Small α/λ and m < d, where first-order methods stall: the polish and the interior-point method finish them.
     rng = generator(20)
     design, targets = rng.normal(size=(WIDE, WIDTH)) @ np.diag(np.geomspace(1.0, 1e-2, WIDTH)), None
     targets = design @ rng.normal(size=(WIDTH, ROWS))
@@ -514,6 +514,6 @@ def test_near_exact_fits_of_large_targets_are_polished_in_the_samples(monkeypatc
     assert solve_rows(design, design @ truth.T, **arguments).converged
     moments, _, precise, _ = attempts._ATTEMPTS
     monkeypatch.setattr(attempts, "_ATTEMPTS", (moments, precise))
-    monkeypatch.setattr(attempts.Block, "_sparse", lambda block, live, start: live)
+    monkeypatch.setattr(attempts.RowBlock, "_sparse", lambda block, live, start: live)
     with pytest.warns(ConvergenceWarning):  # it is the polish that does it
         solve_rows(design, design @ truth.T, **arguments)

@@ -7,7 +7,7 @@ from sklearn.linear_model import Lasso
 
 import simjax
 from simjax.rows.solvers import working_set
-from simjax.rows.solvers.orthant_newton import Block, solve_blocks
+from simjax.rows.solvers.orthant_newton import Subproblems, solve_subproblems
 from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
 
 WIDTH, ROWS = 120, 9
@@ -25,12 +25,12 @@ def solved(design, targets, penalty, constraint=None, support=None, *, gram=Fals
     problem = simjax.row_problem(
         design, targets, loss_weight=0.5, penalty=penalty, constraint=constraint, support=support
     )
-    ball = problem.ball
+    ball = problem.bound
     terms = RowTerms(
         problem.penalty.slope,
         problem.penalty.curvature,
         problem.penalty.knot,
-        None if ball is None else ball.weights,
+        None if ball is None else ball.omega,
         None if ball is None else ball.radius,
         problem.support,
     )
@@ -146,13 +146,13 @@ def test_dense_rows_are_given_up_and_say_so():
 def test_dense_rows_are_given_up_before_they_cost_much(monkeypatch):
     design, targets = sparse_rows(300, 200, 4, nonzeros=100)
     sizes = []
-    real = working_set.solve_blocks
+    real = working_set.solve_subproblems
 
-    def counted(block, *args):
-        sizes.append(block.linear.shape[1])
-        return real(block, *args)
+    def counted(problems, *args):
+        sizes.append(problems.linear.shape[1])
+        return real(problems, *args)
 
-    monkeypatch.setattr(working_set, "solve_blocks", counted)
+    monkeypatch.setattr(working_set, "solve_subproblems", counted)
     penalty = simjax.L1(2e-2 * smallest(design, targets))
     out, _ = solved(design, targets, penalty)
     assert not out.solved.any()
@@ -171,7 +171,7 @@ def test_a_start_that_is_the_answer_is_only_priced(monkeypatch):
     def never(*_):
         raise AssertionError("solved again")
 
-    monkeypatch.setattr("simjax.rows.solvers.working_set.solve_blocks", never)
+    monkeypatch.setattr("simjax.rows.solvers.working_set.solve_subproblems", never)
     again, _ = solved(design, targets, penalty, start=out.weights)
     assert again.solved.all()
     np.testing.assert_array_equal(again.weights, out.weights)
@@ -205,8 +205,10 @@ def test_small_problems_satisfy_their_conditions(seed):
     slope, curvature = 0.3 * rng.random((rows, k)), np.where(rng.random((rows, k)) < 0.5, 0.0, rng.random((rows, k)))
     knot = np.where(rng.random((rows, k)) < 0.5, 0.0, rng.random((rows, k)))
     radius = np.where(np.arange(rows) % 3 == 0, np.inf, 0.5 + np.arange(rows) / 4.0)
-    block = Block(gram, linear, slope, curvature, knot, np.ones((rows, k)), radius, np.ones((rows, k), dtype=bool))
-    x, theta, found = solve_blocks(block, rng.normal(size=(rows, k)), np.zeros(rows))
+    problems = Subproblems(
+        gram, linear, slope, curvature, knot, np.ones((rows, k)), radius, np.ones((rows, k), dtype=bool)
+    )
+    x, theta, found = solve_subproblems(problems, rng.normal(size=(rows, k)), np.zeros(rows))
     assert found.all()
     gradient = (gram @ x[:, :, None])[:, :, 0] - linear
     gradient += 2.0 * curvature * np.sign(x) * np.maximum(np.abs(x) - knot, 0.0)

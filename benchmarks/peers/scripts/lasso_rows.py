@@ -32,9 +32,9 @@ _worker: dict = {}  # what a process keeps from one row to the next
 
 
 def _row(target):
-    begin = time.perf_counter()
+    began = time.perf_counter()
     fitted = _worker["estimator"].fit(_worker["design"], target)
-    return fitted.coef_.copy(), int(np.max(fitted.n_iter_)), time.perf_counter() - begin
+    return fitted.coef_.copy(), int(np.max(fitted.n_iter_)), time.perf_counter() - began
 
 
 def _nothing(_):
@@ -48,9 +48,9 @@ def main(folder, input_file, output_file):
     context = multiprocessing.get_context("spawn")
     with context.Pool(settings["workers"], _start, (folder, settings)) as pool:
         pool.map(_nothing, range(4 * settings["workers"]), chunksize=1)  # processes and modules are ready
-        begin = time.perf_counter()
+        began = time.perf_counter()
         solved = pool.map(_row, list(targets), chunksize=1)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - began
     packages = ["numpy", "scipy", "scikit-learn"] + (["celer"] if settings["solver"] == "celer" else [])
     facts = {"seconds": seconds, "versions": {name: importlib.metadata.version(name) for name in packages}}
     np.savez(

@@ -39,9 +39,9 @@ def main(folder, input_file, output_file):
         "atol": 1e-6,
         "kappa": float("inf") if kappa is None else kappa,
     }
-    begin = time.perf_counter()
+    began = time.perf_counter()
     A, B, C, D = solver.solve(states, inputs, upper, lower, config)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - began
 
     weights = np.zeros((len(chosen), design.shape[1]))
     for rows, left, right in ((chosen < inner, A, B), (chosen >= inner, C, D)):

@@ -7,13 +7,14 @@ import sys
 from simjax.rows.engines.interface import Engine
 from simjax.rows.engines.numpy_engine import NumpyEngine
 from simjax.rows.options import SolveOptions
+from simjax.rows.oracles.interface import ORACLES
 
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu", "jax_metal")
 
 
 def choose(options: SolveOptions) -> Engine:
     """The engine that the options ask for; "auto" is JAX's for a mesh or an accelerator, NumPy's for a CPU."""
-    if options.engine == "numpy" or options.solver not in ("auto", "admm", "proximal_gradient"):
+    if options.engine == "numpy" or options.solver in ORACLES:
         return NumpyEngine()
     if options.engine == "jax" or options.mesh is not None:
         return _jax_engine(options, "as asked" if options.engine == "jax" else "a mesh was given")

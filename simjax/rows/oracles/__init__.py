@@ -37,7 +37,7 @@ class OracleSolution:
         yᵀt − sup {yᵀΦw: w in the ball and the support} = 1, where Φw = t would make it at most 0.
       status: strings as in `simjax.Status`, by the solver's own account. NONFINITE includes rows that took
         their worker process down with them every time.
-      solver_status: the solver's own words, or the closed form that settled the row.
+      solver_status: the solver's own words, or the closed form that answers the row.
       oracle: the solver that ran.
       rows: which rows of the problem these are, (R,).
       seconds: wall time, worker start-up included.
@@ -78,11 +78,11 @@ def solve(
       ValueError: for an argument out of range, named.
       OracleUnavailable: if the package or the licence is missing.
     """
-    begin = time.perf_counter()
+    began = time.perf_counter()
     choice("oracle", oracle, ORACLES)
     workers, tol = positive_integer("workers", workers), positive_scalar("tol", tol, below=1.0)
     check_conic(problem, form)
-    chosen = _row_numbers(rows, problem.rows_count)
+    chosen = _row_numbers(rows, problem.count)
     oracle_module(oracle).check_available()
 
     done = 0
@@ -107,7 +107,7 @@ def solve(
         solver_status=[answer.solver_status for answer in answers],
         oracle=oracle,
         rows=chosen,
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - began,
     )
 
 

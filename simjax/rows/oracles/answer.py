@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from simjax.rows.oracles.build import RowProgram, build_program
-from simjax.rows.oracles.conic_row import ConicRow, Design
+from simjax.rows.oracles.conic_row import ConicRow, SharedDesign
 from simjax.rows.oracles.interface import (
     ALMOST_SOLVED,
     INFEASIBLE,
@@ -42,7 +42,7 @@ class RowAnswer:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a solver that fails may return numbers of any size
-def solve_row(design: Design, row: ConicRow, solve_conic: ConicSolver, tol: float, form: str) -> RowAnswer:
+def solve_row(design: SharedDesign, row: ConicRow, solve_conic: ConicSolver, tol: float, form: str) -> RowAnswer:
     """The oracle's answer to one row."""
     closed = _closed_form(design, row)
     if closed is not None:
@@ -70,7 +70,7 @@ def _status(claimed: str, violation: float) -> str:
     return ALMOST_SOLVED if claimed == SOLVED and violation > _FEASIBLE else claimed
 
 
-def _closed_form(design: Design, row: ConicRow) -> RowAnswer | None:
+def _closed_form(design: SharedDesign, row: ConicRow) -> RowAnswer | None:
     """Rows that need no solver: t = 0; w = 0 optimal, as |2λφ_jᵀt| ≤ c_j for all j; or no column at all."""
     zero, coordinates = np.zeros(design.norms.size), row.coordinates(design)
     if row.radius <= 0.0:  # a Metzler row that rules out w = 0
@@ -87,7 +87,7 @@ def _closed_form(design: Design, row: ConicRow) -> RowAnswer | None:
 
 
 def _solve_in_units(
-    design: Design, row: ConicRow, solve_conic: ConicSolver, tol: float, form: str
+    design: SharedDesign, row: ConicRow, solve_conic: ConicSolver, tol: float, form: str
 ) -> tuple[RowProgram, ConicSolution]:
     """Solve, and once more in units of the objective found if that is far from the estimate.
 
@@ -111,7 +111,7 @@ def _solve_in_units(
 
 
 def _infeasibility_ray(
-    design: Design,
+    design: SharedDesign,
     row: ConicRow,
     program: RowProgram,
     solution: ConicSolution,
@@ -129,20 +129,20 @@ def _infeasibility_ray(
     return ray
 
 
-def proved_ray(design: Design, row: ConicRow, ray: np.ndarray) -> np.ndarray | None:
+def proved_ray(design: SharedDesign, row: ConicRow, ray: np.ndarray) -> np.ndarray | None:
     """The ray y, made orthogonal to the columns no ball sees, if it proves that no w has Φw = t; else None.
 
     Every w in the ball and the support has yᵀΦw ≤ κ max_j |φ_jᵀy|/ω_j; yᵀt beyond that is the proof. The ray
     is scaled to make the difference one. With a tilt the bound is κθ, θ = φ_iᵀy/δ_i, where no |φ_jᵀy|/ω_j is larger.
     """
     coordinates = row.coordinates(design)
-    seen = coordinates[row.ball_weights[coordinates] > 0.0]
+    seen = coordinates[row.omega[coordinates] > 0.0]
     tilted = coordinates[row.tilt[coordinates] > 0.0]
-    free = coordinates[(row.ball_weights[coordinates] == 0.0) & (row.tilt[coordinates] == 0.0)]
+    free = coordinates[(row.omega[coordinates] == 0.0) & (row.tilt[coordinates] == 0.0)]
     if not np.isfinite(ray).all():
         return None
     ray = _orthogonal_to(design.matrix[:, free] / design.norms[free], ray)
-    reach = np.abs(ray @ design.matrix[:, seen]) / row.ball_weights[seen]
+    reach = np.abs(ray @ design.matrix[:, seen]) / row.omega[seen]
     theta = float(reach.max(initial=0.0))
     leak = np.abs(ray @ design.matrix[:, free]) / design.norms[free]
     if tilted.size:
@@ -166,17 +166,15 @@ def _orthogonal_to(columns: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return vector
 
 
-def _least_squares_residual(design: Design, row: ConicRow) -> np.ndarray:
+def _least_squares_residual(design: SharedDesign, row: ConicRow) -> np.ndarray:
     """The residual of least squares: orthogonal to all columns, and not zero if the equations disagree."""
     coordinates = row.coordinates(design)
     return _orthogonal_to(design.matrix[:, coordinates] / design.norms[coordinates], row.target)
 
 
-def _phase_one_dual(design: Design, row: ConicRow, solve_conic: ConicSolver, tol: float) -> np.ndarray:
+def _phase_one_dual(design: SharedDesign, row: ConicRow, solve_conic: ConicSolver, tol: float) -> np.ndarray:
     """The dual point of min Σ ω|w| s.t. Φw = t, whose optimum is the smallest radius with a feasible row."""
     zero = np.zeros(row.slope.size)
-    phase_one = dataclasses.replace(
-        row, slope=row.ball_weights, curvature=zero, knot=zero, ball_weights=zero, radius=np.inf
-    )
+    phase_one = dataclasses.replace(row, slope=row.omega, curvature=zero, knot=zero, omega=zero, radius=np.inf)
     program, solution = _solve_in_units(design, phase_one, solve_conic, tol, "residual")
     return program.dual(solution.x, solution.z)

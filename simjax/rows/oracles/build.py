@@ -21,7 +21,7 @@ import numpy as np
 import scipy.linalg
 from scipy import sparse
 
-from simjax.rows.oracles.conic_row import ConicRow, Design, check_conic, conic_row
+from simjax.rows.oracles.conic_row import ConicRow, SharedDesign, check_conic, conic_row
 from simjax.rows.oracles.program import (
     NONNEGATIVE,
     ROTATED,
@@ -62,7 +62,7 @@ class RowProgram(ConicProgram):
     coordinates: np.ndarray
     point_scale: np.ndarray
     equations: int
-    design: Design
+    design: SharedDesign
     row: ConicRow
 
     def weights(self, x: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class RowProgram(ConicProgram):
         """
         weights = np.zeros(self.design.matrix.shape[1])
         weights[self.coordinates] = self.point_scale * x[: self.coordinates.size]
-        return weights if self.row.exact else self.row.inside_ball(weights)
+        return weights if self.row.exact else self.row.inside(weights)
 
     def dual(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
         """The certificate's y (m,), from a point x and the multiplier z of Gx + s = h.
@@ -110,10 +110,10 @@ def conic_program(problem: RowProblem, row: int, *, form: str = "residual") -> R
       IndexError: if there is no such row.
     """
     check_conic(problem, form)
-    return build_program(Design(problem.design), conic_row(problem, row), form)
+    return build_program(SharedDesign(problem.design), conic_row(problem, row), form)
 
 
-def objective_unit(design: Design, row: ConicRow) -> float:
+def objective_unit(design: SharedDesign, row: ConicRow) -> float:
     """About the size of the optimum: P at a point near least squares, scaled into the ball, divided by 30.
 
     A unit somewhat below the optimum costs a solver an iteration; one above it costs the answer digits. Under
@@ -123,7 +123,7 @@ def objective_unit(design: Design, row: ConicRow) -> float:
     if row.exact:
         return _power_of_two(row.objective(design, weights) / _ABOVE_OPTIMUM)
     at_zero = row.objective(design, np.zeros_like(weights))
-    estimate = min(row.objective(design, row.inside_ball(weights)), at_zero) / _ABOVE_OPTIMUM
+    estimate = min(row.objective(design, row.inside(weights)), at_zero) / _ABOVE_OPTIMUM
     return _power_of_two(max(estimate, OBJECTIVE_FLOOR * at_zero))
 
 
@@ -132,7 +132,7 @@ def _power_of_two(value: float) -> float:
     return float(np.exp2(np.round(np.log2(value)))) if value > 0.0 else 1.0
 
 
-def _near_least_squares(design: Design, row: ConicRow) -> np.ndarray:
+def _near_least_squares(design: SharedDesign, row: ConicRow) -> np.ndarray:
     """Ridge regression on the support, with a ridge just large enough for a rank-deficient design."""
     weights, coordinates = np.zeros(design.norms.size), row.coordinates(design)
     if coordinates.size == 0:
@@ -151,16 +151,16 @@ def _near_least_squares(design: Design, row: ConicRow) -> np.ndarray:
     return weights
 
 
-def build_program(design: Design, row: ConicRow, form: str, objective_scale: float | None = None) -> RowProgram:
+def build_program(design: SharedDesign, row: ConicRow, form: str, objective_scale: float | None = None) -> RowProgram:
     """The conic program of one row; F is the power of two next to `objective_scale`, or `objective_unit`."""
     scale = objective_unit(design, row) if objective_scale is None else _power_of_two(objective_scale)
     coordinates = row.coordinates(design)
     target_scale = float(np.linalg.norm(row.target)) or 1.0
     # In units of κ, where it has any.
     unit = abs(row.radius) or 1.0
-    ball, tilt = row.ball_weights[coordinates] / unit, row.tilt[coordinates] / unit
+    omega, tilt = row.omega[coordinates] / unit, row.tilt[coordinates] / unit
     # A weight's unit is what its column needs to reach the target, or all that the ball allows it.
-    bounds = np.zeros_like(ball) if tilt.any() else ball
+    bounds = np.zeros_like(omega) if tilt.any() else omega
     point_scale = 1.0 / np.maximum(design.norms[coordinates] / target_scale, bounds)
     column_scale = point_scale / target_scale
     slope, curvature = row.slope[coordinates] * point_scale, row.curvature[coordinates] * point_scale**2
@@ -178,8 +178,10 @@ def build_program(design: Design, row: ConicRow, form: str, objective_scale: flo
     else:
         columns = design.matrix[:, coordinates] * column_scale
         _add_equations(out, w, columns, row.target / target_scale, loss=None if row.exact else loss)
-    knot, bound = row.knot[coordinates] / point_scale, row.radius / unit
-    _add_penalty_and_ball(out, w, slope / scale, curvature / scale, knot, ball * point_scale, tilt * point_scale, bound)
+    knot, radius = row.knot[coordinates] / point_scale, row.radius / unit
+    _add_penalty_and_bound(
+        out, w, slope / scale, curvature / scale, knot, omega * point_scale, tilt * point_scale, radius
+    )
     return RowProgram(
         **out.parts(),
         constant=loss if form == "gram" else 0.0,
@@ -202,23 +204,23 @@ def _add_equations(out: _Assembler, w: np.ndarray, columns: np.ndarray, target: 
     out.rows(ZERO, target, *terms)
 
 
-def _add_penalty_and_ball(
+def _add_penalty_and_bound(
     out: _Assembler,
     w: np.ndarray,
     slope: np.ndarray,
     curvature: np.ndarray,
     knot: np.ndarray,
-    ball: np.ndarray,
+    omega: np.ndarray,
     tilt: np.ndarray,
-    bound: float,
+    radius: float,
 ) -> None:
-    """h(w) and Σ_j ball_j |w_j| + tilt_j w_j ≤ bound."""
+    """h(w) and Σ_j ω_j |w_j| + δ_j w_j ≤ κ."""
     knotted = (curvature > 0.0) & (knot > 0.0)
     perspective = knotted & (np.abs(slope - 2.0 * curvature * knot) <= _SAME * slope)
     bent = knotted & ~perspective
     out.add_objective(w, quadratic=np.where(knotted, 0.0, 2.0 * curvature))
 
-    seen = ball > 0.0
+    seen = omega > 0.0
     has_epigraph = np.flatnonzero(seen | bent | ((slope > 0.0) & ~perspective))
     u = out.variables(has_epigraph.size, linear=np.where(perspective, 0.0, slope)[has_epigraph])
     each, zeros = np.arange(u.size), np.zeros(u.size)
@@ -226,7 +228,7 @@ def _add_penalty_and_ball(
     out.rows(NONNEGATIVE, zeros, (each, w[has_epigraph], -1.0), (each, u, -1.0))
     if seen.any() or tilt.any():
         tilted = np.flatnonzero(tilt)
-        out.rows(NONNEGATIVE, np.full(1, bound), (0, u, ball[has_epigraph]), (0, w[tilted], tilt[tilted]))
+        out.rows(NONNEGATIVE, np.full(1, radius), (0, u, omega[has_epigraph]), (0, w[tilted], tilt[tilted]))
 
     v = out.variables(int(np.count_nonzero(bent)), quadratic=2.0 * curvature[bent])
     each = np.arange(v.size)

@@ -15,7 +15,7 @@ FORMS = ("residual", "gram")
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
+class SharedDesign:
     """The design Φ (m, d) that all rows share, with what is computed from it once."""
 
     matrix: np.ndarray
@@ -40,7 +40,7 @@ class ConicRow:
       target: t, (m,).
       loss_weight: λ; not used under exact matching.
       slope, curvature, knot: c, a, b of the penalty c|w| + a(|w| − b)₊², each (d,).
-      ball_weights: ω, (d,), zero where no ball sees the coordinate.
+      omega: ω, (d,), zero where no ball sees the coordinate.
       tilt: δ, (d,), of the coordinate that counts with its sign; zero elsewhere.
       radius: κ, inf for no ball.
       allowed: boolean (d,), the support.
@@ -52,13 +52,13 @@ class ConicRow:
     slope: np.ndarray
     curvature: np.ndarray
     knot: np.ndarray
-    ball_weights: np.ndarray
+    omega: np.ndarray
     tilt: np.ndarray
     radius: float
     allowed: np.ndarray
     exact: bool
 
-    def objective(self, design: Design, weights: np.ndarray) -> float:
+    def objective(self, design: SharedDesign, weights: np.ndarray) -> float:
         """P(w) = λ‖t − Φw‖² + h(w), or h(w) under exact matching."""
         size = np.abs(weights)
         value = float(np.sum(self.slope * size + self.curvature * np.maximum(size - self.knot, 0.0) ** 2))
@@ -66,7 +66,7 @@ class ConicRow:
             return value
         return value + self.loss_weight * float(np.sum((self.target - design.matrix @ weights) ** 2))
 
-    def violation(self, design: Design, weights: np.ndarray) -> float:
+    def violation(self, design: SharedDesign, weights: np.ndarray) -> float:
         """The larger of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violation of the ball."""
         outside = max(self.norm(weights) - self.radius, 0.0)
         if outside > 0.0:
@@ -78,9 +78,9 @@ class ConicRow:
 
     def norm(self, weights: np.ndarray) -> float:
         """Σ_j ω_j |w_j| + δ_j w_j."""
-        return float(self.ball_weights @ np.abs(weights) + self.tilt @ weights)
+        return float(self.omega @ np.abs(weights) + self.tilt @ weights)
 
-    def inside_ball(self, weights: np.ndarray) -> np.ndarray:
+    def inside(self, weights: np.ndarray) -> np.ndarray:
         """The weights moved into the ball where they are outside: scaled, or lowered where one counts with its sign."""
         excess = self.norm(weights) - self.radius
         if excess <= 0.0:
@@ -88,9 +88,9 @@ class ConicRow:
         if self.tilt.any() and (self.radius <= 0.0 or self.tilt @ weights != 0.0):
             lowered = excess / np.where(self.tilt > 0.0, self.tilt, 1.0)
             return np.where(self.tilt > 0.0, weights - lowered, weights)
-        return np.where(self.ball_weights > 0.0, weights * (self.radius / self.norm(weights)), weights)
+        return np.where(self.omega > 0.0, weights * (self.radius / self.norm(weights)), weights)
 
-    def coordinates(self, design: Design) -> np.ndarray:
+    def coordinates(self, design: SharedDesign) -> np.ndarray:
         """The weights that matter: inside the support, and with a column that is not zero."""
         return np.flatnonzero(self.allowed & (design.norms > 0.0))
 
@@ -117,24 +117,24 @@ def conic_row(problem: RowProblem, row: int) -> ConicRow:
     Raises:
       IndexError: if there is no such row.
     """
-    if not 0 <= row < problem.rows_count:
-        raise IndexError(f"row must be in 0..{problem.rows_count - 1}, got {row}.")
+    if not 0 <= row < problem.count:
+        raise IndexError(f"row must be in 0..{problem.count - 1}, got {row}.")
     penalty: Any = problem.penalty
-    width, ball = problem.width, problem.ball
+    width, bound = problem.width, problem.bound
 
     def of_row(value: Any) -> np.ndarray:
         array = np.atleast_2d(np.asarray(value, dtype=np.float64))
         return np.broadcast_to(array[row if array.shape[0] > 1 else 0], (width,))
 
-    radius = np.inf if ball is None else float(np.asarray(ball.radius)[row, 0])
+    radius = np.inf if bound is None else float(np.asarray(bound.radius)[row, 0])
     return ConicRow(
         target=problem.targets[:, row],
         loss_weight=float(problem.loss_weight[row]),
         slope=of_row(penalty.slope),
         curvature=of_row(penalty.curvature),
         knot=of_row(penalty.knot),
-        ball_weights=np.zeros(width) if ball is None or np.isinf(radius) else of_row(ball.weights),
-        tilt=np.zeros(width) if ball is None or ball.tilt is None or np.isinf(radius) else of_row(ball.tilt),
+        omega=np.zeros(width) if bound is None or np.isinf(radius) else of_row(bound.omega),
+        tilt=np.zeros(width) if bound is None or bound.tilt is None or np.isinf(radius) else of_row(bound.tilt),
         radius=radius,
         allowed=np.ones(width, dtype=bool) if problem.support is None else problem.support[row],
         exact=problem.exact,

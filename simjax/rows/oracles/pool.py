@@ -22,7 +22,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from simjax.rows.oracles.answer import RowAnswer, solve_row
-from simjax.rows.oracles.conic_row import ConicRow, Design
+from simjax.rows.oracles.conic_row import ConicRow, SharedDesign
 from simjax.rows.oracles.interface import NONFINITE, oracle_module
 
 # A row that takes its worker down with it this often is given up; so is the run if no worker ever starts.
@@ -37,7 +37,7 @@ class RowSettings:
     tol: float
     form: str
 
-    def solve(self, design: Design, row: ConicRow) -> RowAnswer:
+    def solve(self, design: SharedDesign, row: ConicRow) -> RowAnswer:
         return solve_row(design, row, oracle_module(self.oracle).solve_conic, self.tol, self.form)
 
 
@@ -45,7 +45,7 @@ def solve_here(
     design: np.ndarray, rows: Iterable[ConicRow], settings: RowSettings, done: Callable[[], None]
 ) -> list[RowAnswer]:
     """The answers in this process, one row after the other; `done` is called after each."""
-    shared, answers = Design(design), []
+    shared, answers = SharedDesign(design), []
     for row in rows:
         answers.append(settings.solve(shared, row))
         done()
@@ -188,7 +188,7 @@ def _work(connection: Connection, memory_name: str, shape: tuple[int, int], sett
     memory = SharedMemory(memory_name)
     matrix = _view(memory, shape)
     matrix.flags.writeable = False
-    design = Design(matrix)
+    design = SharedDesign(matrix)
     connection.send(None)
     with contextlib.suppress(EOFError):  # the parent is gone
         while True:

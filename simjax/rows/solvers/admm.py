@@ -83,7 +83,7 @@ def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState,
     One loop for everything, so that the prox is compiled once: what is special about a pass hangs on its number.
     """
     xp = namespace(state.v)
-    rows_count, width = state.v.shape
+    count, width = state.v.shape
     window = _WINDOW + 1
 
     def one_pass(number: Array, carry: tuple) -> tuple:
@@ -91,7 +91,7 @@ def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState,
         in_round = number % ROUND
         in_window = xp.where(in_round < _WINDOWS * window, in_round % window, -1)
         judged = in_window == _WINDOW  # the pass from the extrapolated point, after the nine of the window
-        prox = joint_prox(rows.penalty, rows.ball, rows.confine(state.v), 1.0 / state.rho, state.theta)
+        prox = joint_prox(rows.penalty, rows.bound, rows.confine(state.v), 1.0 / state.rho, state.theta)
         state = cond(in_round == 0, _rebalanced, _unchanged, xp, rows, state, prox)
         w, y = _w_step(factorisation, rows, state)
         following = state.v + _RELAXATION * (w - state.z)
@@ -111,7 +111,7 @@ def advance(factorisation: Factorisation, rows: CanonicalRows, state: AdmmState,
         v, fallback, last_move = cond(last, extrapolated, lambda *_: (v, fallback, last_move), xp, path)
         return dataclasses.replace(state, v=v, w=w, y=y), path, fallback, last_move
 
-    path = xp.zeros((rows_count, window + 1, width), state.v.dtype)
+    path = xp.zeros((count, window + 1, width), state.v.dtype)
     carry = (state, path, state.v, xp.zeros_like(state.rho))
     return fori_loop(passes, one_pass, carry, xp)[0]
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, pytree, tree_map
-from simjax.rows.conjugate import dual_scaling, flat_coordinates, settled_tilt, support_function
-from simjax.rows.constraints import Ball
+from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
+from simjax.rows.constraints import RowBound
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import RowProblem
@@ -35,7 +35,7 @@ class CanonicalRows:
       targets: t̃, (R, r).
       offset: e = ‖t'‖² − ‖t̃‖², what no weights can explain, (R, 1).
       penalty: h'.
-      ball: the constraint, or None.
+      bound: the constraint, or None.
       support: boolean (R, d), or None.
       point_scale: p, (R, d) or (R, 1): w = p w'.
       dual_scale: 1/(q‖t‖), (R, 1): y = U ỹ times it, plus the part of the target no weights explain.
@@ -45,7 +45,7 @@ class CanonicalRows:
     targets: Array
     offset: Array
     penalty: Any
-    ball: Ball | None
+    bound: RowBound | None
     support: Array | None
     point_scale: Array
     dual_scale: Array
@@ -58,7 +58,7 @@ class CanonicalRows:
             targets=self.targets[index],
             offset=self.offset[index],
             penalty=self.penalty.rows(index),
-            ball=None if self.ball is None else self.ball.rows(index),
+            bound=None if self.bound is None else self.bound.take(index),
             support=None if self.support is None else self.support[index],
             point_scale=self.point_scale[index],
             dual_scale=self.dual_scale[index],
@@ -80,12 +80,12 @@ class CanonicalRows:
         xp = namespace(weights)
         return xp.where(self.support, weights, xp.zeros_like(weights))
 
-    def feasible(self, weights: Array) -> Array:
+    def inside(self, weights: Array) -> Array:
         """The weights confined to the support and moved into the ball."""
         weights = self.confine(weights)
-        if self.ball is None:
+        if self.bound is None:
             return weights
-        return self.ball.inside(weights)
+        return self.bound.inside(weights)
 
 
 def canonical_rows(
@@ -108,17 +108,17 @@ def canonical_rows(
     else:
         value_scale = 1.0 / (2.0 * problem.loss_weight[:, None] * norm * norm)
     penalty = _scaled_penalty(problem.penalty, point_scale, value_scale)
-    ball = problem.ball
-    if ball is not None:
+    bound = problem.bound
+    if bound is not None:
         # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
         common = norm / float(factorisation.scale)
-        tilt = None if ball.tilt is None else ball.tilt / column_scale
-        ball = Ball(ball.weights / column_scale, ball.radius / common, ball.size, tilt)
+        tilt = None if bound.tilt is None else bound.tilt / column_scale
+        bound = RowBound(bound.omega / column_scale, bound.radius / common, bound.size, tilt)
     return CanonicalRows(
         targets=targets,
         offset=np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0),
         penalty=penalty,
-        ball=ball,
+        bound=bound,
         support=problem.support,
         point_scale=point_scale,
         dual_scale=1.0 / (value_scale * norm),
@@ -132,9 +132,9 @@ def row_norms(problem: RowProblem) -> np.ndarray:
     Only a Metzler row with κ < 0 demands any: w_i ≤ κ/δ_i.
     """
     norm = np.linalg.norm(problem.targets, axis=0)[:, None]
-    if problem.ball is not None and problem.ball.tilt is not None:
-        column = (problem.ball.tilt > 0.0) @ np.linalg.norm(problem.design, axis=0)
-        size = np.abs(np.minimum(problem.ball.radius, 0.0)) * column[:, None]
+    if problem.bound is not None and problem.bound.tilt is not None:
+        column = (problem.bound.tilt > 0.0) @ np.linalg.norm(problem.design, axis=0)
+        size = np.abs(np.minimum(problem.bound.radius, 0.0)) * column[:, None]
         norm = np.where(norm > 0.0, norm, size)
     return np.where(norm > 0.0, norm, 1.0)
 
@@ -190,17 +190,17 @@ def relative_gap(
     xp = namespace(weights)
     primal, residual = objective(factorisation, rows, weights)
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
-    flat = flat_coordinates(rows.penalty, rows.ball, slopes.shape)
+    flat = flat_coordinates(rows.penalty, rows.bound, slopes.shape)
     mask = ~flat if rows.support is None else rows.support & ~flat
     shift = xp.zeros_like(slopes)
-    if rows.ball is not None and rows.ball.tilt is not None:
-        shift = settled_tilt(rows.penalty, rows.ball, slopes, mask) - slopes
+    if rows.bound is not None and rows.bound.tilt is not None:
+        shift = raised_tilt(rows.penalty, rows.bound, slopes, mask) - slopes
     slopes = slopes + shift
-    factor = dual_scaling(rows.penalty, rows.ball, slopes, mask)
+    factor = dual_scaling(rows.penalty, rows.bound, slopes, mask)
     dual, slopes = factor * dual, factor * slopes
     value = xp.sum(xp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
     pairing = xp.sum(xp.where(flat, 0.0, slopes * weights), axis=1)
-    gap = xp.maximum(value + support_function(rows.penalty, rows.ball, slopes, mask) - pairing, 0.0)
+    gap = xp.maximum(value + support_function(rows.penalty, rows.bound, slopes, mask) - pairing, 0.0)
     # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the
     # certificate, which has the last word, projects y instead. Likewise for an unpenalised tilted coordinate.
     reach = 1.0 + xp.abs(weights) + xp.max(xp.abs(weights), axis=1, keepdims=True)
@@ -237,9 +237,9 @@ def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dua
     return xp.where(better[:, None], dual, residual), xp.where(better, other, gap)
 
 
-def feasible_and_judged(
+def judged_inside(
     factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array
 ) -> tuple[Array, Array, Array]:
     """`judge` of the weights made feasible first: weights, dual points, gaps."""
-    weights = rows.feasible(weights)
+    weights = rows.inside(weights)
     return (weights, *judge(factorisation, rows, weights, dual))

@@ -31,7 +31,7 @@ def crossover(
     slope: np.ndarray,
     curvature: np.ndarray,
     knot: np.ndarray,
-    ball: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None,
+    bound: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None,
     support: np.ndarray | None,
     start: InteriorPoint,
     judge: Judge,
@@ -43,7 +43,7 @@ def crossover(
     """(weights (R, d), dual (R, r), gap (R,)): the best of the interior points and of what their active sets give.
 
     Args:
-      transpose, gram, targets, slope, curvature, knot, ball, support, exact: as in `interior_point.solve`.
+      transpose, gram, targets, slope, curvature, knot, bound, support, exact: as in `interior_point.solve`.
       start: what that returned.
       judge: of row numbers (k,), weights (k, d) and duals (k, r): feasible weights, the better dual, proved gaps (k,).
       tol: gap at which a row needs no more rounds.
@@ -55,7 +55,7 @@ def crossover(
     weights, dual, gap = (value.copy() for value in judge(every, start.weights, start.dual))
     guesses = []
     for row in every:
-        edge = _NO_EDGE if ball is None else _Edge.of(ball, int(row), width)
+        edge = _NO_EDGE if bound is None else _Edge.of(bound, int(row), width)
         allowed = np.ones(width, bool) if support is None else support[row]
         guess = _Guess(transpose, gram, targets[row], slope[row], curvature[row], knot[row], edge, allowed, exact)
         guess.open(start.weights[row], start.dual[row], float(start.multiplier[row]))
@@ -83,10 +83,10 @@ class _Edge:
         self.omega, self.tilt, self.radius = omega, tilt, radius
 
     @classmethod
-    def of(cls, ball: tuple, row: int, width: int) -> _Edge:
-        omega = np.broadcast_to(ball[0], (len(ball[2]), width))[row]
-        tilt = np.zeros(width) if ball[1] is None else ball[1][row]
-        return cls(omega, tilt, float(ball[2][row])) if np.isfinite(ball[2][row]) else _NO_EDGE
+    def of(cls, bound: tuple, row: int, width: int) -> _Edge:
+        omega = np.broadcast_to(bound[0], (len(bound[2]), width))[row]
+        tilt = np.zeros(width) if bound[1] is None else bound[1][row]
+        return cls(omega, tilt, float(bound[2][row])) if np.isfinite(bound[2][row]) else _NO_EDGE
 
     def normal(self, sign: np.ndarray) -> np.ndarray:
         return self.omega * sign + self.tilt

@@ -18,7 +18,7 @@ def least_squares(problem: RowProblem) -> tuple[np.ndarray, np.ndarray]:
       columns to the rounding of its own size, which may be far below that of t.
     """
     design, targets = problem.design, problem.targets
-    weights, residuals = np.zeros((problem.rows_count, problem.width)), targets.T.copy()
+    weights, residuals = np.zeros((problem.count, problem.width)), targets.T.copy()
     support = np.ones(weights.shape, dtype=bool) if problem.support is None else problem.support
     patterns, which = np.unique(support, axis=0, return_inverse=True)
     for k, pattern in enumerate(patterns):

@@ -55,7 +55,7 @@ class Factorisation:
         return matmul(vectors * self.singular_values, self.basis.T)
 
 
-class Design:
+class FactoredDesign:
     """A design Φ (m, d) and its factorisations, each made when it is first needed and shared by all that is solved.
 
     Args:

@@ -92,5 +92,5 @@ def _judged(
 ) -> tuple[Array, Array, Array]:
     """The method's weights and the better dual point, in float64: weights (R, d), dual points (R, r), gaps (R,)."""
     weights, dual = method.point(state)
-    weights = rows.feasible(weights.astype(np.float64))
+    weights = rows.inside(weights.astype(np.float64))
     return (weights, *judge(factorisation, rows, weights, None if dual is None else dual.astype(np.float64)))

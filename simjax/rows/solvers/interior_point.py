@@ -27,7 +27,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import lapack
 
-from simjax.rows.solvers.interior_terms import Design, Point, Residuals, Terms, residuals_of, start, take, terms_of
+from simjax.rows.solvers.interior_terms import (
+    CanonicalDesign,
+    Point,
+    Residuals,
+    Terms,
+    residuals_of,
+    start,
+    take,
+    terms_of,
+)
 
 _NEGLIGIBLE = 1e-2  # columns that add less than this, all together, to ρI + K D Kᵀ are left out of it
 _PROXIMAL = 1e-9  # curvature about the last point that an unpenalised coordinate gets
@@ -68,7 +77,7 @@ def solve(
     slope: np.ndarray,
     curvature: np.ndarray,
     knot: np.ndarray,
-    ball: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
+    bound: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
     support: np.ndarray | None = None,
     *,
     exact: bool = False,
@@ -83,7 +92,7 @@ def solve(
       gram: KᵀK, (d, d), which makes systems smaller than r possible; None without.
       targets: t, (R, r).
       slope, curvature, knot: c, a and b, (R or 1, d).
-      ball: (ω, δ, κ) of shapes (R or 1, d), (R, d) or None, and (R,); κ = inf for a row without a ball.
+      bound: (ω, δ, κ) of shapes (R or 1, d), (R, d) or None, and (R,); κ = inf for a row without a ball.
       support: boolean (R, d); None for all.
       exact: whether Kw = t is demanded.
       tol: relative gap at which a row is done.
@@ -96,8 +105,8 @@ def solve(
     )
     if rows == 0:
         return answer
-    design = Design(transpose, gram, np.einsum("ij,ij->i", transpose, transpose), exact)
-    terms = terms_of(targets, slope, curvature, knot, ball, support, width, offset)
+    design = CanonicalDesign(transpose, gram, np.einsum("ij,ij->i", transpose, transpose), exact)
+    terms = terms_of(targets, slope, curvature, knot, bound, support, width, offset)
     point = start(design, terms)
     number = np.arange(rows)
     length = np.ones(rows)
@@ -129,7 +138,7 @@ def solve(
 # --- The method ----------------------------------------------------------------------------------------------------
 
 
-def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residuals) -> tuple[Point, np.ndarray]:
+def _newton_step(design: CanonicalDesign, terms: Terms, point: Point, residuals: Residuals) -> tuple[Point, np.ndarray]:
     """The point after a predictor and a corrector, and the length of the step, (R,)."""
     signs, x, z, room, lid = terms.signs, point.parts, point.slack, point.room, point.lid
     bounded = None if terms.top is None else np.isfinite(terms.top)
@@ -148,8 +157,8 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
         spread = spread + loose_inverse
     system = _factor(design, spread, residuals.gap < _LATE)
 
-    bound, normal = terms.bound, terms.normal
-    unit = np.where(bound, point.theta, 1.0)
+    limited, normal = terms.limited, terms.normal
+    unit = np.where(limited, point.theta, 1.0)
     if normal is not None:
         leaned = inverse * normal
         tip = np.sum(signs * leaned, axis=1)  # B
@@ -180,7 +189,7 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
             left += np.einsum("ijk,ijk->i", normal, moved) - np.sum(share * wanted, axis=1)
             if terms.tilt is not None:
                 left = left + np.sum(terms.tilt * loose_moved, axis=1)
-            theta = np.where(bound, (left + gauge / unit - residuals.ball) / stiffness, 0.0)
+            theta = np.where(limited, (left + gauge / unit - residuals.bound) / stiffness, 0.0)
             slopes = slopes + theta[:, None] * tip_slopes
             dual = dual + theta[:, None] * tip_dual
         dx = inverse * (signs * slopes[:, None]) + moved
@@ -197,7 +206,7 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
                 dloose -= theta[:, None] * loose_inverse * terms.tilt
         if terms.present is not None:
             dz *= terms.present
-        ds = np.where(bound, (gauge - point.gauge * theta) / unit, 0.0)
+        ds = np.where(limited, (gauge - point.gauge * theta) / unit, 0.0)
         return dx, dz, dg, dloose, dual, theta, ds
 
     def lengths(dx, dz, dg, dloose, dual, theta, ds):
@@ -214,7 +223,7 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
 
     pairs = x * z if terms.present is None else x * z * terms.present
     caps = np.zeros(0) if bounded is None else np.where(bounded, lid * np.where(bounded, room, 1.0), 0.0)
-    gauge = np.where(bound, point.gauge * point.theta, 0.0)
+    gauge = np.where(limited, point.gauge * point.theta, 0.0)
     step = direction(-pairs, -caps, -gauge)
     dx, dz, dg, _, _, theta, ds = step
     primal, dual = (np.minimum(length, 1.0) for length in lengths(*step))
@@ -227,14 +236,14 @@ def _newton_step(design: Design, terms: Terms, point: Point, residuals: Residual
         total += np.sum(np.where(bounded, (np.where(bounded, room, 0.0) - p * dx) * (lid + q * dg), 0.0), axis=(1, 2))
         now = now + caps.sum(axis=(1, 2))
     if normal is not None:
-        total += np.where(bound, (point.gauge + primal * ds) * (point.theta + dual * theta), 0.0)
+        total += np.where(limited, (point.gauge + primal * ds) * (point.theta + dual * theta), 0.0)
     centre = np.clip(total / np.maximum(now, 1e-300), 0.0, 1.0) ** 3 * residuals.average
     wanted = centre[:, None, None]
     pair = wanted - pairs - dx * dz
     if terms.present is not None:
         pair *= terms.present
     upper = caps if bounded is None else np.where(bounded, wanted - caps + dx * dg, 0.0)
-    pull = np.where(bound, centre - gauge - ds * theta, 0.0)
+    pull = np.where(limited, centre - gauge - ds * theta, 0.0)
     step = direction(pair, upper, pull)
     reach = lengths(*step)
     # Gondzio's correctors: products that a longer step would leave far from μ are drawn towards it.
@@ -310,7 +319,7 @@ class _System:
     refine: np.ndarray  # whether its solutions are worth a refinement, (R,)
 
 
-def _factor(design: Design, spread: np.ndarray, refine: np.ndarray) -> _System:
+def _factor(design: CanonicalDesign, spread: np.ndarray, refine: np.ndarray) -> _System:
     """Cholesky factors of ρI + K D Kᵀ or of I + AᵀA, whichever is the cheaper, for each row."""
     factors: list[tuple | None] = []
     good, columns = np.ones(len(spread), bool), None
@@ -347,7 +356,7 @@ def _factor(design: Design, spread: np.ndarray, refine: np.ndarray) -> _System:
 
 
 def _solved(
-    design: Design, system: _System, spread: np.ndarray, wanted: np.ndarray, equations: np.ndarray
+    design: CanonicalDesign, system: _System, spread: np.ndarray, wanted: np.ndarray, equations: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(dy, Kᵀdy) with dw = Q + D Kᵀdy and ρ dy = r_p − K dw, for Q = `wanted` and r_p = `equations`."""
     right = equations - design.apply(wanted)
@@ -361,7 +370,7 @@ def _solved(
     return dual + np.where(refine, change, 0.0), slopes + np.where(refine, bend, 0.0)
 
 
-def _substituted(design: Design, system: _System, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _substituted(design: CanonicalDesign, system: _System, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The solution of (ρI + K D Kᵀ) y = `right`, (R, r), and Kᵀy; 0 where there is no factor."""
     narrow = [factor is not None and factor[1] is not None for factor in system.factors]
     any_narrow = any(narrow)

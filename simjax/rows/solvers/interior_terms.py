@@ -18,7 +18,7 @@ T = TypeVar("T", "Terms", "Point", "Residuals")
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
+class CanonicalDesign:
     transpose: np.ndarray  # Kᵀ, (d, r)
     gram: np.ndarray | None
     squares: np.ndarray  # ‖K_j‖², (d,)
@@ -43,7 +43,7 @@ class Terms:
     present: np.ndarray | None  # 1.0 or 0.0: whether there is such a part; None for all
     normal: np.ndarray | None  # ω + σδ; None without a ball
     radius: np.ndarray  # κ, (R,); 1 without a ball
-    bound: np.ndarray  # whether there is a ball, (R,)
+    limited: np.ndarray  # whether there is a ball, (R,)
     free: np.ndarray | None  # which coordinates are not split, (R, d); None for none
     free_bend: np.ndarray  # their curvature 2a, (R, d)
     tilt: np.ndarray | None  # δ of the free ones, (R, d)
@@ -71,7 +71,7 @@ class Residuals:
     equations: np.ndarray  # t − Kw − ρy, (R, r)
     stationarity: np.ndarray  # (R, parts, d)
     loose: np.ndarray  # (R, d) or (R, 0)
-    ball: np.ndarray  # κ − ω̂ᵀx − s, (R,)
+    bound: np.ndarray  # κ − ω̂ᵀx − s, (R,)
     average: np.ndarray  # μ, (R,)
     gap: np.ndarray  # (R,)
 
@@ -85,17 +85,17 @@ def take(value: T, index: np.ndarray) -> T:
     return dataclasses.replace(value, **changed)
 
 
-def terms_of(targets, slope, curvature, knot, ball, support, width, offset) -> Terms:
+def terms_of(targets, slope, curvature, knot, bound, support, width, offset) -> Terms:
     rows = targets.shape[0]
     shape = (rows, width)
     slope, curvature, knot = (np.broadcast_to(x, shape) for x in (slope, curvature, knot))
     omega = tilt = None
-    radius, bound = np.ones(rows), np.zeros(rows, bool)
-    if ball is not None:
-        bound = np.isfinite(ball[2])
-        radius = np.where(bound, ball[2], 1.0)
-        omega = np.where(bound[:, None], ball[0], 0.0)
-        tilt = None if ball[1] is None else np.where(bound[:, None], ball[1], 0.0)
+    radius, limited = np.ones(rows), np.zeros(rows, bool)
+    if bound is not None:
+        limited = np.isfinite(bound[2])
+        radius = np.where(limited, bound[2], 1.0)
+        omega = np.where(limited[:, None], bound[0], 0.0)
+        tilt = None if bound[1] is None else np.where(limited[:, None], bound[1], 0.0)
     allowed = np.ones(shape, bool) if support is None else support
     bent = (curvature > 0.0) & (knot > 0.0)
     free = allowed & (slope == 0.0) & ~bent
@@ -131,14 +131,14 @@ def terms_of(targets, slope, curvature, knot, ball, support, width, offset) -> T
         present=None if present is None else present.astype(float),
         normal=normal,
         radius=radius,
-        bound=bound,
+        limited=limited,
         free=free if any_free else None,
         free_bend=np.where(free, 2.0 * curvature, 0.0),
         tilt=np.where(free, tilt, 0.0) if any_free and tilt is not None else None,
     )
 
 
-def start(design: Design, terms: Terms) -> Point:
+def start(design: CanonicalDesign, terms: Terms) -> Point:
     """A centred point: x z = μ for every pair. Its size is that of the ridge solution, which all rows share."""
     transpose = design.transpose
     rank = transpose.shape[1]
@@ -183,12 +183,12 @@ def start(design: Design, terms: Terms) -> Point:
         loose=np.zeros((len(parts), 0)) if terms.free is None else np.zeros_like(weights),
         weights=weights,
         dual=dual,
-        gauge=np.where(terms.bound, gauge, 1.0),
-        theta=np.where(terms.bound, average / gauge, 0.0),
+        gauge=np.where(terms.limited, gauge, 1.0),
+        theta=np.where(terms.limited, average / gauge, 0.0),
     )
 
 
-def residuals_of(design: Design, terms: Terms, point: Point) -> Residuals:
+def residuals_of(design: CanonicalDesign, terms: Terms, point: Point) -> Residuals:
     slopes = design.slopes(point.dual)
     equations = terms.targets - design.apply(point.weights) - (0.0 if design.exact else point.dual)
     signs, parts = terms.signs, point.parts
@@ -200,10 +200,10 @@ def residuals_of(design: Design, terms: Terms, point: Point) -> Residuals:
         pushed = terms.bend * parts
         stationarity += pushed
         cost += 0.5 * pushed * parts
-    ball = np.zeros(len(parts))
+    bound = np.zeros(len(parts))
     if terms.normal is not None:
         stationarity += point.theta[:, None, None] * terms.normal
-        ball = terms.radius - np.einsum("ijk,ijk->i", terms.normal, parts) - point.gauge
+        bound = terms.radius - np.einsum("ijk,ijk->i", terms.normal, parts) - point.gauge
     if terms.top is not None:
         stationarity += point.lid
         pairs += np.where(point.lid > 0.0, point.lid * np.where(point.lid > 0.0, point.room, 1.0), 0.0)
@@ -212,7 +212,7 @@ def residuals_of(design: Design, terms: Terms, point: Point) -> Residuals:
     if terms.present is not None:
         stationarity, pairs, cost, error = (x * terms.present for x in (stationarity, pairs, cost, error))
         count = count - (terms.present.size / len(parts) - terms.present.sum(axis=(1, 2)))
-    total = pairs.sum(axis=(1, 2)) + np.where(terms.bound, point.gauge * point.theta, 0.0)
+    total = pairs.sum(axis=(1, 2)) + np.where(terms.limited, point.gauge * point.theta, 0.0)
     objective = cost.sum(axis=(1, 2))
     error = error.sum(axis=(1, 2))
     loose = point.loose
@@ -220,19 +220,19 @@ def residuals_of(design: Design, terms: Terms, point: Point) -> Residuals:
         loose = np.where(terms.free, terms.free_bend * point.loose - slopes, 0.0)
         if terms.tilt is not None:
             loose += point.theta[:, None] * terms.tilt
-            ball = ball - np.sum(terms.tilt * point.loose, axis=1)
+            bound = bound - np.sum(terms.tilt * point.loose, axis=1)
         objective += 0.5 * np.sum(terms.free_bend * point.loose**2, axis=1)
         reach = np.abs(point.loose) + np.abs(point.weights).max(axis=1, keepdims=True)
         error += np.sum(np.abs(loose) * reach, axis=1)
-    ball = np.where(terms.bound, ball, 0.0)
+    bound = np.where(terms.limited, bound, 0.0)
     if not design.exact:
         objective += 0.5 * (np.sum((point.dual + equations) ** 2, axis=1) + terms.offset)
         error += np.linalg.norm(point.dual, axis=1) * np.linalg.norm(equations, axis=1) + 0.5 * np.sum(
             equations**2, axis=1
         )
-    gap = total + error + point.theta * np.abs(ball)
+    gap = total + error + point.theta * np.abs(bound)
     gap = gap / np.maximum(objective, 1e-300 if design.exact else _OBJECTIVE_FLOOR)
-    gap = np.maximum(gap, np.where(terms.bound, np.abs(ball) / (np.abs(terms.radius) + point.gauge), 0.0))
+    gap = np.maximum(gap, np.where(terms.limited, np.abs(bound) / (np.abs(terms.radius) + point.gauge), 0.0))
     if design.exact:
         gap = np.maximum(gap, _FEASIBILITY_FACTOR * np.linalg.norm(equations, axis=1))
-    return Residuals(equations, stationarity, loose, ball, total / np.maximum(count + terms.bound, 1.0), gap)
+    return Residuals(equations, stationarity, loose, bound, total / np.maximum(count + terms.limited, 1.0), gap)

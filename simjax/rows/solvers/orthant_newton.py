@@ -27,7 +27,7 @@ _LEAST_SHRINK = 0.25  # a step lowers θ at most by this factor, so that the sup
 
 
 @dataclasses.dataclass
-class Block:
+class Subproblems:
     """R problems of k coordinates; `k` is the largest of them and the rest is padded, with `inside` False.
 
     Attributes:
@@ -48,11 +48,11 @@ class Block:
     radius: np.ndarray
     inside: np.ndarray
 
-    def take(self, index: np.ndarray) -> Block:
+    def take(self, index: np.ndarray) -> Subproblems:
         """The problems in `index`."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in fields.items()}
-        return Block(**taken)
+        return Subproblems(**taken)
 
     def product(self, points: np.ndarray) -> np.ndarray:
         """Hx, (R, k)."""
@@ -65,10 +65,10 @@ class Block:
         return np.sum(points * (0.5 * product - self.linear) + threshold * size + bend, axis=1)
 
 
-def solve_blocks(
-    block: Block, points: np.ndarray, theta: np.ndarray, steps: int = 40
+def solve_subproblems(
+    problems: Subproblems, points: np.ndarray, theta: np.ndarray, steps: int = 40
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Solve every problem of `block`.
+    """Solve every problem of `problems`.
 
     Args:
       points: where to start, (R, k), any.
@@ -78,21 +78,21 @@ def solve_blocks(
     Returns:
       x, (R, k); θ, (R,); and which problems are solved, (R,).
     """
-    rows, width = block.linear.shape
-    points, theta = np.where(block.inside, points, 0.0), np.where(np.isfinite(block.radius), theta, 0.0)
+    rows, width = problems.linear.shape
+    points, theta = np.where(problems.inside, points, 0.0), np.where(np.isfinite(problems.radius), theta, 0.0)
     found, solved = (points.copy(), theta.copy()), np.zeros(rows, dtype=bool)
     if width == 0:
         return points, np.zeros(rows), np.ones(rows, dtype=bool)
-    state = _State(np.arange(rows), points, block.product(points), theta, np.zeros(rows), np.full(rows, np.inf))
+    state = _State(np.arange(rows), points, problems.product(points), theta, np.zeros(rows), np.full(rows, np.inf))
     for _ in range(steps):
-        done = _advance(block, state)
+        done = _advance(problems, state)
         if done.any():
             for whole, part in zip(found, (state.points, state.theta), strict=True):
                 whole[state.index[done]] = part[done]
             solved[state.index[done]] = True
             if done.all():
                 return *found, solved
-            block, state = block.take(~done), state.take(~done)
+            problems, state = problems.take(~done), state.take(~done)
     for whole, part in zip(found, (state.points, state.theta), strict=True):
         whole[state.index] = part
     return *found, solved
@@ -108,78 +108,78 @@ class _State:
     theta: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    settled: np.ndarray | None = None
+    stationary: np.ndarray | None = None
 
     def take(self, index: np.ndarray) -> _State:
         return _State(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
 
-def _advance(block: Block, state: _State) -> np.ndarray:
+def _advance(problems: Subproblems, state: _State) -> np.ndarray:
     """One step of every problem; which of them are solved."""
     points, product = state.points, state.product
-    threshold = block.slope if block.omega is None else block.slope + state.theta[:, None] * block.omega
-    gradient = product - block.linear
+    threshold = problems.slope if problems.omega is None else problems.slope + state.theta[:, None] * problems.omega
+    gradient = product - problems.linear
     nonzero = points != 0.0
-    free = block.inside & (nonzero | (np.abs(gradient) > threshold))
+    free = problems.inside & (nonzero | (np.abs(gradient) > threshold))
     sign = np.where(nonzero, np.sign(points), -np.sign(gradient))
-    curved = _curved(block, points)
-    bend = np.where(curved, 2.0 * block.curvature, 0.0)
-    pull = gradient + sign * (threshold + bend * (np.abs(points) - block.knot))
+    curved = _curved(problems, points)
+    bend = np.where(curved, 2.0 * problems.curvature, 0.0)
+    pull = gradient + sign * (threshold + bend * (np.abs(points) - problems.knot))
     missing = np.where(free, np.abs(pull), 0.0).max(axis=1)
     small = np.where(free, threshold, 0.0).max(axis=1)
-    settled = missing <= np.maximum(1e-9 * small, 1e-15 * np.abs(block.linear).max(axis=1))
-    if state.settled is not None:
-        settled |= state.settled
+    stationary = missing <= np.maximum(1e-9 * small, 1e-15 * np.abs(problems.linear).max(axis=1))
+    if state.stationary is not None:
+        stationary |= state.stationary
     # A coordinate next to zero that wants to cross it would cut the whole step short: it moves by itself.
-    scale = np.diagonal(block.gram, axis1=1, axis2=2) + bend
+    scale = np.diagonal(problems.gram, axis1=1, axis2=2) + bend
     stuck = free & nonzero & (sign * pull > 0.0) & (np.abs(points) * scale <= 1e-3 * np.abs(pull))
     newton = free & ~stuck
-    wanted = ~settled if block.omega is None else ~settled | np.isfinite(block.radius)
-    direction, tangent = _directions(block, wanted, newton, pull, bend, sign)
+    wanted = ~stationary if problems.omega is None else ~stationary | np.isfinite(problems.radius)
+    direction, tangent = _directions(problems, wanted, newton, pull, bend, sign)
     own = -pull / np.where(scale > 0.0, scale, 1.0)
     direction = np.where(newton, direction, np.where(stuck, own, 0.0))
 
-    done, moved = settled, np.zeros_like(settled)
+    done, moved = stationary, np.zeros_like(stationary)
     if tangent is not None:
-        moved = _move_multipliers(block, state, settled, tangent, sign)
-        done = settled & ~moved
-    going = ~settled
-    whole = _search(block, state, threshold, direction, sign, pull, going)
+        moved = _move_multipliers(problems, state, stationary, tangent, sign)
+        done = stationary & ~moved
+    going = ~stationary
+    whole = _search(problems, state, threshold, direction, sign, pull, going)
     if moved.any():
-        state.product[moved] = block.take(moved).product(state.points[moved])
+        state.product[moved] = problems.take(moved).product(state.points[moved])
     # The same orthant and pieces after a whole step: the quadratic's own minimum, exact to rounding.
     same = (state.points != 0.0) == newton
-    same &= (_curved(block, state.points) == curved) | (block.curvature == 0.0) | ~newton
-    gradient = state.product - block.linear
-    same &= ~(block.inside & (state.points == 0.0) & (np.abs(gradient) > threshold))
-    state.settled = whole & going & same.all(axis=1)
+    same &= (_curved(problems, state.points) == curved) | (problems.curvature == 0.0) | ~newton
+    gradient = state.product - problems.linear
+    same &= ~(problems.inside & (state.points == 0.0) & (np.abs(gradient) > threshold))
+    state.stationary = whole & going & same.all(axis=1)
     return done
 
 
-def _curved(block: Block, points: np.ndarray) -> np.ndarray:
+def _curved(problems: Subproblems, points: np.ndarray) -> np.ndarray:
     """Beyond the knot, where the curvature counts."""
-    return (np.abs(points) > block.knot) | (block.knot == 0.0)
+    return (np.abs(points) > problems.knot) | (problems.knot == 0.0)
 
 
 def _directions(
-    block: Block, rows: np.ndarray, newton: np.ndarray, pull: np.ndarray, bend: np.ndarray, sign: np.ndarray
+    problems: Subproblems, rows: np.ndarray, newton: np.ndarray, pull: np.ndarray, bend: np.ndarray, sign: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """−(H_JJ + diag)⁻¹ times the gradient and, with a ball, times σω: the change of x with θ; (R, k) each."""
     direction = np.zeros_like(pull)
-    tangent = None if block.omega is None else np.zeros_like(pull)
+    tangent = None if problems.omega is None else np.zeros_like(pull)
     for i in np.flatnonzero(rows):
         chosen = np.flatnonzero(newton[i])
         if chosen.size == 0:
             continue
-        matrix = block.gram[i][chosen[:, None], chosen]
+        matrix = problems.gram[i][chosen[:, None], chosen]
         diagonal = matrix.reshape(-1)[:: chosen.size + 1]
         diagonal += bend[i, chosen] + _RIDGE * max(diagonal.max(), 1e-300)
         right = pull[i, chosen]
-        if block.omega is not None:
-            right = np.column_stack([right, sign[i, chosen] * block.omega[i, chosen]])
+        if problems.omega is not None:
+            right = np.column_stack([right, sign[i, chosen] * problems.omega[i, chosen]])
         _, answer, failed = lapack.dposv(matrix.T, right, lower=1, overwrite_a=1)
         if failed:
-            answer = np.linalg.lstsq(block.gram[i][chosen[:, None], chosen] + np.diag(bend[i, chosen]), right)[0]
+            answer = np.linalg.lstsq(problems.gram[i][chosen[:, None], chosen] + np.diag(bend[i, chosen]), right)[0]
         if tangent is None:
             direction[i, chosen] = -answer
         else:
@@ -188,21 +188,23 @@ def _directions(
 
 
 def _move_multipliers(
-    block: Block, state: _State, settled: np.ndarray, tangent: np.ndarray, sign: np.ndarray
+    problems: Subproblems, state: _State, stationary: np.ndarray, tangent: np.ndarray, sign: np.ndarray
 ) -> np.ndarray:
     """A step of θ, and of x along with it, where the problem at its present θ is solved; which problems moved."""
-    omega, theta, points = block.omega, state.theta, state.points
+    omega, theta, points = problems.omega, state.theta, state.points
     assert omega is not None
-    finite = np.isfinite(block.radius)
-    radius = np.where(finite, block.radius, 0.0)
+    finite = np.isfinite(problems.radius)
+    radius = np.where(finite, problems.radius, 0.0)
     excess = np.sum(omega * np.abs(points), axis=1) - radius
-    moved = settled & finite & (np.abs(excess) > _BALL_TOL * radius) & ((excess > 0.0) | (theta > 0.0))
+    moved = stationary & finite & (np.abs(excess) > _BALL_TOL * radius) & ((excess > 0.0) | (theta > 0.0))
     state.low = low = np.where(moved & (excess > 0.0), theta, state.low)
     state.high = high = np.where(moved & (excess <= 0.0), theta, state.high)
     rate = -np.sum(omega * sign * tangent * (points != 0.0), axis=1)  # −d(norm)/dθ
     newton = np.where(rate > 0.0, theta + excess / np.where(rate > 0.0, rate, 1.0), np.where(excess > 0.0, np.inf, 0.0))
     newton = np.maximum(newton, _LEAST_SHRINK * theta)
-    newton = np.where((low == 0.0) & np.isfinite(high) & (newton <= _LEAST_THETA * _largest_theta(block)), 0.0, newton)
+    newton = np.where(
+        (low == 0.0) & np.isfinite(high) & (newton <= _LEAST_THETA * _largest_theta(problems)), 0.0, newton
+    )
     middle = np.where(np.isfinite(high), 0.5 * (low + np.where(np.isfinite(high), high, 0.0)), 2.0 * low)
     good = ((newton > low) & (newton < high)) | ((newton == 0.0) & (low == 0.0))
     moved &= high - low > 4e-16 * low
@@ -213,15 +215,15 @@ def _move_multipliers(
     return moved
 
 
-def _largest_theta(block: Block) -> np.ndarray:
+def _largest_theta(problems: Subproblems) -> np.ndarray:
     """max |l_j|/ω_j: at a θ of this size nothing in the ball is left, (R,)."""
-    assert block.omega is not None
-    seen = block.omega > 0.0
-    return np.where(seen, np.abs(block.linear) / np.where(seen, block.omega, 1.0), 0.0).max(axis=1)
+    assert problems.omega is not None
+    seen = problems.omega > 0.0
+    return np.where(seen, np.abs(problems.linear) / np.where(seen, problems.omega, 1.0), 0.0).max(axis=1)
 
 
 def _search(
-    block: Block,
+    problems: Subproblems,
     state: _State,
     threshold: np.ndarray,
     direction: np.ndarray,
@@ -235,15 +237,15 @@ def _search(
       which problems took the whole step, (R,).
     """
     points, product = state.points, state.product
-    start = block.value(points, product, threshold)
-    rounding = 1e-15 * (np.abs(start) + np.sum(np.abs(points * block.linear), axis=1))
+    start = problems.value(points, product, threshold)
+    rounding = 1e-15 * (np.abs(start) + np.sum(np.abs(points * problems.linear), axis=1))
     whole, step, pending = going.copy(), 1.0, np.flatnonzero(going)
     new, new_product = points.copy(), product.copy()
     for cut in range(_CUTS):
         if pending.size == 0:
             break
         every = pending.size == points.shape[0]
-        part = block if every else block.take(pending)
+        part = problems if every else problems.take(pending)
         trial = points[pending] + step * direction[pending]
         trial = np.where(trial * sign[pending] > 0.0, trial, 0.0)
         trial_product = part.product(trial)

@@ -39,12 +39,12 @@ def polish(
     curvature = xp.where(curved, 2.0 * penalty.curvature, 0.0)
     offset = sign * (penalty.slope - curvature * penalty.knot)
     normal, radius = xp.zeros_like(weights), xp.zeros((weights.shape[0], 1), weights.dtype)
-    if rows.ball is not None:
-        normal = xp.where(member, rows.ball.normal(sign), 0.0)
+    if rows.bound is not None:
+        normal = xp.where(member, rows.bound.normal(sign), 0.0)
         slack = _BALL_ACTIVE * xp.sum(xp.abs(normal * weights), axis=1, keepdims=True)
-        active = rows.ball.norm(weights) >= rows.ball.radius - slack
+        active = rows.bound.norm(weights) >= rows.bound.radius - slack
         normal = xp.where(active, normal, 0.0)
-        radius = xp.where(active, rows.ball.radius, 0.0)
+        radius = xp.where(active, rows.bound.radius, 0.0)
 
     # The ridge keeps the factorisation finite on a singular support, where it picks the solution of least norm; the
     # refinement takes its bias out again. The gap is the judge.
@@ -53,19 +53,19 @@ def polish(
     factor = cholesky(system.matrix)
     bent = cholesky_solve(factor, picked)
     bend = xp.sum(picked * bent, axis=1, keepdims=True)
-    bound = bend > 0.0
+    bends = bend > 0.0
 
     def refine(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         point, theta = carry
         slopes = factorisation.apply_transpose(rows.targets - factorisation.apply(point))
         plain = cholesky_solve(factor, system.pick(slopes - offset - curvature * point - theta * normal))
         missing = radius - xp.sum(normal * point, axis=1, keepdims=True)
-        change = (xp.sum(picked * plain, axis=1, keepdims=True) - missing) / xp.where(bound, bend, 1.0)
-        change = xp.where(bound, change, 0.0)
+        change = (xp.sum(picked * plain, axis=1, keepdims=True) - missing) / xp.where(bends, bend, 1.0)
+        change = xp.where(bends, change, 0.0)
         return point + system.scatter(plain - change * bent, weights.shape[1]), theta + change
 
     start = (xp.zeros_like(weights), xp.zeros_like(radius))
     point, _ = fori_loop(_REFINEMENTS, refine, start, xp)
 
-    point = rows.feasible(xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights))
+    point = rows.inside(xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights))
     return (point, *judge(factorisation, rows, point, None))

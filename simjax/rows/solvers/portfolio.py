@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -23,16 +24,14 @@ from simjax.rows.engines import Engine
 from simjax.rows.engines.numpy_engine import NumpyEngine
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
-from simjax.rows.solvers import admm, interior_point, proximal_gradient
-from simjax.rows.solvers.canonical import CanonicalRows, feasible_and_judged
+from simjax.rows.solvers import admm, interior_point
+from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
 from simjax.rows.solvers.crossover import crossover
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder
 from simjax.rows.solvers.linear import Gram
 from simjax.rows.solvers.polish import polish
 from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
-
-METHODS = {"admm": admm, "proximal_gradient": proximal_gradient}
 
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
@@ -41,6 +40,11 @@ _RANK_OF_A_CHECK, _CHECKS = 50, (2, 16)  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
 _PILOT = 8  # rows on which working sets are tried before all others
 _GRAM_BYTES = 2**30  # a larger KᵀK is not kept
+
+
+def first_order_method(name: str) -> ModuleType:
+    """The module of a first-order method; what it has to offer, `simjax.rows.solvers.first_order` says."""
+    return importlib.import_module(f"simjax.rows.solvers.{name}")
 
 
 def run(
@@ -66,15 +70,14 @@ def run(
         stage.offer(board.open, board.weights, board.dual)
     if board.open.size == 0:
         return
-    begin = None
     if start is not None:
-        begin = stage.offer(np.arange(board.count), *start)
+        start = stage.offer(np.arange(board.count), *start)
     if solver == "auto":
-        _auto(stage, max_iters, begin, single)
+        _auto(stage, max_iters, start, single)
     else:
-        first_order = stage.first_order(METHODS[solver], np.float64)
-        if begin is not None:
-            first_order.restart(np.arange(board.count), *begin)
+        first_order = stage.first_order(first_order_method(solver), np.float64)
+        if start is not None:
+            first_order.restart(np.arange(board.count), *start)
         first_order.run(board, max_iters, reporter)
 
 
@@ -86,7 +89,7 @@ def sparse(
     start: np.ndarray | None,
     reporter: Reporter,
 ) -> None:
-    """Working sets on the samples, `Design.itself`, if they are what solves most of a few rows; as far as they go.
+    """Working sets on the samples themselves, if they are what solves most of a few rows; as far as they go.
 
     Args:
       start: weights (R, d) to begin from.
@@ -113,7 +116,7 @@ def refine(
     guess: np.ndarray,
     reporter: Reporter,
 ) -> None:
-    """Polish weights (R, d) with systems of one factorisation and residuals of another, `Design.itself`.
+    """Polish weights (R, d) with systems of one factorisation and residuals of another, `FactoredDesign.itself`.
 
     Each refinement step of a polish begins with its residual: that is where the digits come from, the systems only have
     to be near.
@@ -125,22 +128,22 @@ def refine(
     stage.polish(everything, guess)
 
 
-def _auto(stage: Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
-    _passes(stage, max_iters, begin, single)
+def _auto(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
+    _passes(stage, max_iters, start, single)
     stage.finish()
 
 
-def _passes(stage: Stages, max_iters: int, begin: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
+def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
     board = stage.board
     stage.closed_form()
-    if begin is not None:  # where it is better, from the solution of this problem on the signs of that point
-        stage.polish(board.open, begin[0])
-        begin = board.weights, board.dual
+    if start is not None:  # where it is better, from the solution of this problem on the signs of that point
+        stage.polish(board.open, start[0])
+        start = board.weights, board.dual
     if board.open.size == 0:
         return
     first_order = stage.first_order(admm, np.float32 if single else np.float64)
-    if begin is not None:
-        first_order.restart(np.arange(board.count), *begin)
+    if start is not None:
+        first_order.restart(np.arange(board.count), *start)
     signs = _Signs.of(board)
     passes, handover = 0, stage.handover
     while passes < max_iters and board.open.size:
@@ -232,7 +235,7 @@ class Stages:
             guess = guess * rows.support
         self.polish(self.board.open, guess)
         # Where nothing at all is said of the weights, passes end no better than this.
-        self.board.given_up = np.all(flat_coordinates(rows.penalty, rows.ball, guess.shape) | (guess == 0.0), axis=1)
+        self.board.given_up = np.all(flat_coordinates(rows.penalty, rows.bound, guess.shape) | (guess == 0.0), axis=1)
 
     def offer(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make weights (R, d) of the rows `index` feasible, judge and offer them; all weights and dual points then."""
@@ -324,7 +327,7 @@ class Stages:
 
 
 def _on_working_sets(columns: Columns, rows: Any, start: np.ndarray, *, tol: float) -> tuple:
-    ball, penalty = rows.ball, rows.penalty
+    bound, penalty = rows.bound, rows.penalty
     found = solve_sparse_rows(
         columns,
         rows.targets,
@@ -332,8 +335,8 @@ def _on_working_sets(columns: Columns, rows: Any, start: np.ndarray, *, tol: flo
             penalty.slope,
             penalty.curvature,
             penalty.knot,
-            None if ball is None else ball.weights,
-            None if ball is None else ball.radius,
+            None if bound is None else bound.omega,
+            None if bound is None else bound.radius,
             rows.support,
         ),
         start=start if start.any() else None,
@@ -346,7 +349,7 @@ def _interior(
     transpose: np.ndarray, gram: np.ndarray | None, factorisation: Factorisation, rows: Any, *, tol: float
 ) -> tuple:
     """Interior point and crossover: weights, dual points, gaps, and the steps each row took."""
-    ball, penalty = rows.ball, rows.penalty
+    bound, penalty = rows.bound, rows.penalty
     stated = (
         transpose,
         gram,
@@ -354,13 +357,13 @@ def _interior(
         penalty.slope,
         penalty.curvature,
         penalty.knot,
-        None if ball is None else (ball.weights, ball.tilt, ball.radius[:, 0]),
+        None if bound is None else (bound.omega, bound.tilt, bound.radius[:, 0]),
         rows.support,
     )
     start = interior_point.solve(*stated, exact=rows.exact, tol=0.1 * tol, offset=rows.offset[:, 0])
 
     def judged(index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple:
-        return feasible_and_judged(factorisation, rows.take_rows(index), weights, dual)
+        return judged_inside(factorisation, rows.take_rows(index), weights, dual)
 
     return (*crossover(*stated, start, judged, exact=rows.exact, tol=tol), start.iterations)
 
@@ -374,7 +377,7 @@ def _gram(factorisation: Factorisation, unit: float = 1.0) -> Gram:
 
 
 def _offered(factorisation: Factorisation, rows: CanonicalRows, points: tuple) -> tuple:
-    return feasible_and_judged(factorisation, rows, *points)
+    return judged_inside(factorisation, rows, *points)
 
 
 def _polished(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, guess: tuple, *, size: int) -> tuple:

@@ -3,7 +3,7 @@
     z_new ← prox_g(v + Kᵀ(t̃ − Kv))            step 1: ‖K‖ = 1 in canonical units
     v     ← z_new + (s − 1)/s_new · (z_new − z)      restarted where the momentum points uphill
 
-For well-conditioned rows; near-interpolating rows want ADMM and Newton. There is no gradient under exact matching.
+For well-conditioned rows; near-interpolating rows want ADMM. There is no gradient under exact matching.
 
 Sources: Beck & Teboulle (2009); O'Donoghue & Candès, Adaptive restart for accelerated gradient schemes (2015), §3.2.
 """
@@ -52,7 +52,7 @@ def advance(
     def one_pass(_: int, state: ProximalGradientState) -> ProximalGradientState:
         residual = rows.targets - factorisation.apply(state.v)
         point = rows.confine(state.v + factorisation.apply_transpose(residual))
-        prox = joint_prox(rows.penalty, rows.ball, point, xp.ones_like(state.theta), state.theta)
+        prox = joint_prox(rows.penalty, rows.bound, point, xp.ones_like(state.theta), state.theta)
         move = prox.point - state.z
         uphill = xp.sum((state.v - prox.point) * move, axis=1, keepdims=True) > 0.0
         momentum = xp.where(uphill, 1.0, state.momentum)

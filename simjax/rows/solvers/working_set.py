@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.rows.solvers.orthant_newton import Block, solve_blocks
+from simjax.rows.solvers.orthant_newton import Subproblems, solve_subproblems
 
 _FIRST_SIZE = 32
 _LEAST_BOUND = 64
@@ -138,7 +138,7 @@ def solve_sparse_rows(
     rows = _Rows.of(columns, targets, terms, correlations, squares)
     count, width = rows.correlations.shape
     most = min(columns.most if most is None else most, width)
-    weights = np.zeros((count, width)) if start is None else rows.feasible(np.array(start, dtype=np.float64))
+    weights = np.zeros((count, width)) if start is None else rows.inside(np.array(start, dtype=np.float64))
     theta = np.zeros(count) if start_theta is None else np.array(start_theta, dtype=np.float64)
     slopes, residuals = (rows.correlations, rows.targets) if start is None else rows.price(weights)
     gap, found = np.full(count, np.inf), None if targets is None else np.array(residuals)
@@ -205,7 +205,7 @@ class _Rows:
         taken: dict[str, Any] = {name: None if value is None else value[index] for name, value in fields.items()}
         return _Rows(shared, **taken)
 
-    def feasible(self, weights: np.ndarray) -> np.ndarray:
+    def inside(self, weights: np.ndarray) -> np.ndarray:
         """The weights confined to the support and scaled into the ball."""
         if self.support is not None:
             weights = np.where(self.support, weights, 0.0)
@@ -281,7 +281,7 @@ class _Rows:
         def pick(values: np.ndarray) -> np.ndarray:
             return np.take_along_axis(values, sets, axis=1)
 
-        block = Block(
+        problems = Subproblems(
             self.columns.blocks(sets, inside),
             pick(self.correlations),
             pick(self.slope),
@@ -291,10 +291,10 @@ class _Rows:
             self.radius,
             inside,
         )
-        points, theta, found = solve_blocks(block, pick(weights), theta)
+        points, theta, found = solve_subproblems(problems, pick(weights), theta)
         new = np.zeros_like(weights)
         np.put_along_axis(new, sets, np.where(inside, points, 0.0), axis=1)
-        return self.feasible(new), theta, found
+        return self.inside(new), theta, found
 
     def gap(
         self, weights: np.ndarray, slopes: np.ndarray, residuals: np.ndarray | None, theta: np.ndarray
