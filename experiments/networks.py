@@ -28,8 +28,8 @@ from simjax.implicit.equilibrium import Equilibrium, affine, average_step, equil
 from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import GEQ, LBEN, MLP, NEMON, RECOMMENDED, ImplicitLayer, LinearDEQ, MonDEQ, OptEq, train
+from simjax.nn.base import in_float64
 from simjax.nn.geq import CURVATURE
-from simjax.nn.implicit import in_float64
 from simjax.nn.lben import amplify, cascade, orthogonal_rows, sandwich, sll
 from simjax.nn.mondeq import solve_monotone
 from simjax.rescaling import diagnose, feasible

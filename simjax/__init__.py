@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.rows.certificate import Certificate, certify
     from simjax.rows.constraints import Free, L1Ball, MetzlerRow
     from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
+    from simjax.rows.penalty_range import alpha_max
     from simjax.rows.problem import RowProblem, row_problem
     from simjax.rows.progress import Progress
     from simjax.rows.solution import Solution
@@ -41,6 +42,7 @@ _NAMES = {
     "simjax.rows.certificate": ("Certificate", "certify"),
     "simjax.rows.constraints": ("Free", "L1Ball", "MetzlerRow"),
     "simjax.rows.penalties": ("L1", "ElasticNet", "NoPenalty", "Penalty", "Perspective", "Ridge"),
+    "simjax.rows.penalty_range": ("alpha_max",),
     "simjax.rows.problem": ("RowProblem", "row_problem"),
     "simjax.rows.progress": ("Progress",),
     "simjax.rows.solution": ("Solution",),
@@ -90,6 +92,7 @@ __all__ = [
     "SufficientStatistics",
     "Verification",
     "adaptive_weights",
+    "alpha_max",
     "certify",
     "collect_states",
     "fit",

@@ -22,13 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from simjax._checks import matrix, positive_integer, positive_scalar
 from simjax.implicit.activations import Activation
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.equilibrium import Equilibrium, affine, fixed_point
 from simjax.implicit.loop import Solver
-from simjax.nn.implicit import checked_sizes, found, in_float64, scaled_normal, spectral_norm, within_norm
+from simjax.nn.base import (
+    checked_sizes,
+    found,
+    in_float64,
+    input_rows,
+    like_inputs,
+    scaled_normal,
+    spectral_norm,
+    within_norm,
+)
 from simjax.states.states import States
 
 CURVATURE = 2.0 * np.exp(-1.5)
@@ -92,18 +102,26 @@ class GEQ(nnx.Module):
         curved = 1.0 + CURVATURE * spectral_norm(H) ** 2
         return within_norm(self.W[...], jnp.sqrt(self.contraction / curved)), H
 
-    def equilibrium(self, u: jax.Array) -> Equilibrium:
-        """The states s for inputs u (m, p), with a report per sample."""
+    def equilibrium(self, u: ArrayLike) -> Equilibrium:
+        """The states s for inputs u (m, p) with a report per sample, or for one sample (p,); raises as a call."""
+        return like_inputs(u, self._solve(*self.bounded_weights(), input_rows(u, self.B[...])))
+
+    def __call__(self, u: ArrayLike) -> jax.Array:
+        """Outputs (m, q) for inputs (m, p), (q,) for one sample (p,); NaN where the equilibrium was not found.
+
+        Raises:
+          ValueError: inputs of another shape.
+          TypeError: inputs that are neither float32, float64 nor integers.
+        """
         W, H = self.bounded_weights()
-        drive = affine(self.B[...], u, self.b[...])
+        x = self._solve(W, H, input_rows(u, self.B[...])).x
+        return like_inputs(u, affine(self.C[...], affine(W.T, x), self.c[...]))
+
+    def _solve(self, W: jax.Array, H: jax.Array, rows: jax.Array) -> Equilibrium:
+        drive = affine(self.B[...], rows, self.b[...])
         f = _map(find_activation(self.activation), self.gamma)
         start = jnp.zeros((len(drive), W.shape[0]), drive.dtype)
         return fixed_point(f, (W, H, drive), start, solver=self.solver)
-
-    def __call__(self, u: jax.Array) -> jax.Array:
-        """Outputs (m, q) for inputs (m, p); NaN for a sample whose equilibrium was not found."""
-        W, _ = self.bounded_weights()
-        return affine(self.C[...], affine(W.T, self.equilibrium(u).x), self.c[...])
 
     def states(self, inputs: Any) -> States:
         """The states on `inputs` (m, p), computed in float64 to a residual of 1e-12; no linear baseline.

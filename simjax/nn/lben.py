@@ -23,7 +23,7 @@ from flax import nnx
 from simjax._checks import float_array, matrix, positive_scalar
 from simjax.implicit.equilibrium import Equilibrium, affine
 from simjax.implicit.loop import Solver
-from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
+from simjax.nn.base import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
 from simjax.nn.mondeq import MonDEQ, solve_monotone
 
 _LMI_TOL = 1e-9

@@ -11,7 +11,7 @@ from flax import nnx
 
 from simjax.implicit.equilibrium import Equilibrium, affine
 from simjax.implicit.report import EquilibriumInfo
-from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, scaled_normal
+from simjax.nn.base import ImplicitModule, Matrices, checked_sizes, scaled_normal
 
 
 class Conserved(NamedTuple):

@@ -24,7 +24,7 @@ from jax import lax
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.implicit.equilibrium import Equilibrium, affine, fixed_point
 from simjax.implicit.loop import Solver
-from simjax.nn.implicit import (
+from simjax.nn.base import (
     ImplicitModule,
     Matrices,
     checked_sizes,

@@ -14,7 +14,7 @@ from simjax.implicit.equilibrium import Equilibrium, eliminate_diagonal
 from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure, optimal_weights
-from simjax.nn.implicit import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
+from simjax.nn.base import ImplicitModule, Matrices, checked_sizes, in_float64, scaled_normal
 
 
 class NEMON(ImplicitModule):

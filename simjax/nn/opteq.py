@@ -23,7 +23,7 @@ from simjax._checks import positive_integer, positive_scalar
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.equilibrium import affine
 from simjax.implicit.loop import Solver
-from simjax.nn.implicit import (
+from simjax.nn.base import (
     ImplicitModule,
     Matrices,
     checked_sizes,

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from simjax._checks import float_array, positive_scalar
+from simjax._checks import float_array, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
 from simjax.rows.attempts import Start
+from simjax.rows.memory import row_blocks
 from simjax.rows.options import SolveOptions
+from simjax.rows.penalty_range import slope_factor
 from simjax.rows.solution import dense_rows
 from simjax.rows.status import Status
 from simjax.rows.workspace import Workspace
@@ -24,6 +26,7 @@ from simjax.states.streamed import StreamedStates
 
 _PLAN_NAMES = {field.name for field in dataclasses.fields(PlanOptions)}
 _SOLVE_NAMES = {field.name for field in dataclasses.fields(SolveOptions)}
+_POINTS, _RATIO = 20, 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,8 @@ def path(
     *,
     alphas: Sequence[float] | None = None,
     kappas: Sequence[float] | None = None,
+    points: int | None = None,
+    ratio: float | None = None,
     alpha: ArrayLike = PlanOptions.alpha,
     alpha_weights: ArrayLike | None = None,
     mu_ratio: float | None = None,
@@ -91,34 +96,39 @@ def path(
     Args:
       states, objective: as in `fit`; a penalty object is not possible, as it brings its own weights.
       alphas: the penalty weights α > 0; or
-      kappas: the bounds κ in (0, 1), for one `alpha`.
+      kappas: the bounds κ in (0, 1), for one `alpha`; or neither, for a grid over alpha.
+      points: of the grid, α_max · ratio^(k/(points − 1)) for k = 0, …, points − 1, where α_max is the smallest α for
+        which all weights of all rows are zero (see `alpha_max`): None means 20. Only without alphas and kappas.
+      ratio: of the grid, its smallest α over its largest, in (0, 1): None means 1e-3. Only without alphas and kappas.
       alpha: the penalty weight of a path over kappas, as in `fit`; not used with alphas.
       alpha_weights: multiplies each of alphas, e.g. by `adaptive_weights(…)`: (d,) or (n + q, d).
       mu_ratio: μ/α for "perspective" and "elastic_net"; None means mu = alpha.
       options: the other arguments of `fit`, but for `mu`.
 
     Returns:
-      A `Path`, in the order of the values given.
+      A `Path`, in the order of the values given, that of the grid from the largest α to the smallest.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
 
     Source: warm starts over α as in Friedman, Hastie, Tibshirani, Regularization paths for generalized linear models
-    via coordinate descent (2010).
+    via coordinate descent (2010), and the geometric grid from α_max downwards.
     """
-    if (alphas is None) == (kappas is None):
-        raise ValueError("path needs either alphas or kappas, got " + ("neither." if alphas is None else "both."))
-    name = "alphas" if alphas is not None else "kappas"
-    values = float_array(name, alphas if alphas is not None else kappas)
-    below = np.inf if name == "alphas" else 1.0
-    if values.ndim != 1 or values.size == 0 or np.any(values <= 0.0) or np.any(values >= below):
-        raise ValueError(f"{name} must be a sequence of numbers in (0, {below:g}), got {values!r}.")
+    if alphas is not None and kappas is not None:
+        raise ValueError("path needs either alphas or kappas, got both.")
+    own_grid = alphas is None and kappas is None
+    if not own_grid and (points is not None or ratio is not None):
+        raise ValueError("points and ratio are for a path's own grid: give them without alphas and kappas.")
+    name = "alphas" if kappas is None else "kappas"
+    values = np.zeros(0) if own_grid else _values(name, alphas if kappas is None else kappas)
+    points = _POINTS if points is None else positive_integer("points", points)
+    ratio = positive_scalar("ratio", _RATIO if ratio is None else ratio, below=1.0)
     if not isinstance(objective, str):
         raise TypeError(f"objective must be a name, got {type(objective).__name__}, which brings its own weights.")
     unknown = sorted(set(options) - ((_PLAN_NAMES | _SOLVE_NAMES) - {"mu"}))
     if unknown:
         raise TypeError(f"path got unknown arguments: {', '.join(unknown)}.")
-    ratio = None if mu_ratio is None else positive_scalar("mu_ratio", mu_ratio)
+    mu_ratio = None if mu_ratio is None else positive_scalar("mu_ratio", mu_ratio)
     weights = 1.0 if alpha_weights is None else float_array("alpha_weights", alpha_weights)
     if name == "kappas" and "kappa" in options:
         raise ValueError("kappa must be left alone on a path over kappas.")
@@ -128,12 +138,19 @@ def path(
     stated = PlanOptions(objective, **{key: value for key, value in options.items() if key in _PLAN_NAMES})
 
     # All arguments are checked before the first solve.
+    def plan_of(value: float, like: Plan | None) -> Plan:
+        own: dict[str, Any] = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
+        mu = None if mu_ratio is None else mu_ratio * np.asarray(own["alpha"])
+        return Plan.make(states, dataclasses.replace(stated, **own, mu=mu), like)
+
+    solve.check(stated.matching)
+    like = None
+    if own_grid:
+        like = plan_of(1.0, None)
+        values = np.geomspace(largest := _largest_alpha(like, solve.max_memory), largest * ratio, points)
     plans: dict[int, Plan] = {}
     for position, value in enumerate(values.tolist()):
-        own: dict[str, Any] = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
-        mu = None if ratio is None else ratio * np.asarray(own["alpha"])
-        plans[position] = Plan.make(states, dataclasses.replace(stated, **own, mu=mu), plans.get(position - 1))
-    solve.check(stated.matching)
+        plans[position] = like = plan_of(value, like)
     order = np.argsort(values)[:: -1 if name == "alphas" else 1]
     fits: dict[int, FitResult] = {}
     misfit = np.zeros(values.size)
@@ -150,3 +167,29 @@ def path(
         first = result.solutions[0]
         start = Start(dense_rows(first.weights), first.certificate.dual)
     return Path(name[:-1], values, tuple(fits[k] for k in range(values.size)), misfit)
+
+
+def _values(name: str, given: Sequence[float] | None) -> np.ndarray:
+    """The alphas or kappas that were asked for, (k,), checked."""
+    values = float_array(name, given)
+    below = np.inf if name == "alphas" else 1.0
+    if values.ndim != 1 or values.size == 0 or np.any(values <= 0.0) or np.any(values >= below):
+        raise ValueError(f"{name} must be a sequence of numbers in (0, {below:g}), got {values!r}.")
+    return values
+
+
+def _largest_alpha(plan: Plan, max_memory: float | None) -> float:
+    """The smallest α for which all weights are zero, of the plan with α = 1 times the `alpha_weights`.
+
+    Raises:
+      ValueError: if there is none from which a grid could begin.
+    """
+    if plan.matching == "exact":
+        raise ValueError("path needs alphas under matching='exact': which weights are zero does not depend on alpha.")
+    source = plan.rows()
+    blocks = row_blocks(source.rows_count, source.design.shape, max_memory)
+    largest = float(max(slope_factor(source.take(numbers)).max() for numbers in blocks))
+    if not 0.0 < largest < np.inf:
+        why = "no alpha makes all weights zero" if largest > 0.0 else "any alpha makes all weights zero"
+        raise ValueError(f"path needs alphas or kappas, as {why} for objective {plan.settings['objective']!r} here.")
+    return largest

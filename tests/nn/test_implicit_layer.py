@@ -15,8 +15,9 @@ from simjax.implicit.activations import activation
 from simjax.implicit.equilibrium import equilibrium
 from simjax.implicit.loop import Solver
 from simjax.implicit.model import ImplicitModel
+from simjax.nn.base import ImplicitModule, spectral_norm
 from simjax.nn.geq import GEQ
-from simjax.nn.implicit import ImplicitLayer, ImplicitModule, ImplicitRNN, spectral_norm
+from simjax.nn.implicit import ImplicitLayer, ImplicitRNN
 from simjax.nn.lben import LBEN, amplify, cascade, orthogonal_rows, sandwich, sll
 from simjax.nn.linear_deq import LinearDEQ
 from simjax.nn.mondeq import MonDEQ

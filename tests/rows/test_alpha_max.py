@@ -5,7 +5,8 @@ import pytest
 from helpers import generator, sparse_rows
 
 import simjax
-from simjax.rows.alpha_max import alpha_max
+from simjax import alpha_max
+from simjax.rows.penalty_range import slope_factor
 
 WIDTH, ROWS = 20, 6
 OMEGA = np.geomspace(0.5, 2.0, WIDTH)
@@ -38,6 +39,16 @@ def test_zero_is_optimal_there_and_not_below(name):
         design, targets, penalty=penalty(0.99 * found[:, None]), constraint=constraint, tol=1e-8, **common
     )
     assert np.all(below.weights.any(axis=1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_factor_of_the_slopes_agrees(name):
+    penalty, options = FAMILIES[name]
+    design, targets = sparse_rows(30, WIDTH, ROWS)
+    common = {"loss_weight": np.geomspace(0.1, 10.0, ROWS), "support": generator(3).random((ROWS, WIDTH)) < 0.7}
+    expected = alpha_max(design, targets, objective=name.split("-")[0], weights=OMEGA, **options, **common)
+    factor = slope_factor(simjax.row_problem(design, targets, penalty=penalty(1.0), **common))
+    np.testing.assert_allclose(factor ** (2 if name == "perspective-mu" else 1), expected, rtol=1e-12)
 
 
 def test_rows_that_no_alpha_or_any_alpha_will_do_for():

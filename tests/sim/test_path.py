@@ -6,6 +6,8 @@ from helpers import generator
 
 import simjax
 from simjax.plotting import plot_path
+from simjax.rows.solvers.factor import Design
+from simjax.rows.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,70 @@ def test_a_start_saves_passes(states):
 
 
 @pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("l1", {}),
+        ("l1", {"units": "rescaled", "reduction": "mean", "lambda_output": 3.0, "fit_intercept": True}),
+        ("perspective", {"mu_ratio": 0.01, "support": "feedforward", "alpha_weights": np.linspace(0.5, 2.0, 23)}),
+        ("perspective", {"kappas": None}),
+        ("elastic_net", {"mu_ratio": 0.1}),
+    ],
+)
+def test_the_grid_begins_where_all_weights_are_zero(states, objective, options):
+    path = simjax.path(states, objective, points=3, ratio=0.9, **options)
+    assert path.converged
+    assert path.parameter == "alpha"
+    np.testing.assert_allclose(path.values[1:] / path.values[:-1], 0.9**0.5)
+    assert path.nonzeros[0] == 0
+    assert path.nonzeros[1] > 0
+
+
+def test_the_grid_is_that_of_alpha_max(states):
+    path = simjax.path(states, "l1", support="full", rescale="none", lambda_state=0.2, lambda_output=0.2)
+    design = np.concatenate([states.activations, states.inputs], axis=1)
+    targets = np.concatenate([states.preactivations, states.outputs], axis=1)
+    largest = simjax.alpha_max(design, targets, loss_weight=0.2).max()
+    np.testing.assert_allclose(path.values, np.geomspace(largest, 1e-3 * largest, 20))
+    assert path.converged
+    assert path.misfit[0] == 1.0
+    assert np.all(np.diff(path.misfit) < 0.0)
+
+
+def test_a_path_makes_its_workspace_once(states, monkeypatch):
+    made = []
+
+    def counted(design):
+        made.append(design)
+        return Workspace(design)
+
+    factorised = {}
+    for name in ("factorisation", "itself"):
+        original = getattr(Design, name)
+
+        def counting(self, *args, original=original, name=name, **kwargs):
+            found = original(self, *args, **kwargs)
+            factorised.setdefault((name, *sorted(kwargs.items())), []).append(found)
+            return found
+
+        monkeypatch.setattr(Design, name, counting)
+    monkeypatch.setattr("simjax.sim.path.Workspace", counted)
+    simjax.path(states, "l1", alphas=[1.0, 0.1, 1e-2], solver="admm")
+    simjax.path(states, "l1", points=3, rescale="none")
+    assert len(made) == 2
+    for found in factorised.values():
+        assert len({id(each) for each in found}) <= 2  # one for each path
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "alphas or kappas, got neither"),
+        ({"objective": "ridge"}, ValueError, "alphas or kappas, as no alpha makes all weights zero"),
+        ({"alpha_weights": np.zeros(23)}, ValueError, "no alpha makes all weights zero"),
+        ({"matching": "exact"}, ValueError, "path needs alphas under matching='exact'"),
+        ({"points": 0}, ValueError, "points"),
+        ({"ratio": 1.0}, ValueError, "ratio"),
+        ({"alphas": [1.0], "points": 3}, ValueError, "points and ratio are for a path's own grid"),
+        ({"kappas": [0.5], "ratio": 0.1}, ValueError, "points and ratio are for a path's own grid"),
         ({"alphas": [1.0], "kappas": [0.5]}, ValueError, "got both"),
         ({"alphas": [1.0, -1.0]}, ValueError, "alphas must be"),
         ({"alphas": []}, ValueError, "alphas must be"),

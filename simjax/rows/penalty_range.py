@@ -1,4 +1,4 @@
-"""The largest α worth trying: from there on every weight of a row is zero."""
+"""The range of α worth trying: from `alpha_max` on every weight of a row is zero."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from simjax._checks import choice, float_array, matrix
-from simjax.rows.problem import support_mask
+from simjax.rows.penalties import PiecewisePenalty
+from simjax.rows.problem import RowProblem, support_mask
 
 _FAMILIES = ("l1", "elastic_net", "perspective", "ridge")
 
@@ -21,7 +22,7 @@ def alpha_max(
     weights: ArrayLike = 1.0,
     support: ArrayLike | None = None,
 ) -> np.ndarray:
-    """The smallest α of each row for which w = 0 is optimal, whatever the ball.
+    """The smallest α of each row for which w = 0 is optimal, whatever the ball; `.max()` is that of all rows.
 
     That is so where |s_j| ≤ c_j(α) for every allowed j, with s = 2λΦᵀt and the slope c_j of the penalty at zero:
 
@@ -74,6 +75,22 @@ def alpha_max(
     else:
         value = _ratio(demand, omega)
     return value.max(axis=1, initial=0.0)
+
+
+def slope_factor(problem: RowProblem) -> np.ndarray:
+    """The smallest number to multiply the penalty's slopes c by for which w = 0 is optimal, max_j |s_j| / c_j, (R,).
+
+    With c proportional to α, as for a whole path (μ, where there is one, too), it is α_max in units of the α at hand.
+
+    Raises:
+      TypeError: for a penalty of the user's own, whose slope at zero is not known.
+    """
+    if not isinstance(problem.penalty, PiecewisePenalty):
+        raise TypeError(f"penalty must be one of simjax's, got {type(problem.penalty).__name__}.")
+    demand = np.abs(2.0 * problem.loss_weight[:, None] * (problem.targets.T @ problem.design))
+    if problem.support is not None:
+        demand = np.where(problem.support, demand, 0.0)
+    return _ratio(demand, np.asarray(problem.penalty.slope)).max(axis=1, initial=0.0)
 
 
 def _ratio(demand: np.ndarray, share: np.ndarray) -> np.ndarray:
