@@ -30,7 +30,7 @@ class Solution:
       status: (R,), strings; see `Status`.
       solver: the solver that ran.
       passes: passes over the design that each row took, (R,).
-      newton_steps: Newton steps of the batch each row was in, (R,).
+      newton_steps: steps of the interior-point method that each row took, (R,).
       polished: whether the active-set polish certified the row, (R,).
       engine: what it ran on, and why.
       seconds: wall time of the solve, compilation included.

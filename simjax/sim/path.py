@@ -187,7 +187,7 @@ def _largest_alpha(plan: Plan, max_memory: float | None) -> float:
     if plan.matching == "exact":
         raise ValueError("path needs alphas under matching='exact': which weights are zero does not depend on alpha.")
     source = plan.rows()
-    blocks = row_blocks(source.rows_count, source.design.shape, max_memory)
+    blocks = row_blocks(source.count, source.design.shape, max_memory)
     largest = float(max(slope_factor(source.take(numbers)).max() for numbers in blocks))
     if not 0.0 < largest < np.inf:
         why = "no alpha makes all weights zero" if largest > 0.0 else "any alpha makes all weights zero"

@@ -6,7 +6,7 @@ from helpers import generator
 
 import simjax
 from simjax.plotting import plot_path
-from simjax.rows.solvers.factor import Design
+from simjax.rows.solvers.factor import FactoredDesign
 from simjax.rows.workspace import Workspace
 
 
@@ -118,14 +118,14 @@ def test_a_path_makes_its_workspace_once(states, monkeypatch):
 
     factorised = {}
     for name in ("factorisation", "itself"):
-        original = getattr(Design, name)
+        original = getattr(FactoredDesign, name)
 
         def counting(self, *args, original=original, name=name, **kwargs):
             found = original(self, *args, **kwargs)
             factorised.setdefault((name, *sorted(kwargs.items())), []).append(found)
             return found
 
-        monkeypatch.setattr(Design, name, counting)
+        monkeypatch.setattr(FactoredDesign, name, counting)
     monkeypatch.setattr("simjax.sim.path.Workspace", counted)
     simjax.path(states, "l1", alphas=[1.0, 0.1, 1e-2], solver="admm")
     simjax.path(states, "l1", points=3, rescale="none")
