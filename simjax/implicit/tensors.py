@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
 from simjax._files import package_version
-from simjax.implicit.matrices import is_sparse
-
-if TYPE_CHECKING:
-    from simjax.implicit.model import ImplicitModel
+from simjax.implicit.matrices import Parts, is_sparse
 
 FORMAT = "simjax-implicit-model"
 FORMAT_VERSION = 1
 
 
-def tensors_of_model(model: ImplicitModel) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+class Described(Parts, Protocol):
+    """An `ImplicitModel`, as far as a file holds it."""
+
+    @property
+    def activation(self) -> str: ...
+
+    @property
+    def storage(self) -> str: ...
+
+    @property
+    def metadata(self) -> Any: ...
+
+
+def tensors_of_model(model: Described) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The model as named arrays and strings, from which `parts_of_model` makes its parts again."""
     tensors: dict[str, np.ndarray] = {}
     for name in "ABCD":
