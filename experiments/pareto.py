@@ -220,7 +220,7 @@ class Trials:
         self._fits: dict[tuple[Selection, float], tuple[float, FitResult]] = {}
         self._starts: dict[Selection, Start] = {}
         self._tried: dict[Selection, list[tuple[float, int]]] = {}
-        self._workspaces: list[Workspace] = []
+        self._shared: dict[tuple[int, str, float | None], tuple[Plan, Workspace]] = {}
 
     @property
     def m(self) -> int:
@@ -344,13 +344,14 @@ class Trials:
         self, states: States | StreamedStates, objective: str, start: Start | None, **options: Any
     ) -> FitResult:
         """`simjax.fit`, with a factorisation that other fits share, from where another one ended."""
-        plan = Plan.make(states, PlanOptions(objective, **{"alpha": 1.0, "reduction": "mean", **options}))
-        design = plan.samples[0]
-        known = (one for one in self._workspaces if np.array_equal(one.design, design))
-        workspace = next(known, None)
+        stated = PlanOptions(objective, **{"alpha": 1.0, "reduction": "mean", **options})
+        # What decides which design it is: the states, and the units in which they are taken.
+        key = id(states), stated.units, stated.kappa if stated.units == "rescaled" else None
+        like, workspace = self._shared.get(key, (None, None))
+        plan = Plan.make(states, stated, like)
         if workspace is None:
-            workspace = Workspace(design)
-            self._workspaces.append(workspace)
+            workspace = Workspace(plan.samples[0])
+            self._shared[key] = plan, workspace
         return fit_plan(plan, SolveOptions(), workspace=workspace, start=start)
 
     # ---- least squares on a support ----------------------------------------------------------------------------

@@ -132,17 +132,48 @@ def row_problem(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
+    return rows_over(
+        *checked_samples(design, targets),
+        loss_weight=loss_weight,
+        penalty=penalty,
+        constraint=constraint,
+        support=support,
+        matching=matching,
+    )
+
+
+def checked_samples(design: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Φ (m, d) and T (m, R) in float64, taken over and checked.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+    """
     design, targets = matrix("design", design), matrix("targets", targets)
-    m, d = design.shape
-    rows = targets.shape[1]
-    if targets.shape[0] != m:
-        raise ValueError(f"targets must have as many rows as design ({m} samples), got shape {targets.shape}.")
+    if targets.shape[0] != design.shape[0]:
+        raise ValueError(
+            f"targets must have as many rows as design ({design.shape[0]} samples), got shape {targets.shape}."
+        )
     for name, array in (("design", design), ("targets", targets)):
         largest = np.abs(array).max()
         if largest > HUGE:
             raise ValueError(
                 f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale."
             )
+    return design, targets
+
+
+def rows_over(
+    design: np.ndarray,
+    targets: np.ndarray,
+    *,
+    loss_weight: Any,
+    penalty: Penalty,
+    constraint: Constraint | None,
+    support: Any,
+    matching: str,
+) -> RowProblem:
+    """`row_problem` over samples that `checked_samples` has taken over: neither copied nor looked through again."""
+    d, rows = design.shape[1], targets.shape[1]
     choice("matching", matching, MATCHINGS)
     loss_weight = float_array("loss_weight", loss_weight)
     if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):

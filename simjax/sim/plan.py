@@ -15,7 +15,7 @@ from simjax.implicit.matrices import model_rows
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import NoPenalty, Penalty, take_rows
-from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, row_problem
+from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, row_problem, rows_over
 from simjax.rows.solution import dense_rows
 from simjax.sim.low_rank import LowRank
 from simjax.sim.options import (
@@ -46,10 +46,10 @@ class Samples:
 
     @functools.cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Design and targets: the samples, or the few that streamed states compress them to."""
+        """Design and targets: the samples, or the few that streamed states compress them to; checked here, once."""
         if isinstance(self.states, StreamedStates):
-            return self.states.compressed(self.fit_intercept)
-        return design_and_targets(self.states, fit_intercept=self.fit_intercept)
+            return checked_samples(*self.states.compressed(self.fit_intercept))
+        return checked_samples(*design_and_targets(self.states, fit_intercept=self.fit_intercept))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,7 @@ class Plan:
         assert isinstance(self.states, States)  # `make` refuses this refit of streamed states
         design, targets = self.samples[0].copy(), self.samples[1]
         design[:, :n] = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
+        design, targets = checked_samples(design, targets)
         return self._source(design, targets, np.arange(n, self.loss_weight.size), self.support.rows)
 
     def rows_of_low_rank(self, basis: np.ndarray) -> RowProblem:
@@ -237,7 +238,7 @@ class Plan:
         support: Callable[[np.ndarray], np.ndarray | None],
         penalty: Penalty | None = None,
     ) -> RowSource:
-        """The rows with these numbers of the n + q, each made when it is asked for."""
+        """The rows with these numbers of the n + q, each made when it is asked for, over samples that are checked."""
 
         def take(index: np.ndarray) -> RowProblem:
             rows = numbers[index]
@@ -254,7 +255,7 @@ class Plan:
         penalty: Penalty | None,
     ) -> RowProblem:
         penalty = self.penalty if penalty is None else penalty
-        return row_problem(
+        return rows_over(
             design,
             targets[:, rows],
             loss_weight=self.loss_weight[rows],

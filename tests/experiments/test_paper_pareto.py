@@ -86,6 +86,24 @@ def test_a_sparse_fit_is_as_sparse_as_asked_and_made_once(trials, target):
     assert not np.tril(dense).any()  # feed-forward: the last hidden layer comes first
 
 
+def test_fits_over_the_same_states_share_samples_and_factorisation(trials, monkeypatch):
+    real, real_equal, made = pareto.Workspace, np.array_equal, []
+
+    def counted(design):
+        made.append(design)
+        return real(design)
+
+    def of_small_arrays(one, other):
+        assert np.ndim(one) < 2, "designs are compared"
+        return real_equal(one, other)
+
+    monkeypatch.setattr(pareto, "Workspace", counted)
+    monkeypatch.setattr(np, "array_equal", of_small_arrays)
+    designs = [trials._fit(Selection(), alpha, None).solutions[0].problem.design for alpha in (1e-1, 1e-2)]
+    assert designs[0] is designs[1] is made[0]
+    assert len(made) == 1
+
+
 def test_a_sparsity_that_cannot_be_reached_is_an_error(trials, monkeypatch):
     monkeypatch.setattr(pareto, "SLACK", 1e-9)
     with pytest.raises(RuntimeError, match="no α was found"):

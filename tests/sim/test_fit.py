@@ -83,7 +83,7 @@ def test_natural_units_are_a_weighted_ball_in_the_unscaled_network(states):
     assert np.any(scale != 1.0)
     bound = simjax.fit(states, alpha=1e-2, kappa=0.5, support="feedforward")
     assert bound.converged
-    row_norms = np.abs(bound.omega[: states.n, : states.n] / scale).sum(axis=1) * scale
+    row_norms = np.abs(bound.weights[: states.n, : states.n] / scale).sum(axis=1) * scale
     assert row_norms.max() <= 0.5 + 1e-12
     assert bound.model.well_posedness == pytest.approx(row_norms.max(), rel=1e-12)
 

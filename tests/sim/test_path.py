@@ -6,6 +6,7 @@ from helpers import generator
 
 import simjax
 from simjax.plotting import plot_path
+from simjax.rows import memory, problem
 from simjax.rows.solvers.factor import FactoredDesign
 from simjax.rows.workspace import Workspace
 
@@ -162,3 +163,20 @@ def test_a_path_makes_its_workspace_once(states, monkeypatch):
 def test_bad_input_is_named(states, arguments, error, message):
     with pytest.raises(error, match=message):
         simjax.path(states, **arguments)
+
+
+def test_the_design_is_taken_over_once_for_all_alphas_and_blocks(states, monkeypatch):
+    real, looked_through = problem.matrix, []
+
+    def counted(name, value):
+        looked_through.append(name)
+        return real(name, value)
+
+    monkeypatch.setattr(problem, "matrix", counted)
+    shape = states.m, states.n + states.p
+    path = simjax.path(states, "l1", alphas=[1.0, 0.1], max_memory=9 * memory.bytes_per_row(shape))
+    assert looked_through == ["design", "targets"]
+    (first,), (second,) = (fit.solutions for fit in path.fits)
+    assert first.problem.design is second.problem.design
+    assert first.problem.take(np.arange(2)).design is first.problem.design
+    assert states.n + states.q > 9  # more than one block
