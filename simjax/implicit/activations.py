@@ -24,10 +24,10 @@ class Activation:
     """An elementwise activation φ.
 
     Attributes:
-        name: the name by which arguments and files refer to it.
-        function: φ on JAX arrays of any shape; safe inside jit, vmap and grad.
-        host: φ on NumPy arrays of any shape, in their own precision.
-        positively_homogeneous: whether φ(s·z) = s·φ(z) for every s > 0, on which rescaling relies.
+      name: the name by which arguments and files refer to it.
+      function: φ on JAX arrays of any shape; safe inside jit, vmap and grad.
+      host: φ on NumPy arrays of any shape, in their own precision.
+      positively_homogeneous: whether φ(s·z) = s·φ(z) for every s > 0, on which rescaling relies.
     """
 
     name: str
@@ -64,8 +64,8 @@ def activation(which: str | Activation) -> Activation:
     """The activation of that name; an `Activation` of the table above passes through.
 
     Raises:
-        ValueError: if the name (or the object) is not one of the table.
-        TypeError: if `which` is neither a string nor an `Activation`.
+      ValueError: if the name (or the object) is not one of the table.
+      TypeError: if `which` is neither a string nor an `Activation`.
     """
     if not isinstance(which, str | Activation):
         raise TypeError(f"activation must be a name or an Activation, got {type(which).__name__}.")

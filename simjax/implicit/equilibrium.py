@@ -36,8 +36,8 @@ class Equilibrium(NamedTuple):
     """The equilibrium and the evidence for it.
 
     Attributes:
-        x: (m, n) states; NaN for a sample that did not converge, unless `unconverged="keep"`.
-        report: per-sample convergence.
+      x: (m, n) states; NaN for a sample that did not converge, unless `unconverged="keep"`.
+      report: per-sample convergence.
     """
 
     x: Array
@@ -66,18 +66,18 @@ def equilibrium(
     some η > 0 (‖A‖∞ < 1 is the special case that also lets "picard" converge).
 
     Args:
-        A: (n, n) state matrix.
-        B: (n, p) input matrix.
-        u: (m, p) inputs, one sample a row, or (p,) for one sample.
-        b: (n,) bias, or None.
-        activation: φ, elementwise with slopes in [0, 1].
-        method, tol, max_iters, memory, unconverged: see `Solver`.
-        step: α > 0 of "averaged", and the mixing of "anderson"; None is `average_step(A)`.
-        x0: (m, n) or (n,) initial guess; None is zero. No derivative flows into it.
+      A: (n, n) state matrix.
+      B: (n, p) input matrix.
+      u: (m, p) inputs, one sample a row, or (p,) for one sample.
+      b: (n,) bias, or None.
+      activation: φ, elementwise with slopes in [0, 1].
+      method, tol, max_iters, memory, unconverged: see `Solver`.
+      step: α > 0 of "averaged", and the mixing of "anderson"; None is `average_step(A)`.
+      x0: (m, n) or (n,) initial guess; None is zero. No derivative flows into it.
 
     Raises:
-        ValueError: shapes that do not fit, unknown names, settings out of range.
-        TypeError: arrays that are not real float32 or float64 (integers are converted).
+      ValueError: shapes that do not fit, unknown names, settings out of range.
+      TypeError: arrays that are not real float32 or float64 (integers are converted).
     """
     solver = Solver(method, tol, max_iters, memory, unconverged)
     phi = named_activation(activation)
@@ -128,17 +128,17 @@ def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None,
     """Solve x = f(params, x) for every row of x, differentiable in `params`.
 
     Args:
-        f: maps (params, x (m, n)) to (m, n), each row from the same row of x. It is a static argument: use
-            one function object for all calls (not a fresh lambda), and pass all that varies through
-            `params`.
-        params: pytree of arrays.
-        x0: (m, n) initial guess, float32 or float64.
-        solver: settings, by default `Solver()`.
-        step: α of the averaged step and of Anderson's mixing.
+      f: maps (params, x (m, n)) to (m, n), each row from the same row of x. It is a static argument: use
+        one function object for all calls (not a fresh lambda), and pass all that varies through
+        `params`.
+      params: pytree of arrays.
+      x0: (m, n) initial guess, float32 or float64.
+      solver: settings, by default `Solver()`.
+      step: α of the averaged step and of Anderson's mixing.
 
     Raises:
-        ValueError: x0 that is not a matrix, or f that does not keep its shape.
-        TypeError: x0 that is not float32 or float64.
+      ValueError: x0 that is not a matrix, or f that does not keep its shape.
+      TypeError: x0 that is not float32 or float64.
     """
     solver = Solver() if solver is None else solver
     if x0.ndim != 2:

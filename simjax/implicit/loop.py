@@ -44,15 +44,15 @@ class Solver:
     contraction by 0.8 or so "averaged" took half its time on a CPU.
 
     Attributes:
-        method: "anderson", "averaged" or "picard" ("picard" ignores the step: it is 1).
-        tol: bound on the residual max|f(x) − x| / max(1, max|x|); None is 1e-10 in float64, 1e-5 in float32.
-        max_iters: updates allowed, for the equilibrium and again for the linear system of its derivative.
-        memory: residual differences that Anderson's extrapolation combines.
-        unconverged: "nan" or "keep", what to return for a sample that did not converge.
+      method: "anderson", "averaged" or "picard" ("picard" ignores the step: it is 1).
+      tol: bound on the residual max|f(x) − x| / max(1, max|x|); None is 1e-10 in float64, 1e-5 in float32.
+      max_iters: updates allowed, for the equilibrium and again for the linear system of its derivative.
+      memory: residual differences that Anderson's extrapolation combines.
+      unconverged: "nan" or "keep", what to return for a sample that did not converge.
 
     Raises:
-        ValueError: an unknown method or `unconverged`, tol ≤ 0, max_iters or memory < 1.
-        TypeError: max_iters or memory that is not an integer.
+      ValueError: an unknown method or `unconverged`, tol ≤ 0, max_iters or memory < 1.
+      TypeError: max_iters or memory that is not an integer.
     """
 
     method: str = "anderson"

@@ -47,15 +47,15 @@ class ImplicitModel:
     """x = φ(Ax + Bu + b), ŷ = Cx + Du + c (SIM paper, eq. 1, with optional biases).
 
     Args:
-        A, B, C, D: (n, n), (n, p), (q, n), (q, p) array-likes or scipy.sparse matrices, stored in float64.
-            If any of them is sparse, all four are stored as CSR.
-        activation: name of φ (see `simjax.implicit.activations`).
-        b, c: biases (n,) and (q,), or None.
-        metadata: what to remember about the model, such as the settings of a fit: a mapping that JSON holds.
+      A, B, C, D: (n, n), (n, p), (q, n), (q, p) array-likes or scipy.sparse matrices, stored in float64.
+        If any of them is sparse, all four are stored as CSR.
+      activation: name of φ (see `simjax.implicit.activations`).
+      b, c: biases (n,) and (q,), or None.
+      metadata: what to remember about the model, such as the settings of a fit: a mapping that JSON holds.
 
     Raises:
-        ValueError: shapes that do not fit, empty matrices, NaN or inf, an unknown activation.
-        TypeError: matrices that are not real numbers, metadata that JSON cannot hold.
+      ValueError: shapes that do not fit, empty matrices, NaN or inf, an unknown activation.
+      TypeError: matrices that are not real numbers, metadata that JSON cannot hold.
     """
 
     A: Any
@@ -97,14 +97,14 @@ class ImplicitModel:
         States are stacked last hidden layer first, which makes A strictly upper block triangular.
 
         Args:
-            weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer; L ≥ 1.
-            biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
-            activation: name of φ, the same in all hidden layers.
-            storage: "dense", or "csr" to build a large network without an (n, n) array.
+          weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer; L ≥ 1.
+          biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
+          activation: name of φ, the same in all hidden layers.
+          storage: "dense", or "csr" to build a large network without an (n, n) array.
 
         Raises:
-            ValueError: fewer than two layers, shapes that do not chain, an unknown activation or storage.
-            TypeError: weights or biases that are not real numbers.
+          ValueError: fewer than two layers, shapes that do not chain, an unknown activation or storage.
+          TypeError: weights or biases that are not real numbers.
         """
         return cls(**implicit_form(weights, biases, storage), activation=activation)
 
@@ -142,7 +142,7 @@ class ImplicitModel:
         It is negative for a model with more nonzeros than its baseline.
 
         Raises:
-            ValueError, TypeError: `baseline_nonzeros` is not a positive integer.
+          ValueError, TypeError: `baseline_nonzeros` is not a positive integer.
         """
         return 1.0 - self.nonzeros / positive_integer("baseline_nonzeros", baseline_nonzeros)
 
@@ -195,14 +195,14 @@ class ImplicitModel:
         confirms it.
 
         Returns:
-            The states, or `(states, EquilibriumInfo)` with `return_info=True`.
+          The states, or `(states, EquilibriumInfo)` with `return_info=True`.
 
         Warns:
             EquilibriumWarning: some samples did not converge and `return_info` is False.
 
         Raises:
-            ValueError: inputs of another shape or not finite, tol or max_iters not positive.
-            TypeError: inputs that are not real numbers.
+          ValueError: inputs of another shape or not finite, tol or max_iters not positive.
+          TypeError: inputs that are not real numbers.
         """
         U = self._checked_inputs(inputs)
         tol, max_iters = positive_scalar("tol", tol), positive_integer("max_iters", max_iters)
@@ -217,8 +217,8 @@ class ImplicitModel:
         """Share of samples whose largest output has the index `labels` (m,), as a fraction in [0, 1].
 
         Raises:
-            ValueError: labels of another length, or outside 0 … q − 1.
-            TypeError: labels that are not whole numbers.
+          ValueError: labels of another length, or outside 0 … q − 1.
+          TypeError: labels that are not whole numbers.
         """
         U = self._checked_inputs(inputs)
         wanted = checked_labels(labels, U.shape[0], self.q)
@@ -261,14 +261,14 @@ class ImplicitModel:
         the biases b and c gets the other too, at zero.
 
         Args:
-            kappa: bound on ‖A‖∞ in (0, 1), which training keeps.
-            constraint: how it is kept, "parameterised" or "projected": see `simjax.nn.ImplicitLayer`.
-            keep_support: whether zeros of A, B, C, D stay zero in training.
-            solver: settings of the fixed-point iteration; None is `simjax.equilibrium.Solver()`.
+          kappa: bound on ‖A‖∞ in (0, 1), which training keeps.
+          constraint: how it is kept, "parameterised" or "projected": see `simjax.nn.ImplicitLayer`.
+          keep_support: whether zeros of A, B, C, D stay zero in training.
+          solver: settings of the fixed-point iteration; None is `simjax.equilibrium.Solver()`.
 
         Raises:
-            ValueError: ‖A‖∞ above kappa (`rescaled` may bring it below one), kappa outside (0, 1), an unknown
-                constraint.
+          ValueError: ‖A‖∞ above kappa (`rescaled` may bring it below one), kappa outside (0, 1), an unknown
+            constraint.
         """
         # By its name, as something that is plugged in: networks are built on this module.
         nn = importlib.import_module("simjax.nn.implicit")
@@ -278,10 +278,10 @@ class ImplicitModel:
         """The model with states x′ = s·x and unchanged outputs: A′ = SAS⁻¹, B′ = SB, b′ = Sb, C′ = CS⁻¹.
 
         Args:
-            scale: s, (n,), positive.
+          scale: s, (n,), positive.
 
         Raises:
-            ValueError: scale of another shape or not positive, or φ not positively homogeneous.
+          ValueError: scale of another shape or not positive, or φ not positively homogeneous.
         """
         s = checked_scale(scale, self.n, self.activation)
         return replace(
@@ -299,7 +299,7 @@ class ImplicitModel:
         b′ = S⁻¹b, C′ = CS (SIM paper, Theorem 2.4, which prints SAS⁻¹: that matrix has no such bound).
 
         Raises:
-            ValueError: λ_pf(|A|) ≥ 1, or φ not positively homogeneous.
+          ValueError: λ_pf(|A|) ≥ 1, or φ not positively homogeneous.
         """
         checked_scale(np.ones(self.n), self.n, self.activation)
         return self.scaled(1 / perron_scale(abs(self.A)))
@@ -318,8 +318,8 @@ class ImplicitModel:
         The file appears complete or not at all.
 
         Raises:
-            FileExistsError: `path` exists and `overwrite` is False.
-            FileNotFoundError: its folder does not exist.
+          FileExistsError: `path` exists and `overwrite` is False.
+          FileNotFoundError: its folder does not exist.
         """
         tensors, header = tensors_of_model(self)
         write_safetensors(path, tensors, header, marker=FORMAT, version=FORMAT_VERSION, overwrite=overwrite)
@@ -329,8 +329,8 @@ class ImplicitModel:
         """Reads a model that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
+          FileNotFoundError: there is no such file.
+          ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
         with usable(path, "simjax model"):

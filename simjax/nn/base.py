@@ -48,8 +48,8 @@ class ImplicitModule(nnx.Module):
     """What implicit modules with an exact linear form share: a subclass defines `matrices`, perhaps `solve`.
 
     Attributes:
-        activation: name of φ.
-        solver: settings of the fixed-point iteration in `__call__`.
+      activation: name of φ.
+      solver: settings of the fixed-point iteration in `__call__`.
     """
 
     def __init__(self, activation: str, solver: Solver | None) -> None:
@@ -85,8 +85,8 @@ class ImplicitModule(nnx.Module):
         """The states on `inputs` (m, p), computed in float64 to a residual of 1e-12.
 
         Raises:
-            ValueError: inputs of another shape or not finite.
-            RuntimeError: the equilibrium of some sample was not found.
+          ValueError: inputs of another shape or not finite.
+          RuntimeError: the equilibrium of some sample was not found.
         """
         U = matrix("inputs", inputs)
         with jax.enable_x64(True):

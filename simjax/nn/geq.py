@@ -52,19 +52,19 @@ class GEQ(nnx.Module):
     imitates it through `states(u)` only approximately.
 
     Args:
-        p, n, q: numbers of inputs, states and outputs.
-        d: size of z; None is n.
-        features: size of r; None is d.
-        gamma: γ > 0 of the kernel. The reconstruction's source suggests 0.2/M, M the least ‖r‖² over the
-            data.
-        contraction: q in (0, 1), kept by scaling H to ‖H‖₂ ≤ 1 and W accordingly.
-        activation: name of σ.
-        solver: settings of the fixed-point iteration.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states and outputs.
+      d: size of z; None is n.
+      features: size of r; None is d.
+      gamma: γ > 0 of the kernel. The reconstruction's source suggests 0.2/M, M the least ‖r‖² over the
+        data.
+      contraction: q in (0, 1), kept by scaling H to ‖H‖₂ ≤ 1 and W accordingly.
+      activation: name of σ.
+      solver: settings of the fixed-point iteration.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one, gamma ≤ 0, contraction outside (0, 1), an unknown activation.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one, gamma ≤ 0, contraction outside (0, 1), an unknown activation.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class GEQ(nnx.Module):
         """The states on `inputs` (m, p), computed in float64 to a residual of 1e-12; no linear baseline.
 
         Raises:
-            ValueError: inputs of another shape or not finite.
-            RuntimeError: the equilibrium of some sample was not found.
+          ValueError: inputs of another shape or not finite.
+          RuntimeError: the equilibrium of some sample was not found.
         """
         U = matrix("inputs", inputs)
         if U.shape[1] != self.B.shape[1]:

@@ -35,19 +35,19 @@ class ImplicitLayer(ImplicitModule):
     """The implicit layer x = φ(Ax + Bu + b), y = Cx + Du + c with ‖A‖∞ ≤ κ < 1 (SIM paper, eq. 1).
 
     Args:
-        p, n, q: numbers of inputs, states and outputs.
-        kappa: κ in (0, 1).
-        activation: name of φ.
-        constraint: "parameterised": A has the rows a_i·min(1, κ/‖a_i‖₁) of the parameter, so any optimiser
-            will do. "projected": A is the parameter itself; call `project()` after each step, which makes
-            rows sparse.
-        use_bias: whether there are b and c.
-        solver: settings of the fixed-point iteration.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states and outputs.
+      kappa: κ in (0, 1).
+      activation: name of φ.
+      constraint: "parameterised": A has the rows a_i·min(1, κ/‖a_i‖₁) of the parameter, so any optimiser
+        will do. "projected": A is the parameter itself; call `project()` after each step, which makes
+        rows sparse.
+      use_bias: whether there are b and c.
+      solver: settings of the fixed-point iteration.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one, kappa outside (0, 1), unknown names.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one, kappa outside (0, 1), unknown names.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class ImplicitRNN(nnx.Module):
     """A recurrent network with an implicit cell: h_t = cell(u_t, h_{t−1}), y_t = W h_t + c, h_0 = 0.
 
     Args:
-        p, n, q: numbers of inputs, of the cell's states and of outputs.
-        hidden: size of h.
-        kappa, activation, constraint, solver: of the cell, as `ImplicitLayer`.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, of the cell's states and of outputs.
+      hidden: size of h.
+      kappa, activation, constraint, solver: of the cell, as `ImplicitLayer`.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError, TypeError: as `ImplicitLayer`.
+      ValueError, TypeError: as `ImplicitLayer`.
     """
 
     def __init__(

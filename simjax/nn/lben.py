@@ -33,14 +33,14 @@ class LipschitzForm(NamedTuple):
     """z = σ(Wz + Ux + b), y = Cz + c with the evidence that it is γ-Lipschitz; NumPy float64.
 
     Attributes:
-        W: (n, n).
-        U: (n, p).
-        C: (q, n).
-        weights: (n,) the positive diagonal of Λ.
-        gamma: the constant γ that the LMI certifies.
-        b: (n,).
-        c: (q,).
-        identity: (n,) bool, the states whose activation is the identity; the others are relu.
+      W: (n, n).
+      U: (n, p).
+      C: (q, n).
+      weights: (n,) the positive diagonal of Λ.
+      gamma: the constant γ that the LMI certifies.
+      b: (n,).
+      c: (q,).
+      identity: (n,) bool, the states whose activation is the identity; the others are relu.
     """
 
     W: np.ndarray
@@ -67,15 +67,15 @@ class LBEN(ImplicitModule):
     relu states alone, which have a direct term D and satisfy the LMI with D.
 
     Args:
-        p, n, q: numbers of inputs, states and outputs.
-        gamma: the Lipschitz constant γ > 0.
-        epsilon: ε > 0, which makes the equilibrium unique.
-        solver: settings of the Peaceman–Rachford iteration.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states and outputs.
+      gamma: the Lipschitz constant γ > 0.
+      epsilon: ε > 0, which makes the equilibrium unique.
+      solver: settings of the Peaceman–Rachford iteration.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one, gamma ≤ 0, epsilon ≤ 0.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one, gamma ≤ 0, epsilon ≤ 0.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class LBEN(ImplicitModule):
         ε = 0, so that uniqueness of the equilibrium rests on the form.
 
         Raises:
-            ValueError: shapes that do not fit, or a form that does not satisfy its LMI (to 1e-9 of its size).
+          ValueError: shapes that do not fit, or a form that does not satisfy its LMI (to 1e-9 of its size).
         """
         form = _checked_form(form)
         n, p, q = form.U.shape[0], form.U.shape[1], form.C.shape[0]
@@ -201,12 +201,12 @@ def sll(K: Any, b: Any = None, q: Any = None) -> LipschitzForm:
     blkdiag(I, 2T⁻¹).
 
     Args:
-        K: (h, p) without zero rows.
-        b: (h,), None for zero.
-        q: (h,) positive, None for ones.
+      K: (h, p) without zero rows.
+      b: (h,), None for zero.
+      q: (h,) positive, None for ones.
 
     Raises:
-        ValueError: arrays that do not fit, a zero row of K, q not positive.
+      ValueError: arrays that do not fit, a zero row of K, q not positive.
     """
     K = matrix("K", K)
     q = np.ones(len(K)) if q is None else _vector("q", q, len(K))
@@ -244,11 +244,11 @@ def aol(P: Any, b: Any = None) -> LipschitzForm:
     W = 0, U = Pt^−½, C = I, Λ = I.
 
     Args:
-        P: (h, p) without zero columns.
-        b: (h,), None for zero.
+      P: (h, p) without zero columns.
+      b: (h,), None for zero.
 
     Raises:
-        ValueError: arrays that do not fit, a zero column of P.
+      ValueError: arrays that do not fit, a zero column of P.
     """
     P = matrix("P", P)
     t = np.abs(P.T @ P).sum(axis=1)
@@ -263,13 +263,13 @@ def sandwich(G: Any, H: Any, psi: Any = None, b: Any = None) -> LipschitzForm:
     W = 0, U = √2 Ψ⁻¹H, C = √2 GᵀΨ, Λ = Ψ², without slack.
 
     Args:
-        G: (h, q).
-        H: (h, p).
-        psi: (h,) the positive diagonal of Ψ; None is ones.
-        b: (h,), None for zero.
+      G: (h, q).
+      H: (h, p).
+      psi: (h,) the positive diagonal of Ψ; None is ones.
+      b: (h,), None for zero.
 
     Raises:
-        ValueError: arrays that do not fit, GGᵀ + HHᵀ ≠ I (to 1e-9), psi not positive.
+      ValueError: arrays that do not fit, GGᵀ + HHᵀ ≠ I (to 1e-9), psi not positive.
     """
     G, H = matrix("G", G), matrix("H", H)
     if len(G) != len(H):
@@ -287,7 +287,7 @@ def orthogonal_rows(free_G: Any, free_H: Any) -> tuple[np.ndarray, np.ndarray]:
     """(G, H) with GGᵀ + HHᵀ = I from free (h, q) and (h, p), h ≤ q + p: the polar factor of [G H].
 
     Raises:
-        ValueError: arrays that do not fit, or [G H] without full row rank.
+      ValueError: arrays that do not fit, or [G H] without full row rank.
     """
     G, H = matrix("free_G", free_G), matrix("free_H", free_H)
     if len(G) != len(H):
@@ -303,8 +303,8 @@ def mondeq_form(module: MonDEQ) -> LipschitzForm:
     """A monDEQ in Lipschitz form: Λ = (‖C‖₂/‖U‖₂)I, γ = ‖C‖₂‖U‖₂/m.
 
     Raises:
-        TypeError: module that is not a MonDEQ.
-        ValueError: C or U that is zero.
+      TypeError: module that is not a MonDEQ.
+      ValueError: C or U that is zero.
     """
     if not isinstance(module, MonDEQ):
         raise TypeError(f"module must be a MonDEQ, got {type(module).__name__}.")
@@ -328,7 +328,7 @@ def cascade(first: LipschitzForm, second: LipschitzForm) -> LipschitzForm:
     """`second` after `first`, with the product of their constants: Λ = blkdiag(γ₂Λ₁, Λ₂/γ₁), γ = γ₁γ₂.
 
     Raises:
-        ValueError: outputs of `first` that are not as many as inputs of `second`.
+      ValueError: outputs of `first` that are not as many as inputs of `second`.
     """
     first, second = _checked_form(first), _checked_form(second)
     if first.C.shape[0] != second.U.shape[1]:
@@ -350,7 +350,7 @@ def amplify(form: LipschitzForm, factor: float) -> LipschitzForm:
     """`factor` times the outputs, which are then factor·γ-Lipschitz, with factor·Λ.
 
     Raises:
-        ValueError: factor that is not positive.
+      ValueError: factor that is not positive.
     """
     form, factor = _checked_form(form), positive_scalar("factor", factor)
     return form._replace(C=factor * form.C, c=factor * form.c, weights=factor * form.weights, gamma=factor * form.gamma)

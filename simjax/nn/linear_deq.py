@@ -18,8 +18,8 @@ class Conserved(NamedTuple):
     """The two matrices that gradient flow of any loss of the outputs leaves as they are, float64 (n, n).
 
     Attributes:
-        inputs: PPᵀ + BBᵀ; its diagonal says that each row (P_i, B_i) stays on a sphere.
-        outputs: PᵀP + CᵀC, if C is trained too.
+      inputs: PPᵀ + BBᵀ; its diagonal says that each row (P_i, B_i) stays on a sphere.
+      outputs: PᵀP + CᵀC, if C is trained too.
     """
 
     inputs: np.ndarray
@@ -35,12 +35,12 @@ class LinearDEQ(ImplicitModule):
     are positive definite.
 
     Args:
-        p, n, q: numbers of inputs, states and outputs.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states and outputs.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(self, p: int, n: int, q: int, *, rngs: nnx.Rngs | None = None) -> None:

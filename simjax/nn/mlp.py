@@ -25,13 +25,13 @@ class MLP(nnx.Module):
     """A multilayer perceptron ŷ = W_{L+1} φ(W_L … φ(W_1 u)), the SIM paper's baseline by default.
 
     Args:
-        sizes: p, the hidden layer widths, q; at least one hidden layer.
-        activation: name of φ (see `simjax.implicit.activations`), the same in all hidden layers.
-        use_bias: whether every layer adds a bias.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      sizes: p, the hidden layer widths, q; at least one hidden layer.
+      activation: name of φ (see `simjax.implicit.activations`), the same in all hidden layers.
+      use_bias: whether every layer adds a bias.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: fewer than three sizes, a size below 1, an unknown activation.
+      ValueError: fewer than three sizes, a size below 1, an unknown activation.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class MLP(nnx.Module):
         """The network's states on `inputs` (m, p), in float64.
 
         Args:
-            layers: how many of the last hidden layers are states, as in `States.from_layers`; None means all.
+          layers: how many of the last hidden layers are states, as in `States.from_layers`; None means all.
 
         Raises:
-            ValueError: inputs that do not fit or are not finite, weights that are not finite, layers that do not fit.
+          ValueError: inputs that do not fit or are not finite, weights that are not finite, layers that do not fit.
         """
         weights, biases = self._parameters()
         return States.from_layers(weights, biases, self.activation, inputs, layers)
@@ -79,8 +79,8 @@ class MLP(nnx.Module):
         """Writes the weights to `path` as safetensors, sizes and activation in its JSON header.
 
         Raises:
-            FileExistsError: `path` exists and `overwrite` is False.
-            FileNotFoundError: its folder does not exist.
+          FileExistsError: `path` exists and `overwrite` is False.
+          FileNotFoundError: its folder does not exist.
         """
         weights, biases = self._parameters()
         tensors = {f"layers.{k}.kernel": W.T for k, W in enumerate(weights)}
@@ -97,8 +97,8 @@ class MLP(nnx.Module):
         """Reads a network that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
+          FileNotFoundError: there is no such file.
+          ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
         with usable(path, "simjax network"):

@@ -43,17 +43,17 @@ class MonDEQ(ImplicitModule):
     same symmetric part, and block bidiagonal in P it is the paper's, where each tier sees the one before.
 
     Args:
-        p, n, q: numbers of inputs, states and outputs.
-        m: monotonicity m > 0.
-        tiers: sizes of the tiers, summing to n; None is a single tier.
-        splitting: "peaceman_rachford" (one factorisation of W a call) or "forward_backward".
-        solver: settings of the iteration; "anderson" accelerates the splitting, "averaged" and "picard" are
-            the splitting itself.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states and outputs.
+      m: monotonicity m > 0.
+      tiers: sizes of the tiers, summing to n; None is a single tier.
+      splitting: "peaceman_rachford" (one factorisation of W a call) or "forward_backward".
+      solver: settings of the iteration; "anderson" accelerates the splitting, "averaged" and "picard" are
+        the splitting itself.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one, m ≤ 0, tiers that do not sum to n, an unknown splitting.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one, m ≤ 0, tiers that do not sum to n, an unknown splitting.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -122,17 +122,17 @@ def solve_monotone(
     step so that they are of the size of those of the equation.
 
     Args:
-        W: (n, n).
-        drive: (m, n), Bu + b.
-        weights: (n,) diagonal of Λ; None is the identity.
-        splitting: "peaceman_rachford" or "forward_backward".
-        solver: settings, by default `Solver()`.
-        m: a lower bound on the monotonicity λ_min(I − (W̃ + W̃ᵀ)/2) of W̃ = Λ^½WΛ^−½, where it is known; None
-            computes it. Only forward–backward needs it.
-        alpha: the step; None is 1/‖I − W̃‖₂ for Peaceman–Rachford and m/‖I − W̃‖₂² for forward–backward.
+      W: (n, n).
+      drive: (m, n), Bu + b.
+      weights: (n,) diagonal of Λ; None is the identity.
+      splitting: "peaceman_rachford" or "forward_backward".
+      solver: settings, by default `Solver()`.
+      m: a lower bound on the monotonicity λ_min(I − (W̃ + W̃ᵀ)/2) of W̃ = Λ^½WΛ^−½, where it is known; None
+        computes it. Only forward–backward needs it.
+      alpha: the step; None is 1/‖I − W̃‖₂ for Peaceman–Rachford and m/‖I − W̃‖₂² for forward–backward.
 
     Raises:
-        ValueError: an unknown splitting.
+      ValueError: an unknown splitting.
     """
     choice("splitting", splitting, SPLITTINGS)
     solver = Solver() if solver is None else solver

@@ -27,16 +27,16 @@ class NEMON(ImplicitModule):
     acceleration.
 
     Args:
-        p, n, q: numbers of inputs, states and outputs.
-        gamma: γ < 1, fixed; negative values are allowed and contract more.
-        activation: name of φ.
-        direct: whether inputs also reach the outputs directly, by a matrix D.
-        solver: settings of the fixed-point iteration; "picard" is only safe for ReLU and identity.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states and outputs.
+      gamma: γ < 1, fixed; negative values are allowed and contract more.
+      activation: name of φ.
+      direct: whether inputs also reach the outputs directly, by a matrix D.
+      solver: settings of the fixed-point iteration; "picard" is only safe for ReLU and identity.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one, gamma ≥ 1 or not finite, an unknown activation.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one, gamma ≥ 1 or not finite, an unknown activation.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class NEMON(ImplicitModule):
         """The NEMON with the matrices of `model`: T_ij = a_ij η_j/η_i, T_ii = ½(a_ii + Σ_{j≠i}|T_ij| − γ).
 
         Args:
-            model: an implicit model with μ_η(A) ≤ gamma.
-            gamma: γ < 1; None is the smallest possible, μ_η(A).
-            eta: (n,) positive weights; None is `optimal_weights(A)`.
-            solver: as the class.
+          model: an implicit model with μ_η(A) ≤ gamma.
+          gamma: γ < 1; None is the smallest possible, μ_η(A).
+          eta: (n,) positive weights; None is `optimal_weights(A)`.
+          solver: as the class.
 
         Raises:
-            TypeError: model that is not an ImplicitModel.
-            ValueError: a model with μ_η(A) above gamma, or, without eta, with μ_η(A) < 1 for no η.
+          TypeError: model that is not an ImplicitModel.
+          ValueError: a model with μ_η(A) above gamma, or, without eta, with μ_η(A) < 1 for no η.
         """
         if not isinstance(model, ImplicitModel):
             raise TypeError(f"model must be an ImplicitModel, got {type(model).__name__}.")

@@ -39,18 +39,18 @@ class OptEq(ImplicitModule):
     Lipschitz in l2 with the constant ‖C_outWᵀ‖₂‖B‖₂/(1 − r²).
 
     Args:
-        p, n, q: numbers of inputs, states (of all layers together) and outputs.
-        d: size of z; None is n/layers.
-        layers: number of unit layers in the cycle; divides n.
-        norm_bound: r in (0, 1]. At 1 the equilibrium need not be unique: see `select_fixed_point`.
-        activation: name of σ.
-        solver: settings of the fixed-point iteration.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      p, n, q: numbers of inputs, states (of all layers together) and outputs.
+      d: size of z; None is n/layers.
+      layers: number of unit layers in the cycle; divides n.
+      norm_bound: r in (0, 1]. At 1 the equilibrium need not be unique: see `select_fixed_point`.
+      activation: name of σ.
+      solver: settings of the fixed-point iteration.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a size below one, layers that do not divide n, norm_bound outside (0, 1], an unknown
-            activation.
-        TypeError: sizes that are not integers.
+      ValueError: a size below one, layers that do not divide n, norm_bound outside (0, 1], an unknown
+        activation.
+      TypeError: sizes that are not integers.
     """
 
     def __init__(
@@ -135,17 +135,17 @@ def select_fixed_point(
     Sabach, Shtern 2017). For fixed sets that are not single points, as of an OptEq with ‖W‖₂ = 1.
 
     Args:
-        f: maps (m, d) to (m, d), rows separately; `OptEq.layer(u)`.
-        z0: (m, d) start.
-        prior_gradient: ∇ω, rows separately.
-        step: t > 0.
-        iterations: how many; there is no stopping rule, so check z ≈ f(z).
+      f: maps (m, d) to (m, d), rows separately; `OptEq.layer(u)`.
+      z0: (m, d) start.
+      prior_gradient: ∇ω, rows separately.
+      step: t > 0.
+      iterations: how many; there is no stopping rule, so check z ≈ f(z).
 
     Returns:
-        z (m, d), in the dtype of z0.
+      z (m, d), in the dtype of z0.
 
     Raises:
-        ValueError: step ≤ 0, iterations < 1.
+      ValueError: step ≤ 0, iterations < 1.
     """
     step, iterations = positive_scalar("step", step), positive_integer("iterations", iterations)
 

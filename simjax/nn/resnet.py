@@ -47,13 +47,13 @@ class ResNet(nnx.Module):
     """A residual network for images with three channels: three stages of basic blocks, ReLU, mean, linear classifier.
 
     Args:
-        blocks: blocks of two layers in a stage; 3 makes ResNet-20, with 19 layers of activations.
-        width: channels of the first stage; each following one has twice as many at half the resolution.
-        classes: outputs.
-        rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
+      blocks: blocks of two layers in a stage; 3 makes ResNet-20, with 19 layers of activations.
+      width: channels of the first stage; each following one has twice as many at half the resolution.
+      classes: outputs.
+      rngs: random numbers for the initial weights; None means `nnx.Rngs(0)`.
 
     Raises:
-        ValueError: a number below 1.
+      ValueError: a number below 1.
     """
 
     def __init__(self, blocks: int = 3, width: int = 16, classes: int = 100, *, rngs: nnx.Rngs | None = None) -> None:
@@ -109,13 +109,13 @@ class ResNet(nnx.Module):
         running fastest.
 
         Args:
-            images: as the network was trained on.
-            layers: 1 … depth; 2 is the last block. None means all.
-            with_baseline: keep the exact implicit form of these layers with the states. It takes a nonzero for each
-                time that a kernel is used; rescaling needs it, and makes its A dense.
+          images: as the network was trained on.
+          layers: 1 … depth; 2 is the last block. None means all.
+          with_baseline: keep the exact implicit form of these layers with the states. It takes a nonzero for each
+            time that a kernel is used; rescaling needs it, and makes its A dense.
 
         Raises:
-            ValueError: images or layers that do not fit, weights that are not finite.
+          ValueError: images or layers that do not fit, weights that are not finite.
         """
         first, pixels = self._first(layers), self._checked_images(images)
         shape = (pixels.shape[1], pixels.shape[2])
@@ -138,7 +138,7 @@ class ResNet(nnx.Module):
         """What feeds the last `layers` layers, (m, p) float64: the inputs of `states` and of a model fitted to them.
 
         Raises:
-            ValueError: images or layers that do not fit.
+          ValueError: images or layers that do not fit.
         """
         first, pixels = self._first(layers), self._checked_images(images)
         if first == 0:
@@ -159,11 +159,11 @@ class ResNet(nnx.Module):
         """The last `layers` layers and the classifier as an implicit model in CSR, exact in float64.
 
         Args:
-            layers: as in `states`.
-            shape: height and width of the images, each a multiple of 4.
+          layers: as in `states`.
+          shape: height and width of the images, each a multiple of 4.
 
         Raises:
-            ValueError: layers or shape that do not fit, weights that are not finite.
+          ValueError: layers or shape that do not fit, weights that are not finite.
         """
         first = self._first(layers)
         _check_shape(shape)
@@ -259,8 +259,8 @@ class ResNet(nnx.Module):
         """Writes weights and running statistics to `path` as safetensors, the sizes in its JSON header.
 
         Raises:
-            FileExistsError: `path` exists and `overwrite` is False.
-            FileNotFoundError: its folder does not exist.
+          FileExistsError: `path` exists and `overwrite` is False.
+          FileNotFoundError: its folder does not exist.
         """
         header = {
             "sizes": json.dumps([self.blocks, self.width, self.classes]),
@@ -273,8 +273,8 @@ class ResNet(nnx.Module):
         """Reads a network that `save` wrote, in evaluation mode.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
+          FileNotFoundError: there is no such file.
+          ValueError: the file is truncated, foreign, of a newer format version or inconsistent; says which.
         """
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
         with usable(path, "simjax network"):

@@ -36,10 +36,10 @@ class TrainingReport:
     """How a training went, epoch by epoch.
 
     Attributes:
-        losses: (epochs,) mean cross-entropy of the batches, each before its own step.
-        accuracies: (epochs,) their share of correct answers.
-        validation_accuracies: (epochs,) after each epoch, or None without validation data.
-        seconds: wall-clock time, compilation included.
+      losses: (epochs,) mean cross-entropy of the batches, each before its own step.
+      accuracies: (epochs,) their share of correct answers.
+      validation_accuracies: (epochs,) after each epoch, or None without validation data.
+      seconds: wall-clock time, compilation included.
     """
 
     losses: np.ndarray
@@ -67,22 +67,22 @@ def train(
     different ones each time. The learning rate falls to 0 along a cosine over all steps.
 
     Args:
-        network: a Flax NNX module from inputs (m, p) to logits (m, classes), without other variables than
-            parameters.
-        inputs: (m, p).
-        labels: (m,) class indices.
-        epochs: passes over the samples.
-        batch_size: samples a step; at most m.
-        learning_rate: Adam's step size at the start.
-        weight_decay: decoupled weight decay (AdamW), times the learning rate.
-        seed: of the shuffling.
-        validation: `(inputs, labels)` on which to measure the accuracy after each epoch.
-        callback: called after each epoch with (epoch from 1, epochs, loss, accuracy).
+      network: a Flax NNX module from inputs (m, p) to logits (m, classes), without other variables than
+        parameters.
+      inputs: (m, p).
+      labels: (m,) class indices.
+      epochs: passes over the samples.
+      batch_size: samples a step; at most m.
+      learning_rate: Adam's step size at the start.
+      weight_decay: decoupled weight decay (AdamW), times the learning rate.
+      seed: of the shuffling.
+      validation: `(inputs, labels)` on which to measure the accuracy after each epoch.
+      callback: called after each epoch with (epoch from 1, epochs, loss, accuracy).
 
     Raises:
-        ValueError: inputs and labels that do not fit each other or the network, settings out of range.
-        TypeError: a network with other variables than parameters, labels that are not integers.
-        FloatingPointError: the loss became NaN or infinite; the network is left as it was.
+      ValueError: inputs and labels that do not fit each other or the network, settings out of range.
+      TypeError: a network with other variables than parameters, labels that are not integers.
+      FloatingPointError: the loss became NaN or infinite; the network is left as it was.
     """
     began = time.perf_counter()
     data = _checked_data(network, inputs, labels)
@@ -121,8 +121,8 @@ def accuracy(network: nnx.Module, inputs: Any, labels: Any) -> float:
     """Share of samples whose largest logit has the index `labels` (m,), as a fraction in [0, 1].
 
     Raises:
-        ValueError: inputs and labels that do not fit each other or the network.
-        TypeError: a network with other variables than parameters, labels that are not integers.
+      ValueError: inputs and labels that do not fit each other or the network.
+      TypeError: a network with other variables than parameters, labels that are not integers.
     """
     data = _checked_data(network, inputs, labels)
     return _share_correct(*_parameters(network), *data)
