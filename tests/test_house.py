@@ -119,6 +119,15 @@ def test_dependencies_and_extras_are_what_is_imported() -> None:
     assert outside == (required | optional) - {"jaxlib"}  # jaxlib is half of jax
 
 
+def test_what_the_tests_depend_on_is_imported_by_them() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {_import_name(line) for line in project["optional-dependencies"]["test"]} - {"simjax", "pytest-xdist"}
+    texts = [path.read_text(encoding="utf-8") for path in (PACKAGE.parent / "tests").rglob("*.py")]
+    assert {
+        name for name in named if not any(re.search(rf"^(import|from) {name}\b", text, re.M) for text in texts)
+    } == set()
+
+
 def _import_name(requirement: str) -> str:
     name = re.match(r"[\w-]+", requirement)
     assert name is not None

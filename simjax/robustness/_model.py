@@ -12,6 +12,7 @@ from simjax._checks import float_array, matrix
 from simjax._typing import ArrayLike
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.equilibrium import eliminate_diagonal, equilibrium
+from simjax.implicit.matrices import preactivations
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure, metzler, optimal_weights
 
@@ -48,14 +49,6 @@ def batches(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def norm_inf(M: np.ndarray) -> float:
     return float(np.abs(M).sum(axis=1).max())
-
-
-def preactivations(model: ImplicitModel, X: np.ndarray, U: np.ndarray) -> np.ndarray:
-    return X @ model.A.T + U @ model.B.T + (0.0 if model.b is None else model.b)
-
-
-def affine_outputs(model: ImplicitModel, X: np.ndarray, U: np.ndarray) -> np.ndarray:
-    return X @ model.C.T + U @ model.D.T + (0.0 if model.c is None else model.c)
 
 
 def sensitivity(A: np.ndarray, B: np.ndarray, C: np.ndarray, D: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ import numpy as np
 
 from simjax._checks import choice, matrix, positive_scalar
 from simjax._typing import ArrayLike
+from simjax.implicit.matrices import outputs as outputs_of
 from simjax.implicit.model import ImplicitModel, checked_labels
 from simjax.robustness._model import (
     NORMS,
-    affine_outputs,
     checked_inputs,
     dense_matrices,
     equilibrium_and_error,
@@ -133,7 +133,7 @@ def certified_radii(
     else:
         X = host_equilibrium(model, U)
         error = np.zeros_like(X)
-    Y = affine_outputs(model, X, U)
+    Y = outputs_of(model, X, U)
     radii = np.zeros(len(U))
     for label in np.unique(labels):
         rows, T = labels == label, _contrasts(model.q, label)

@@ -24,18 +24,18 @@ import numpy as np
 from simjax._checks import choice, matrix, positive_scalar
 from simjax._typing import ArrayLike
 from simjax.implicit.activations import activation as find_activation
+from simjax.implicit.matrices import outputs as outputs_of
+from simjax.implicit.matrices import preactivations
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure, optimal_weights, positive_weights
 from simjax.robustness._model import (
     NORMS,
-    affine_outputs,
     batches,
     checked_inputs,
     dense_matrices,
     host_equilibrium,
     inverse_majorant,
     norm_inf,
-    preactivations,
     sensitivity,
 )
 from simjax.states.states import States
@@ -210,7 +210,7 @@ def residual_certificate(model: ImplicitModel, states: States) -> ResidualCertif
     slack = 1.0 - matrix_measure(A)
     return ResidualCertificate(
         states=bound,
-        outputs=bound @ np.abs(C).T + np.abs(states.outputs - affine_outputs(model, X, U)),
+        outputs=bound @ np.abs(C).T + np.abs(states.outputs - outputs_of(model, X, U)),
         uniform=np.abs(r).max(axis=1) / slack if slack > 0.0 else np.full(len(r), np.inf),
     )
 

@@ -77,13 +77,17 @@ class RowBlock:
 
     def solve(self, start: Start | None) -> np.ndarray:
         """Solve and certify all rows; the status of each, (R,)."""
+        self.answer(start)
+        status = row_status(self.certificate, self.options.tol, exact=self.problem.exact)
+        return self._mark_infeasible(status) if self.problem.exact else status
+
+    def answer(self, start: Start | None) -> None:
+        """Solve and certify all rows by the solver that was asked for, without looking for infeasible ones."""
         if self.options.solver in ORACLES:
             found = _oracle_solve(self.problem, self.options)
             self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals)
         else:
             self._attempts(start)
-        status = row_status(self.certificate, self.options.tol, exact=self.problem.exact)
-        return self._mark_infeasible(status) if self.problem.exact else status
 
     def _attempts(self, start: Start | None) -> None:
         problem, answers, options = self.problem, self.answers, self.options
@@ -249,21 +253,13 @@ class RowBlock:
             rest = np.flatnonzero(~proved)
             phase_one = infeasible.smallest_ball(part.take(rest))
             block = RowBlock.make(phase_one, self.workspace, self.options, self.engine, Reporter(None, rest.size))
-            block.solve_phase_one()
+            block.answer(None)
             rays[rest] = block.certificate.dual
             proved[rest] = infeasible.proved(part.take(rest), rays[rest])
         self.certificate.put_rays(missed[proved], rays[proved])
         status = status.copy()
         status[missed[proved]] = Status.INFEASIBLE
         return status
-
-    def solve_phase_one(self) -> None:
-        """Solve without looking for infeasible rows, by the solver that was asked for."""
-        if self.options.solver in ORACLES:
-            found = _oracle_solve(self.problem, self.options)
-            self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals)
-        else:
-            self._attempts(None)
 
 
 def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> RowAnswers:

@@ -21,6 +21,7 @@ MATCHINGS = ("penalty", "exact")
 
 # An optimum below this share of λ‖t‖² is an exact fit as far as float64 can tell.
 OBJECTIVE_FLOOR = 1e-12
+CANONICAL_FLOOR = 0.5 * OBJECTIVE_FLOOR  # where λ‖t‖² is ½
 
 # Outside of these, squares of numbers leave the range of float64.
 TINY, HUGE = 1e-150, 1e151

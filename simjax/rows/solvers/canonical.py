@@ -20,7 +20,7 @@ from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, s
 from simjax.rows.constraints import RowBound
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty
-from simjax.rows.problem import RowProblem
+from simjax.rows.problem import CANONICAL_FLOOR, RowProblem
 from simjax.rows.solvers.factor import Factorisation
 
 _FEASIBILITY_FACTOR = 1e3
@@ -212,7 +212,7 @@ def relative_gap(
         gap = gap + 0.5 * xp.sum((residual - dual) ** 2, axis=1)
     # y = 0 is a dual point as well, with D = 0: it proves an exact fit that costs nothing.
     gap = xp.minimum(xp.where(xp.isnan(gap), xp.inf, gap), primal)
-    scale = xp.maximum(primal, 0.0 if rows.exact else 0.5e-12)
+    scale = xp.maximum(primal, 0.0 if rows.exact else CANONICAL_FLOOR)
     gap = xp.where(gap == 0.0, 0.0, gap / xp.where(scale > 0.0, scale, 1e-300))
     if rows.exact:
         gap = xp.maximum(gap, _FEASIBILITY_FACTOR * xp.linalg.norm(residual, axis=1))

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.linalg import lapack
 
-_OBJECTIVE_FLOOR = 0.5e-12
+from simjax.rows.problem import CANONICAL_FLOOR
+
 _FEASIBILITY_FACTOR = 1e3  # as in `canonical.relative_gap`
 # The start: ridge of the first guess, share of the slopes that costs count as at least, share of the dual domain that y
 # takes up, and how much larger than the guess the parts are.
@@ -231,7 +232,7 @@ def residuals_of(design: CanonicalDesign, terms: Terms, point: Point) -> Residua
             equations**2, axis=1
         )
     gap = total + error + point.theta * np.abs(bound)
-    gap = gap / np.maximum(objective, 1e-300 if design.exact else _OBJECTIVE_FLOOR)
+    gap = gap / np.maximum(objective, 1e-300 if design.exact else CANONICAL_FLOOR)
     gap = np.maximum(gap, np.where(terms.limited, np.abs(bound) / (np.abs(terms.radius) + point.gauge), 0.0))
     if design.exact:
         gap = np.maximum(gap, _FEASIBILITY_FACTOR * np.linalg.norm(equations, axis=1))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -121,8 +122,8 @@ def refine(
     Each refinement step of a polish begins with its residual: that is where the digits come from, the systems only have
     to be near.
     """
-    stage = Stages(engine, samples, rows, board, reporter)
-    stage.gram = engine.share(_gram(factorisation, float(factorisation.scale) / float(samples.scale)))
+    unit = float(factorisation.scale) / float(samples.scale)
+    stage = Stages(engine, samples, rows, board, reporter, lambda: _gram(factorisation, unit))
     everything = np.arange(board.count)
     stage.offer(everything, guess, np.zeros_like(board.dual))
     stage.polish(everything, guess)
@@ -188,6 +189,7 @@ class Stages:
 
     Args:
       factorisation, rows: in float64, on the host.
+      make_gram: makes the KᵀK of the systems; None means that of `factorisation`.
     """
 
     def __init__(
@@ -197,7 +199,9 @@ class Stages:
         rows: CanonicalRows,
         board: RowAnswers,
         reporter: Reporter,
+        make_gram: Callable[[], Gram] | None = None,
     ) -> None:
+        self.make_gram = make_gram or (lambda: _gram(factorisation))
         self.engine, self.board, self.reporter = engine, board, reporter
         self.host = factorisation, rows
         self.shared, self.rows = engine.share(factorisation), engine.spread(rows)
@@ -206,7 +210,7 @@ class Stages:
     @functools.cached_property
     def gram(self) -> Gram:
         """KᵀK, made when the first system needs it."""
-        return self.engine.share(_gram(self.host[0]))
+        return self.engine.share(self.make_gram())
 
     def first_order(self, method: ModuleType, dtype: Any) -> FirstOrder:
         """A first-order method at its start, in numbers of the given type."""

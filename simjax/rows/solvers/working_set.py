@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from simjax.rows.problem import CANONICAL_FLOOR
 from simjax.rows.solvers.orthant_newton import Subproblems, solve_subproblems
 
 _FIRST_SIZE = 32
@@ -23,7 +24,6 @@ _LEAST_BOUND = 64
 _ROUNDS = 20
 _VIOLATED = 1e-8  # a demand |s| ≤ c that fails by less of it holds as far as the working sets are concerned
 _FLAT = 1e-300
-_OBJECTIVE_FLOOR = 0.5e-12
 
 
 def _squares(rows: np.ndarray | None) -> np.ndarray:
@@ -333,7 +333,7 @@ class _Rows:
             gap = gap + np.sum(np.where(flat, factor[:, None] * np.abs(slopes) * room, 0.0), axis=1)
         primal = value + 0.5 * square
         gap = np.minimum(np.where(np.isnan(gap), np.inf, gap), primal)  # y = 0 proves as much as P itself
-        scale = np.maximum(primal, _OBJECTIVE_FLOOR * self.squares)
+        scale = np.maximum(primal, CANONICAL_FLOOR * self.squares)
         return np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, 1e-300))
 
     def _support_function(
