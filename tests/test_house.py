@@ -92,6 +92,17 @@ def test_modules_are_short() -> None:
     assert {module for module, count in lines.items() if count > MOST_LINES} == set()
 
 
+def test_sections_of_docstrings_are_indented_by_two_spaces() -> None:
+    section = re.compile(r"^( *)(?:Args|Attributes|Raises|Returns):\n( *)", re.MULTILINE)
+    other = {
+        module
+        for module, path in MODULES.items()
+        for outer, inner in section.findall(path.read_text(encoding="utf-8"))
+        if len(inner) - len(outer) != 2
+    }
+    assert other == set()
+
+
 def test_no_module_imports_through_a_package_that_holds_it() -> None:
     """That would be a circle by way of its __init__.py, and hides from where the name comes."""
     through = {
