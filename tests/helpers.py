@@ -106,7 +106,7 @@ class Row:
         size = np.maximum(np.abs(s) - theta * self.omega, 0.0)[self.allowed]
         excess = np.maximum(size - self.slope[self.allowed], 0.0)
         curvature = self.curvature[self.allowed]
-        flat = curvature == 0.0
+        flat = curvature < 1e-300  # a curvature whose inverse overflows demands as much as none
         # A demand |s| ≤ c that fails by no more than rounding holds.
         if np.any((excess > rounding[self.allowed] + 1e-12 * size)[flat]):
             return np.inf
@@ -124,7 +124,7 @@ class Row:
         candidates = list(knots)
         for low, high in itertools.pairwise(knots):
             inside = seen & (np.abs(s) - self.slope > 0.5 * (low + high) * self.omega)
-            if not inside.any() or np.any(self.curvature[inside] == 0.0):
+            if not inside.any() or np.any(self.curvature[inside] < 1e-300):
                 continue  # between two knots that are one but for rounding, or where the sum is infinite
             # κ − Σ ω (b + (|s| − θω − c)/(2a)) = 0
             a, omega = self.curvature[inside], self.omega[inside]

@@ -1,7 +1,5 @@
 """Every kind of row that simjax accepts, against an interior-point oracle: objective, feasibility and dual value."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ import simjax
 from simjax.rows import oracles
 from simjax.rows.constraints import feedforward_support
 from simjax.rows.options import SolveOptions
+from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import row_problem
 from simjax.rows.solve import solve_problem
 
@@ -57,8 +56,8 @@ def problem(kind, penalty, m, matching):
     else:
         targets = design @ truth.T + 0.3 * rng.normal(size=(m, ROWS))
     if np.ndim(weight):
-        penalty = dataclasses.replace(penalty, slope=penalty.slope * weight, curvature=penalty.curvature * weight)
-        penalty = dataclasses.replace(penalty, knot=penalty.knot * np.ones_like(weight))
+        slope, curvature = penalty.slope * weight, penalty.curvature * weight
+        penalty = PiecewisePenalty(slope, curvature, penalty.knot * np.ones_like(weight))
     return row_problem(
         design, targets, loss_weight=0.7, penalty=penalty, constraint=constraint, support=support, matching=matching
     )
