@@ -12,7 +12,7 @@ from flax import nnx
 
 import simjax
 from simjax.nn import MLP
-from simjax.rows import memory
+from simjax.rows import attempts, memory
 
 
 def small_states(m=60, *, use_bias=False, activation="relu", seed=0):
@@ -510,3 +510,17 @@ def test_a_rank_is_a_positive_integer():
     for rank, error in ((0, ValueError), (2.5, TypeError)):
         with pytest.raises(error, match="rank must be"):
             simjax.LowRank(rank)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_row_is_certified_once(states, monkeypatch, stream):
+    real, certified = attempts.certify, []
+
+    def counted(problem, weights, duals):
+        certified.append(len(weights))
+        return real(problem, weights, duals)
+
+    monkeypatch.setattr(attempts, "certify", counted)
+    given = simjax.stream_states([states]) if stream else states
+    assert simjax.fit(given, "l1", alpha=1e-2).converged
+    assert sum(certified) == states.n + states.q
