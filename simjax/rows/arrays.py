@@ -73,6 +73,16 @@ def cond(choice: Any, yes: Callable, no: Callable, xp: ModuleType, *operands: An
     return yes(*operands) if choice else no(*operands)
 
 
+def of_both(function: Callable, first: Any, second: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """`function` of each of two arrays of one shape, which JAX compiles once."""
+    if xp is not np:
+        from jax import lax
+
+        found = lax.map(function, xp.stack([first, second]))
+        return found[0], found[1]
+    return function(first), function(second)
+
+
 def with_slot(array: Any, value: Any, slot: Any, xp: ModuleType) -> Any:
     """`array` (R, k, d) with array[:, slot] = value; NumPy's is changed in place."""
     if xp is not np:

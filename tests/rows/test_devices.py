@@ -51,13 +51,14 @@ factorisation = workspace.scaled.factorisation(precise=False)
 coordinates = workspace.scaled.coordinates(rows.targets, precise=False)
 with engine.session():
     shared = (engine.share(factorisation),)
-    placed = engine.spread(canonical_rows(rows, factorisation, coordinates, workspace.column_scale))
-    state = engine.build(admm.start, shared, (placed,), 37)
-    for function, by_row, updated, static in (
-        (first_order._advance, (placed,), state, {"method": admm, "passes": 63}),
-        (first_order._judged, (placed, state), None, {"method": admm}),
+    host_rows = canonical_rows(rows, factorisation, coordinates, workspace.column_scale)
+    placed = engine.spread(host_rows)
+    state = engine.spread(admm.start(factorisation, host_rows))
+    for function, common, by_row, updated, static in (
+        (first_order._advance, (*shared, np.int32(63)), (placed,), state, {"method": admm}),
+        (first_order.judged_points, shared, (placed, admm.point(state)), None, {}),
     ):
-        program, operands = engine.prepared(function, shared, by_row, updated, np.arange(37), 0, static)
+        program, operands = engine.prepared(function, common, by_row, updated, np.arange(37), 0, static)
         text = program.lower(*operands).compile().as_text()
         assert "while" in text
         for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):

@@ -33,9 +33,6 @@ class Engine(Protocol):
     def system_sizes(self, active: np.ndarray, width: int) -> np.ndarray:
         """The size in which to solve systems of `active` (k,) unknowns out of `width`: few different ones."""
 
-    def build(self, function: Callable, shared: tuple, by_row: tuple, count: int) -> Any:
-        """The tree by rows that `function(*shared, *by_row)` makes for all `count` rows; to be changed by `update`."""
-
     def collect(
         self,
         function: Callable,

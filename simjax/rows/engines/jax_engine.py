@@ -27,7 +27,7 @@ _TILE_CPU, _TILE_ACCELERATOR = 64, 1024  # rows that are worked on at once
 _BYTES_CPU, _BYTES_ACCELERATOR = 2**23, 2**29  # of the systems of a tile
 _WHOLE_SYSTEMS = 384  # widths up to which systems are solved whole, whatever their active coordinates
 # What padding holds where zero would not do.
-_FILLS = {"radius": np.inf, "singular_values": 1.0, "point_scale": 1.0, "value_scale": 1.0, "dual_scale": 1.0}
+_FILLS = {"radius": np.inf, "singular_values": 1.0, "point_scale": 1.0, "value_scale": 1.0, "dual_scale": 1.0, "rho": 1.0}
 
 
 def padded_size(size: int) -> int:
@@ -86,9 +86,6 @@ class JaxEngine:
         rows = max(np.shape(leaf)[0] for leaf in jax.tree.leaves(tree))
         return self._put(_padded(tree, (rows, self._padded_rows(rows))), self._row_spec)
 
-    def build(self, function: Callable, shared: tuple, by_row: tuple, count: int) -> Any:
-        return self._run(function, shared, by_row, None, np.arange(count), 0, {})
-
     def collect(
         self,
         function: Callable,
@@ -100,7 +97,7 @@ class JaxEngine:
         row_bytes: int = 0,
         **static: Any,
     ) -> tuple:
-        by_row = tuple(tree if _placed(tree) else self.spread(tree) for tree in by_row)
+        by_row = tuple(_in_double(tree) if _placed(tree) else self.spread(tree) for tree in by_row)
         found = self._run(function, shared, by_row, None, index, row_bytes, static)
         host = tuple(np.asarray(x)[index] for x in found)
         return tuple(x if width is None else x[:, :width] for x, width in zip(host, widths))
@@ -211,6 +208,18 @@ def _program(
 
 def _as_column(flags: Any, like: Any) -> Any:
     return flags.reshape(flags.shape + (1,) * (like.ndim - 1))
+
+
+def _in_double(tree: Any) -> Any:
+    """The tree in float64: what is collected is, and so one program serves passes in float32 as well."""
+    if all(leaf.dtype != np.float32 for leaf in jax.tree.leaves(tree)):
+        return tree
+    return _cast_to_double(tree)
+
+
+@jax.jit
+def _cast_to_double(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(np.float64), tree)
 
 
 def _placed(tree: Any) -> bool:

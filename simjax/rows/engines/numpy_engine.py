@@ -60,10 +60,6 @@ class NumpyEngine:
         # Exact sizes would do; a common one for rows near each other saves calls.
         return np.minimum(-(-np.maximum(active, 1) // 16) * 16, width)
 
-    def build(self, function: Callable, shared: tuple, by_row: tuple, count: int) -> Any:
-        parts = self._over_tiles(lambda tile: function(*shared, *(_taken(t, tile) for t in by_row)), np.arange(count))
-        return tree_map(lambda *arrays: np.concatenate(arrays), *parts)
-
     def collect(
         self,
         function: Callable,

@@ -60,12 +60,13 @@ def initial_rho(rows: CanonicalRows, ridge: Array) -> Array:
 
 
 def start(factorisation: Factorisation, rows: CanonicalRows) -> AdmmState:
-    """The state at w = 0."""
+    """The state at w = 0, in arrays of its own."""
     xp = namespace(rows.targets)
     singular = factorisation.singular_values
     ridge = rows.confine(matmul(rows.targets * singular / (singular**2 + 1e-3), factorisation.basis.T))
     rho, zero = initial_rho(rows, ridge), xp.zeros_like(ridge)
-    return AdmmState(zero, zero, zero, rows.targets, rho, xp.zeros_like(rho), xp.zeros_like(rho))
+    z, w, y, theta, age = zero.copy(), zero.copy(), rows.targets.copy(), xp.zeros_like(rho), xp.zeros_like(rho)
+    return AdmmState(zero, z, w, y, rho, theta, age)
 
 
 def restart(factorisation: Factorisation, state: AdmmState, weights: Array, dual: Array) -> AdmmState:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from simjax._typing import Array
-from simjax.rows.arrays import namespace, pytree, tree_map
+from simjax.rows.arrays import namespace, of_both, pytree, tree_map
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
 from simjax.rows.constraints import RowBound
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
@@ -229,17 +229,17 @@ def judge(factorisation: Factorisation, rows: CanonicalRows, weights: Array, dua
         return dual, relative_gap(factorisation, rows, weights, dual)
     xp = namespace(weights)
     residual = rows.targets - factorisation.apply(weights)
-    gap = relative_gap(factorisation, rows, weights, residual)
     if dual is None:
-        return residual, gap
-    other = relative_gap(factorisation, rows, weights, dual)
+        return residual, relative_gap(factorisation, rows, weights, residual)
+    gap, other = of_both(lambda point: relative_gap(factorisation, rows, weights, point), residual, dual, xp)
     better = other < gap
     return xp.where(better[:, None], dual, residual), xp.where(better, other, gap)
 
 
 def judged_inside(
-    factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array
+    factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array | None
 ) -> tuple[Array, Array, Array]:
-    """`judge` of the weights made feasible first: weights, dual points, gaps."""
-    weights = rows.inside(weights)
+    """`judge`, in float64, of the weights made feasible first: weights (R, d), dual points (R, r), gaps (R,)."""
+    weights = rows.inside(weights.astype(np.float64))
+    dual = None if dual is None else dual.astype(np.float64)
     return (weights, *judge(factorisation, rows, weights, dual))

@@ -14,7 +14,7 @@ from simjax._typing import Array
 from simjax.rows.answers import RowAnswers
 from simjax.rows.engines import Engine
 from simjax.rows.progress import Reporter
-from simjax.rows.solvers.canonical import CanonicalRows, judge
+from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
 from simjax.rows.solvers.factor import Factorisation
 
 CHECK_EVERY = 63  # passes between two certificates: three rounds of ADMM
@@ -26,7 +26,8 @@ class FirstOrder:
     Args:
       method: a module with the functions above.
       factorisation, rows: as the engine has them, in the number type of the passes.
-      exactly: the same in float64, for the judgement.
+      state: where the method starts, likewise.
+      exactly: factorisation and rows in float64, for the judgement.
 
     Attributes:
       weights, gap: (R, d) and (R,), what the last check of each row found.
@@ -38,18 +39,13 @@ class FirstOrder:
         engine: Engine,
         factorisation: Factorisation,
         rows: CanonicalRows,
+        state: Any,
         exactly: tuple[Factorisation, CanonicalRows],
         board: RowAnswers,
     ) -> None:
-        self.method, self.engine, self.factorisation, self.rows, self.exactly = (
-            method,
-            engine,
-            factorisation,
-            rows,
-            exactly,
-        )
+        self.method, self.engine, self.factorisation, self.rows = method, engine, factorisation, rows
+        self.state, self.exactly = state, exactly
         self.dtype = factorisation.basis.dtype
-        self.state = engine.build(method.start, (factorisation,), (rows,), board.count)
         self.weights = np.zeros_like(board.weights)
         self.gap = np.full(board.count, np.inf)
 
@@ -58,13 +54,12 @@ class FirstOrder:
         done, widths = 0, (board.weights.shape[1], board.dual.shape[1], None)
         while done < passes and (index := board.open).size:
             stretch = min(CHECK_EVERY, passes - done)
-            self.state = self.engine.update(
-                self.state, _advance, (self.factorisation,), (self.rows,), index, method=self.method, passes=stretch
-            )
+            shared = self.factorisation, np.int32(stretch)
+            self.state = self.engine.update(self.state, _advance, shared, (self.rows,), index, method=self.method)
             done += stretch
             board.passes[index] += stretch
             weights, dual, gap = self.engine.collect(
-                _judged, self.exactly[:1], (self.exactly[1], self.state), index, widths=widths, method=self.method
+                judged_points, self.exactly[:1], (self.exactly[1], self.method.point(self.state)), index, widths=widths
             )
             self.weights[index], self.gap[index] = weights, gap
             board.offer(index, weights, dual, gap)
@@ -79,7 +74,7 @@ class FirstOrder:
             )
 
 
-def _advance(factorisation: Factorisation, rows: CanonicalRows, state: Any, *, method: ModuleType, passes: int) -> Any:
+def _advance(factorisation: Factorisation, passes: int, rows: CanonicalRows, state: Any, *, method: ModuleType) -> Any:
     return method.advance(factorisation, rows, state, passes=passes)
 
 
@@ -87,10 +82,6 @@ def _restart(factorisation: Factorisation, points: tuple[Array, Array], state: A
     return method.restart(factorisation, state, *points)
 
 
-def _judged(
-    factorisation: Factorisation, rows: CanonicalRows, state: Any, *, method: ModuleType
-) -> tuple[Array, Array, Array]:
-    """The method's weights and the better dual point, in float64: weights (R, d), dual points (R, r), gaps (R,)."""
-    weights, dual = method.point(state)
-    weights = rows.inside(weights.astype(np.float64))
-    return (weights, *judge(factorisation, rows, weights, None if dual is None else dual.astype(np.float64)))
+def judged_points(factorisation: Factorisation, rows: CanonicalRows, points: tuple[Array, Array | None]) -> tuple:
+    """`judged_inside` of weights and dual points: the one program that judges, whoever found them."""
+    return judged_inside(factorisation, rows, *points)

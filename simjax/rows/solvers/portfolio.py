@@ -29,7 +29,7 @@ from simjax.rows.solvers import admm, interior_point
 from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
 from simjax.rows.solvers.crossover import crossover
 from simjax.rows.solvers.factor import Factorisation
-from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder
+from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, judged_points
 from simjax.rows.solvers.linear import Gram
 from simjax.rows.solvers.polish import polish
 from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
@@ -214,11 +214,12 @@ class Stages:
 
     def first_order(self, method: ModuleType, dtype: Any) -> FirstOrder:
         """A first-order method at its start, in numbers of the given type."""
-        shared, rows = self.shared, self.rows
+        host, placed, exactly = self.host, (self.shared, self.rows), (self.shared, self.rows)
         if dtype != np.float64:
-            factorisation, host_rows = self.host
-            shared, rows = self.engine.share(factorisation.astype(dtype)), self.engine.spread(host_rows.astype(dtype))
-        return FirstOrder(method, self.engine, shared, rows, (self.shared, self.rows), self.board)
+            host = host[0].astype(dtype), host[1].astype(dtype)
+            placed = self.engine.share(host[0]), self.engine.spread(host[1])
+        state = self.engine.spread(method.start(*host))
+        return FirstOrder(method, self.engine, *placed, state, exactly, self.board)
 
     @property
     def has_polish(self) -> bool:
@@ -244,7 +245,7 @@ class Stages:
     def offer(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make weights (R, d) of the rows `index` feasible, judge and offer them; all weights and dual points then."""
         by_row = (self.rows, self.engine.spread((weights, dual)))
-        found = self.engine.collect(_offered, (self.shared,), by_row, index, widths=self.widths)
+        found = self.engine.collect(judged_points, (self.shared,), by_row, index, widths=self.widths)
         self.board.offer(index, *found)
         weights, dual = weights.copy(), dual.copy()
         weights[index], dual[index] = found[0], found[1]
@@ -378,10 +379,6 @@ def _gram(factorisation: Factorisation, unit: float = 1.0) -> Gram:
     if 8 * factor.shape[1] ** 2 > _GRAM_BYTES:
         return Gram(None, factor)
     return Gram(factor.T @ factor, None)
-
-
-def _offered(factorisation: Factorisation, rows: CanonicalRows, points: tuple) -> tuple:
-    return judged_inside(factorisation, rows, *points)
 
 
 def _polished(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, guess: tuple, *, size: int) -> tuple:

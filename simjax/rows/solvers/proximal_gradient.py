@@ -29,10 +29,11 @@ class ProximalGradientState:
 
 
 def start(factorisation: Factorisation, rows: CanonicalRows) -> ProximalGradientState:
+    """The state at w = 0, in arrays of its own."""
     xp = namespace(rows.targets)
     zero = xp.zeros((rows.targets.shape[0], factorisation.basis.shape[0]), rows.targets.dtype)
     one = xp.ones((zero.shape[0], 1), zero.dtype)
-    return ProximalGradientState(zero, zero, one, xp.zeros_like(one))
+    return ProximalGradientState(zero, zero.copy(), one, xp.zeros_like(one))
 
 
 def restart(
