@@ -113,14 +113,13 @@ def _multiplier_of_piecewise(penalty: PiecewisePenalty, bound: RowBound, slopes:
         high = xp.where((fall <= 0.0) | found, theta, high)
         newton = theta + fall / xp.where(rate > 0.0, rate, 1.0)
         # Newton's steps for what is linear between jumps, and every third time a bisection, for the jumps.
-        good = (rate > 0.0) & (newton > low) & (newton < high) & (count % 3 < 2)
-        return xp.where(good, newton, 0.5 * (low + high)), low, high, count + 1
+        good = (rate > 0.0) & (newton > low) & (newton < high) & (count % 3 != 0)
+        inside = xp.where(good, newton, 0.5 * (low + high))
+        # Where it falls to the end, the largest θ is the best one: there the second step is.
+        return xp.where(count == 0, xp.maximum(low, high * (1.0 - tolerance)), inside), low, high, count + 1
 
-    # Where the value rises from the start on, the least θ is the best one, and exactly so.
-    high = xp.where(falls(low)[0] <= 0.0, low, high)
-    # Where it falls to the end, the largest one is: there the first step begins.
-    theta = xp.maximum(low, high * (1.0 - tolerance))
-    return while_loop(unfinished, narrow, (theta, low, high, 0), xp)[2]
+    # Where the value rises from the start on, the least θ is the best one, and exactly so: there the first step is.
+    return while_loop(unfinished, narrow, (low, low, high, 0), xp)[2]
 
 
 def _tilted_bracket(

@@ -27,7 +27,7 @@ _TILE_CPU, _TILE_ACCELERATOR = 64, 1024  # rows that are worked on at once
 _BYTES_CPU, _BYTES_ACCELERATOR = 2**23, 2**29  # of the systems of a tile
 _WHOLE_SYSTEMS = 384  # widths up to which systems are solved whole, whatever their active coordinates
 # What padding holds where zero would not do.
-_FILLS = {"radius": np.inf, "singular_values": 1.0, "point_scale": 1.0, "value_scale": 1.0, "dual_scale": 1.0, "rho": 1.0}
+_FILLS = {"radius": np.inf} | dict.fromkeys(("singular_values", "point_scale", "value_scale", "dual_scale", "rho"), 1.0)
 
 
 def padded_size(size: int) -> int:

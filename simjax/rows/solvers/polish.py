@@ -14,7 +14,7 @@ from __future__ import annotations
 from simjax._typing import Array
 from simjax.rows.arrays import fori_loop, namespace
 from simjax.rows.penalties import PiecewisePenalty
-from simjax.rows.solvers.canonical import CanonicalRows, judge
+from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_system
 
@@ -23,10 +23,8 @@ _REFINEMENTS = 3
 _BALL_ACTIVE = 1e-6  # relative slack of the ball below which the guess takes it for active
 
 
-def polish(
-    factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weights: Array, *, size: int
-) -> tuple[Array, Array, Array]:
-    """Polished weights (R, d), and what `judge` says of them: dual points (R, r) and gaps (R,).
+def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weights: Array, *, size: int) -> Array:
+    """Polished weights (R, d), which may be outside of the ball; the guess where they would not be finite.
 
     Args:
       weights: the guess; its support must have at most `size` entries.
@@ -66,6 +64,4 @@ def polish(
 
     start = (xp.zeros_like(weights), xp.zeros_like(radius))
     point, _ = fori_loop(_REFINEMENTS, refine, start, xp)
-
-    point = rows.inside(xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights))
-    return (point, *judge(factorisation, rows, point, None))
+    return xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights)

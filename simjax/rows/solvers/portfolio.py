@@ -276,13 +276,16 @@ class Stages:
         placed = self.engine.spread((guess,))
         sizes = self.engine.system_sizes(active, guess.shape[1])
         for size in np.unique(sizes):
-            these = sizes == size
-            part = index[these]
+            part = index[sizes == size]
             shared, by_row, row_bytes = (self.shared, self.gram), (self.rows, placed), 8 * int(size) ** 2
-            found = self.engine.collect(
-                _polished, shared, by_row, part, widths=self.widths, row_bytes=row_bytes, size=int(size)
+            (weights[part],) = self.engine.collect(
+                _polished, shared, by_row, part, widths=self.widths[:1], row_bytes=row_bytes, size=int(size)
             )
-            weights[part], dual[part], gap[these] = found
+        # What the residual proves is enough; compiled, a dual point too many is cheaper than one program more.
+        other = None if self.engine.name == "numpy" else self.board.dual
+        points = self.engine.spread((weights, other))
+        found = self.engine.collect(judged_points, (self.shared,), (self.rows, points), index, widths=self.widths)
+        weights[index], dual[index], gap = found
         before = self.board.gap[index] <= self.board.tol
         self.board.polished[index] |= self.board.offer(index, weights[index], dual[index], gap) & ~before
         return weights, dual, gap
@@ -382,4 +385,4 @@ def _gram(factorisation: Factorisation, unit: float = 1.0) -> Gram:
 
 
 def _polished(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, guess: tuple, *, size: int) -> tuple:
-    return polish(factorisation, gram, rows, guess[0], size=size)
+    return (polish(factorisation, gram, rows, guess[0], size=size),)
