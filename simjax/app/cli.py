@@ -42,6 +42,8 @@ Constraint = Literal["ball", "stacked_ball", "metzler"]
 Support = Literal["auto", "full", "hollow", "feedforward"]
 Rescale = Literal["auto", "inner", "none"]
 Units = Literal["natural", "rescaled"]
+EngineName = Literal["auto", "numpy", "jax"]
+Precision = Literal["auto", "float64"]
 SolverName = Literal["auto", "admm", "proximal_gradient", "clarabel", "mosek"]
 OracleName = Literal["clarabel", "mosek"]
 
@@ -166,6 +168,8 @@ def fit(
         typer.Option(metavar="support|outputs", help="Solve again, on the support found or for C, D; repeatable."),
     ] = None,
     solver: Annotated[SolverName, typer.Option(help="Algorithm.")] = "auto",
+    engine: Annotated[EngineName, typer.Option(help="What runs it; auto is jax on an accelerator.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of passes; what decides is always in float64.")] = "auto",
     tol: Annotated[float, typer.Option(help="Relative duality gap at which a row is certified.")] = 1e-6,
     max_iters: Annotated[int, typer.Option(help="Most passes over the states.")] = 20_000,
     workers: Annotated[int, typer.Option(help="Processes for the solvers clarabel and mosek.")] = 1,
@@ -196,6 +200,8 @@ def fit(
                 fit_intercept=fit_intercept,
                 refit=refit,
                 solver=solver,
+                engine=engine,
+                precision=precision,
                 tol=tol,
                 max_iters=max_iters,
                 workers=workers,

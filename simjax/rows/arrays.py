@@ -6,9 +6,10 @@ array can only be JAX's where somebody has imported it already.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -152,6 +153,20 @@ def register_pytrees() -> None:
 
     while _waiting:
         _waiting.pop(0)()
+
+
+@contextlib.contextmanager
+def settings_of_its_own() -> Iterator[None]:
+    """Double precision in JAX, and none of the settings by which a user makes it strict with code of his own."""
+    import jax
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        stack.enter_context(jax.debug_nans(False))
+        stack.enter_context(jax.debug_infs(False))
+        yield
 
 
 def data_fields(value: Any) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simjax._typing import Array
-from simjax.rows.arrays import namespace, pytree, rounding_unit
+from simjax.rows.arrays import namespace, pytree, rounding_unit, settings_of_its_own
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft, take_rows
 
 
@@ -79,7 +79,7 @@ def _asked(function: Callable[..., Array], *arrays: Array) -> Array:
         return function(*arrays)
     import jax
 
-    with jax.enable_x64(True):
+    with settings_of_its_own():
         return np.array(function(*(jax.numpy.asarray(array) for array in arrays)))
 
 

@@ -18,7 +18,7 @@ import simjax
 from simjax import datasets
 from simjax.app import cli, demo
 from simjax.rows import penalties, problem
-from simjax.rows.options import SOLVERS
+from simjax.rows.options import ENGINES, PRECISIONS, SOLVERS
 from simjax.rows.oracles.interface import ORACLES
 from simjax.sim import options, supports
 
@@ -103,6 +103,24 @@ def test_fit_is_the_library_s_fit(states_file: Path, tmp_path: Path) -> None:
     assert printed["certified"] is True
     assert printed["nonzeros"] == saved.nonzeros
     assert printed["worst_relative_gap"] == expected.certificate.relative_gap.max() <= 1e-8
+
+
+def test_fit_hands_on_the_engine_and_the_precision(
+    states_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, fit = {}, simjax.fit
+
+    def spy(*arguments: Any, **named: Any) -> Any:
+        asked.update(named)
+        return fit(*arguments, **named)
+
+    monkeypatch.setattr(simjax, "fit", spy)
+    result = run("fit", states_file, "-o", tmp_path / "m.safetensors", "--engine", "numpy", "--precision", "float64")
+    assert result.exit_code == 0, result.stderr
+    assert (asked["engine"], asked["precision"]) == ("numpy", "float64")
+    refused = run("fit", states_file, "-o", tmp_path / "n.safetensors", "--engine", "torch")
+    assert refused.exit_code == 2
+    assert "'jax'" in refused.stderr
 
 
 def test_fit_prints_a_table(tmp_path: Path) -> None:
@@ -304,6 +322,8 @@ def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.Support) == supports.SUPPORTS
     assert get_args(cli.Rescale) == options.RESCALES
     assert get_args(cli.Units) == options.UNITS
+    assert get_args(cli.EngineName) == ENGINES
+    assert get_args(cli.Precision) == PRECISIONS
     assert get_args(cli.SolverName) == (*SOLVERS, *ORACLES)
     assert get_args(cli.OracleName) == ORACLES
 

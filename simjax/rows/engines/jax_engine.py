@@ -8,7 +8,6 @@ own rows, with a copy of the design, and no device waits for another.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from simjax.rows.arrays import data_fields, register_pytrees
+from simjax.rows.arrays import data_fields, register_pytrees, settings_of_its_own
 
 _TILE_CPU, _TILE_ACCELERATOR = 64, 1024  # rows that are worked on at once
 _BYTES_CPU, _BYTES_ACCELERATOR = 2**23, 2**29  # of the systems of a tile
@@ -63,13 +62,7 @@ class JaxEngine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Double precision, and none of the settings by which a user makes JAX strict with his own code."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(jax.enable_x64(True))
-            stack.enter_context(jax.numpy_dtype_promotion("standard"))
-            stack.enter_context(jax.numpy_rank_promotion("allow"))
-            stack.enter_context(jax.debug_nans(False))
-            stack.enter_context(jax.debug_infs(False))
+        with settings_of_its_own():
             yield
 
     def system_sizes(self, active: np.ndarray, width: int) -> np.ndarray:
@@ -159,11 +152,12 @@ def _program(
     function: Callable, static: tuple, tile: int, whole: bool, stateless: bool, mesh: Mesh | None
 ) -> Callable[..., Any]:
     """The compiled loop over tiles of `function`: of (shared, by_row, state, numbers, tiles)."""
-    options = dict(static)
+    # A compiled function inside the compiled loop is traced once, however often the loop is.
+    compiled = jax.jit(functools.partial(_called, function, dict(static)))
 
     def local(shared: tuple, by_row: tuple, state: Any, numbers: Any, tiles: Any) -> Any:
         def call(*trees: Any) -> Any:
-            return function(*shared, *trees, **options)
+            return compiled(shared, trees)
 
         rows = max(leaf.shape[0] for leaf in jax.tree.leaves(by_row))
         every = by_row if stateless else (*by_row, state)
@@ -204,6 +198,10 @@ def _program(
         )(shared, by_row, state, numbers, tiles)
 
     return jax.jit(sharded)
+
+
+def _called(function: Callable, options: dict[str, Any], shared: tuple, trees: tuple) -> Any:
+    return function(*shared, *trees, **options)
 
 
 def _as_column(flags: Any, like: Any) -> Any:
