@@ -183,6 +183,7 @@ def _program(
             state = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), first)
         return lax.fori_loop(0, tiles[0], one_tile, state)
 
+    local.__name__ = function.__name__.lstrip("_")  # what compilations and profiles are logged by
     if mesh is None:
         return jax.jit(local)
 
