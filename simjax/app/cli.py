@@ -21,7 +21,9 @@ from simjax import datasets
 from simjax._extras import needs
 from simjax._files import check_target
 from simjax.app import display, reports
+from simjax.rows.options import SolveOptions
 from simjax.rows.oracles.interface import OracleUnavailable
+from simjax.sim.options import PlanOptions
 
 with needs("cli", "typer", "the command simjax"):
     import typer
@@ -33,6 +35,10 @@ INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13  # as a shell reports SIGINT and SI
 _BAD_INPUT_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError, OracleUnavailable)
 
 # The library's own lists of names, which `--help` shows and typer checks; a test compares them.
+# The one place of the defaults of a fit; `Any`, for the choices of an option are narrower than what they go to.
+_PLAN: Any = PlanOptions
+_SOLVE: Any = SolveOptions
+
 DatasetName = Literal["digits", "fashion-mnist"]
 SparseObjective = Literal["perspective", "l1", "elastic_net"]
 Objective = Literal["perspective", "l1", "elastic_net", "ridge", "least_squares"]
@@ -142,37 +148,37 @@ def fit(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="Where to save the model.")
     ],
-    objective: Annotated[Objective, typer.Option(help="Penalty.")] = "perspective",
-    alpha: Annotated[float, typer.Option(help="Weight of the penalty.")] = 1e-3,
+    objective: Annotated[Objective, typer.Option(help="Penalty.")] = _PLAN.objective,
+    alpha: Annotated[float, typer.Option(help="Weight of the penalty.")] = float(_PLAN.alpha),
     mu: Annotated[
         float | None, typer.Option(help="Second weight of perspective and elastic_net (default: alpha).")
     ] = None,
-    kappa: Annotated[
-        str, typer.Option(metavar="NUMBER|none", help="Bound on ‖A‖∞, in (0, 1); none removes it.")
-    ] = "0.99",
+    kappa: Annotated[str, typer.Option(metavar="NUMBER|none", help="Bound on ‖A‖∞, in (0, 1); none removes it.")] = str(
+        _PLAN.kappa
+    ),
     constraint: Annotated[
         Constraint, typer.Option(help="What kappa bounds: ‖A‖∞, ‖(A B)‖∞, or the measure μ∞(A), then of any sign.")
-    ] = "ball",
-    lambda_state: Annotated[float, typer.Option(help="λ₁, weight of the loss of A, B.")] = 0.1,
-    lambda_output: Annotated[float, typer.Option(help="λ₂, weight of the loss of C, D.")] = 0.1,
-    reduction: Annotated[Reduction, typer.Option(help="The loss summed (the paper's) or averaged.")] = "sum",
-    matching: Annotated[Matching, typer.Option(help="Match the states by penalty or exactly.")] = "penalty",
+    ] = _PLAN.constraint,
+    lambda_state: Annotated[float, typer.Option(help="λ₁, weight of the loss of A, B.")] = _PLAN.lambda_state,
+    lambda_output: Annotated[float, typer.Option(help="λ₂, weight of the loss of C, D.")] = _PLAN.lambda_output,
+    reduction: Annotated[Reduction, typer.Option(help="The loss summed (the paper's) or averaged.")] = _PLAN.reduction,
+    matching: Annotated[Matching, typer.Option(help="Match the states by penalty or exactly.")] = _PLAN.matching,
     support: Annotated[
         Support, typer.Option(help="Which entries of A may be nonzero; auto is hollow, but full for metzler.")
-    ] = "auto",
-    rescale: Annotated[Rescale, typer.Option(help="How the states are rescaled to fit ‖A‖∞.")] = "auto",
-    units: Annotated[Units, typer.Option(help="Units of loss and penalty.")] = "natural",
-    fit_intercept: Annotated[bool, typer.Option(help="Fit biases too.")] = False,
+    ] = _PLAN.support,
+    rescale: Annotated[Rescale, typer.Option(help="How the states are rescaled to fit ‖A‖∞.")] = _PLAN.rescale,
+    units: Annotated[Units, typer.Option(help="Units of loss and penalty.")] = _PLAN.units,
+    fit_intercept: Annotated[bool, typer.Option(help="Fit biases too.")] = _PLAN.fit_intercept,
     refit: Annotated[
         list[str] | None,
         typer.Option(metavar="support|outputs", help="Solve again, on the support found or for C, D; repeatable."),
     ] = None,
-    solver: Annotated[SolverName, typer.Option(help="Algorithm.")] = "auto",
-    engine: Annotated[EngineName, typer.Option(help="What runs it; auto is jax on an accelerator.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of passes; what decides is always in float64.")] = "auto",
-    tol: Annotated[float, typer.Option(help="Relative duality gap at which a row is certified.")] = 1e-6,
-    max_iters: Annotated[int, typer.Option(help="Most passes over the states.")] = 20_000,
-    workers: Annotated[int, typer.Option(help="Processes for the solvers clarabel and mosek.")] = 1,
+    solver: Annotated[SolverName, typer.Option(help="Algorithm.")] = _SOLVE.solver,
+    engine: Annotated[EngineName, typer.Option(help="What runs it; auto is jax on an accelerator.")] = _SOLVE.engine,
+    precision: Annotated[Precision, typer.Option(help="Of passes; what decides is in float64.")] = _SOLVE.precision,
+    tol: Annotated[float, typer.Option(help="Relative duality gap at which a row is certified.")] = _SOLVE.tol,
+    max_iters: Annotated[int, typer.Option(help="Most passes over the states.")] = _SOLVE.max_iters,
+    workers: Annotated[int, typer.Option(help="Processes for the solvers clarabel and mosek.")] = _SOLVE.workers,
     force: _Force = False,
     as_json: _Json = False,
 ) -> None:
