@@ -195,7 +195,8 @@ def test_numpy_is_refused_with_a_mesh():
 def test_precision_is_what_passes_are_in(engine, precision, monkeypatch):
     """Working sets, which NumPy would try first, are left out: there are no passes in them."""
     monkeypatch.setattr(RowBlock, "_on_this_cpu", lambda self: False)
-    seen, kind = set(), NumpyEngine if engine == "numpy" else jax_engine.JaxEngine
+    seen: set[np.dtype] = set()
+    kind = NumpyEngine if engine == "numpy" else jax_engine.JaxEngine
     for name in ("share", "spread"):
         placed = getattr(kind, name)
 
