@@ -120,7 +120,7 @@ def test_badly_conditioned_designs(condition):
 @pytest.mark.parametrize("condition", [1.0, 1e4])
 def test_a_penalty_that_is_next_to_nothing(condition):
     design, targets = design_and_targets(30, 60, condition=condition, seed=0, noise=0.05)
-    constraint = simjax.L1Ball(np.array([0.01, 0.01, 0.03, 0.1, np.inf, np.inf]), size=20)
+    constraint = simjax.L1Ball(np.array([1e-8, 1e-8, 1e-6, 1e-4, 0.01, np.inf]), size=20)
     problem = row_problem(design, targets, loss_weight=0.5, penalty=simjax.L1(1e-11), constraint=constraint)
     point, certificate, _ = finish(problem, tol=1e-7)
     assert certificate.relative_gap.max() <= 1e-6
