@@ -112,8 +112,10 @@ def against_lasso(m: int, d: int, rows: int, nonzeros: int, alpha: float) -> Rec
             ]
         )
 
-    for tol in (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10):
-        gap = float(simjax.certify(stated, loop(tol)).relative_gap.max())
+    for tol in (1e-4, 1e-6, 1e-8, 1e-10):
+        began = time.perf_counter()
+        found = loop(tol)
+        seconds, gap = time.perf_counter() - began, float(simjax.certify(stated, found).relative_gap.max())
         if gap <= TOL:
             break
     return {
@@ -121,7 +123,7 @@ def against_lasso(m: int, d: int, rows: int, nonzeros: int, alpha: float) -> Rec
         "nonzeros": float(np.count_nonzero(dense_rows(solution.weights), axis=1).mean()),
         "seconds": own,
         "worst_gap": float(solution.certificate.relative_gap.max()),
-        "lasso_seconds": seconds_of(lambda: loop(tol), repeats=3),
+        "lasso_seconds": seconds,
         "lasso_gap": gap,
     }
 
@@ -140,10 +142,10 @@ def refit() -> Record:
 def measure() -> Record:
     """Everything, with where and when."""
     first = {name: json.loads(of_process("-m", "benchmarks.small", "--first", name)[1]) for name in FIRST}
-    gaussians = [of_process("-m", "benchmarks.small", "--gaussian") for _ in range(REPEATS)]
+    gaussians = [of_process("-m", "benchmarks.small", "--gaussian") for _ in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         demo = [
-            of_process("-c", _SIMJAX, "demo", "--output", f"{folder}/{k}", "--dataset", "digits")[0] for k in range(3)
+            of_process("-c", _SIMJAX, "demo", "--output", f"{folder}/{k}", "--dataset", "digits")[0] for k in range(2)
         ]
     return {
         **place(),
