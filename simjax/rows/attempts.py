@@ -9,7 +9,6 @@ polished again. What is left of the rows without penalty goes to LAPACK.
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from simjax.rows.options import SolveOptions
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import TINY, RowProblem
-from simjax.rows.progress import Progress, ProgressCallback, Reporter
+from simjax.rows.progress import Reporter
 from simjax.rows.solvers import portfolio
 from simjax.rows.solvers.canonical import CanonicalRows, canonical_rows
 from simjax.rows.solvers.direct import least_squares
@@ -84,7 +83,7 @@ class RowBlock:
     def answer(self, start: Start | None) -> None:
         """Solve and certify all rows by the solver that was asked for, without looking for infeasible ones."""
         if self.options.solver in ORACLES:
-            found = _oracle_solve(self.problem, self.options)
+            found = _oracle_solve(self.problem, self.options, self.reporter)
             self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals)
         else:
             self._attempts(start)
@@ -282,15 +281,11 @@ def _linear_rows(problem: RowProblem) -> np.ndarray:
     return np.all(flat_of(dataclasses.replace(problem, bound=None)) == support, axis=1)
 
 
-def _oracle_solve(problem: RowProblem, options: SolveOptions) -> Any:
+def _oracle_solve(problem: RowProblem, options: SolveOptions, reporter: Reporter) -> Any:
     from simjax.rows import oracles  # interior-point packages are an extra
 
-    began, progress = time.perf_counter(), options.progress
-
     def report(done: int, count: int) -> None:
-        if progress is not None:
-            seconds = time.perf_counter() - began
-            progress(Progress(count, done, worst_gap=np.inf, passes=0, seconds=seconds, stage=options.solver))
+        reporter(done, worst_gap=np.inf, passes=0, stage=options.solver)
 
     return oracles.solve(problem, oracle=options.solver, workers=options.workers, progress=report)
 
@@ -313,6 +308,3 @@ def _full_duals(
     if not problem.exact:
         duals += 2.0 * problem.loss_weight[:, None] * problem.targets.T
     return duals
-
-
-__all__ = ["ProgressCallback", "RowBlock", "Start"]

@@ -208,9 +208,14 @@ class Stages:
         self.widths = (board.weights.shape[1], board.dual.shape[1], None)
 
     @functools.cached_property
-    def gram(self) -> Gram:
+    def host_gram(self) -> Gram:
         """KᵀK, made when the first system needs it."""
-        return self.engine.share(self.make_gram())
+        return self.make_gram()
+
+    @functools.cached_property
+    def gram(self) -> Gram:
+        """KᵀK where the engine works."""
+        return self.engine.share(self.host_gram)
 
     def first_order(self, method: ModuleType, dtype: Any) -> FirstOrder:
         """A first-order method at its start, in numbers of the given type."""
@@ -310,7 +315,7 @@ class Stages:
         """Kᵀ (d, r), contiguous, and KᵀK, on the host."""
         factorisation = self.host[0]
         transpose = np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)
-        return transpose, _gram(factorisation).matrix
+        return transpose, self.host_gram.matrix
 
     def interior_point(self) -> None:
         """The rows that passes have not settled, in a bounded number of steps; on the host, whatever the engine."""
