@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import decimal
 import difflib
 import math
+import numbers
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import scipy.sparse
+
+
+def plain_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an array of NumPy's that stands for all of it, or an error that names it.
+
+    Object arrays of real numbers, as frames of mixed or nullable columns give, become float64; PyTorch's tensors are
+    taken off their graph and device.
+
+    Raises:
+      TypeError: traced by JAX, sparse, or nothing that can be read as an array.
+      ValueError: masked entries, a ragged array, numbers beyond float64.
+    """
+    _refuse_what_arrays_lose(name, value)
+    try:
+        array = np.asarray(_off_its_graph(value))
+    except Exception as error:  # anyone's __array__ runs here
+        if isinstance(error, ValueError) and isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a rectangular array of real numbers, got a ragged one.") from error
+        raise TypeError(
+            f"{name} must be an array of real numbers, got a {type(value).__name__} that cannot be read as one: {error}"
+        ) from error
+    return _numbers_of_objects(name, array) if array.dtype.kind == "O" else array
 
 
 def float_array(name: str, value: Any, *, infinite: bool = False) -> np.ndarray:
     """`value` as a finite float64 array (with `infinite`, +inf is allowed too), or an error that names it.
 
     Raises:
-      TypeError: if it is not made of real numbers.
-      ValueError: if an entry is NaN or infinite.
+      TypeError: if it is not made of real numbers, or as `plain_array`.
+      ValueError: if an entry is NaN, infinite or masked.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} must be a rectangular array of real numbers, got a ragged one.") from error
+    array = plain_array(name, value)
     if array.dtype.kind not in "fiub" and not _is_extended_float(array):
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}.")
-    array = array.astype(np.float64)
+        got = repr(value) if isinstance(value, str) else f"dtype {array.dtype}"
+        raise TypeError(f"{name} must be an array of real numbers, got {got}.")
+    with np.errstate(over="ignore"):  # a long double that overflows is refused as infinite
+        array = array.astype(np.float64)
     if infinite:
         if np.any(np.isnan(array)):
             raise ValueError(f"{name} must not contain NaN.")
@@ -31,6 +56,61 @@ def float_array(name: str, value: Any, *, infinite: bool = False) -> np.ndarray:
         bad = int(np.size(array) - np.count_nonzero(np.isfinite(array)))
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {array.size}.")
     return array
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """An error where entries are masked, in an array or in a list of them: NumPy and JAX would drop the mask.
+
+    Raises:
+      ValueError: if any is.
+    """
+    if isinstance(value, list | tuple):
+        for part in value:
+            if isinstance(part, list | tuple | np.ma.MaskedArray):
+                refuse_masked(name, part)
+    elif np.ma.is_masked(value):
+        count = int(np.count_nonzero(np.ma.getmaskarray(value)))
+        raise ValueError(
+            f"{name} has {count} masked entries of {np.size(value)}, which are not supported: drop or fill them."
+        )
+
+
+def _refuse_what_arrays_lose(name: str, value: Any) -> None:
+    refuse_masked(name, value)
+    if scipy.sparse.issparse(value):
+        raise TypeError(f"{name} must be a dense array, got a scipy.sparse {type(value).__name__}: pass its toarray().")
+    if is_traced(value):
+        raise TypeError(
+            f"{name} is traced by JAX, inside jit, grad or vmap, where its numbers are not known: call this function "
+            "outside of them. What can be traced are the layer of model.to_flax() and simjax.equilibrium."
+        )
+
+
+def is_traced(value: Any) -> bool:
+    """Whether JAX is tracing the value, so that nothing can be asked of its entries."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def _off_its_graph(value: Any) -> Any:
+    """A tensor of PyTorch's, of whatever float precision, on the host and without gradient; all else as it is."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.double() if value.is_floating_point() else value
+
+
+def _numbers_of_objects(name: str, array: np.ndarray) -> np.ndarray:
+    """An array of Python's own numbers in float64; strings are no numbers, whatever they spell."""
+    kinds = {type(entry) for entry in array.flat}
+    strange = sorted(kind.__name__ for kind in kinds if not issubclass(kind, numbers.Real | decimal.Decimal | np.bool_))
+    if strange:
+        raise TypeError(f"{name} must be an array of real numbers, got dtype object with {', '.join(strange)} in it.")
+    try:
+        return array.astype(np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be finite in float64: {error}.") from error
 
 
 def _is_extended_float(array: np.ndarray) -> bool:
@@ -100,7 +180,7 @@ def checked_labels(labels: Any, m: int, classes: int) -> np.ndarray:
       ValueError: another length, or an index out of range.
       TypeError: not whole numbers.
     """
-    array = np.asarray(labels)
+    array = plain_array("labels", labels)
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels must be whole numbers, got dtype {array.dtype}.")
     if array.shape != (m,):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from simjax._checks import positive_scalar
+from simjax._checks import positive_scalar, refuse_masked
 from simjax.implicit.activations import Activation
 from simjax.implicit.activations import activation as named_activation
 from simjax.implicit.loop import Solver, check_float, iterate
@@ -203,6 +203,8 @@ def _implicit_map(phi: Activation) -> Map:
 
 def _float_arrays(**arrays: Any) -> list[Array | None]:
     """The arrays in their common dtype, float32 or float64; None stays None."""
+    for name, value in arrays.items():
+        refuse_masked(name, value)
     given = {name: jnp.asarray(value) for name, value in arrays.items() if value is not None}
     for name, value in given.items():
         if not jnp.issubdtype(value.dtype, jnp.integer):

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from simjax._checks import matrix, positive_integer
+from simjax._checks import matrix, positive_integer, refuse_masked
 from simjax.implicit import matrices as linear
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.equilibrium import Equilibrium, affine, equilibrium
@@ -140,6 +140,7 @@ def input_rows(u: ArrayLike, B: jax.Array) -> jax.Array:
       ValueError: another shape.
       TypeError: neither float32, float64 nor integers.
     """
+    refuse_masked("inputs", u)
     rows, p = jnp.asarray(u), B.shape[1]
     if rows.ndim not in (1, 2) or rows.shape[-1] != p:
         raise ValueError(f"inputs must have shape (m, {p}), or ({p},) for one sample, got {rows.shape}.")

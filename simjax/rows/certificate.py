@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simjax._checks import refuse_masked
 from simjax._typing import ArrayLike
 from simjax.rows.conjugate import support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
@@ -91,6 +92,7 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
     Raises:
       ValueError: if the shapes do not fit the problem.
     """
+    refuse_masked("weights", weights)
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (problem.count, problem.width):
         raise ValueError(f"weights must be ({problem.count}, {problem.width}), got {weights.shape}.")
@@ -98,6 +100,7 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
     objective, residual, fit, floor = _evaluate(problem, weights)
     candidates = [np.zeros_like(residual) if problem.exact else 2.0 * problem.loss_weight[:, None] * residual]
     for dual in duals:
+        refuse_masked("duals", dual)
         dual = np.asarray(dual, dtype=np.float64)
         if dual.shape != candidates[0].shape:
             raise ValueError(f"duals must be {candidates[0].shape}, got {dual.shape}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax._checks import choice, float_array, matrix
+from simjax._checks import choice, float_array, matrix, plain_array
 from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
@@ -211,7 +211,7 @@ def support_mask(support: Any, rows: int, width: int) -> np.ndarray | None:
     """A support mask as boolean (rows, width), or None where nothing is forbidden."""
     if support is None:
         return None
-    mask = np.asarray(support)
+    mask = plain_array("support", support)
     if mask.dtype != np.bool_:
         raise TypeError(f"support must be a boolean mask, got dtype {mask.dtype}.")
     if mask.shape not in ((width,), (rows, width)):

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from simjax._checks import choice
+from simjax._checks import choice, plain_array
 from simjax._typing import ArrayLike
 from simjax.rows.constraints import feedforward_support, hollow_support
 from simjax.states.states import States
@@ -34,7 +34,7 @@ class RowSupports:
             if support == "feedforward" and states.layer_sizes is None:
                 raise ValueError("support='feedforward' needs states with layer_sizes; these have none.")
             return cls(support, None, n, width, states.layer_sizes or ())
-        mask = np.asarray(support)
+        mask = plain_array("support", support)
         if mask.dtype != np.bool_ or mask.shape not in ((n, width), (n + q, width)):
             raise ValueError(
                 f"support must be one of {', '.join(map(repr, SUPPORTS))} or a boolean mask of shape {(n, width)} or "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simjax._checks import matrix
+from simjax._checks import matrix, plain_array
 from simjax.implicit.activations import ACTIVATIONS
 
 _SAMPLES = 64  # how many samples the network is run on to see what it does
@@ -54,7 +54,7 @@ def read_layers(
       ValueError: no hidden layer, hidden layers with different activations, unfit inputs or `variables`.
     """
     variables = _checked_variables(network, variables)
-    given = np.asarray(inputs)
+    given = plain_array("inputs", inputs)
     flat = matrix("inputs", given.reshape(given.shape[0], -1) if given.ndim > 2 else given)
     samples = _samples(flat)
     outputs, calls = _run(network, samples.reshape(-1, *given.shape[1:]), variables)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simjax._checks import choice, matrix, positive_integer, positive_scalar
+from simjax._checks import choice, matrix, plain_array, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
 from simjax._typing import ArrayLike
+from simjax._warnings import warn_of_half_precision
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.layered import checked_layers
 from simjax.implicit.matrices import outputs, preactivations
@@ -68,6 +69,7 @@ class States:
         self._stack_layers()
         for name in _ARRAYS:
             array = matrix(name, getattr(self, name))
+            warn_of_half_precision(name, getattr(self, name))
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         object.__setattr__(self, "activation", find_activation(self.activation).name)
@@ -343,7 +345,7 @@ def _deviation(found: np.ndarray, expected: np.ndarray, tolerance: float) -> tup
 
 
 def _checked_layer_sizes(layer_sizes: Any, n: int) -> tuple[int, ...]:
-    sizes = np.asarray(layer_sizes)
+    sizes = plain_array("layer_sizes", layer_sizes)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or sizes.size == 0 or sizes.min() < 1:
         raise ValueError(f"layer_sizes must be positive whole numbers, got {layer_sizes!r}.")
     if sizes.sum() != n:
@@ -352,7 +354,7 @@ def _checked_layer_sizes(layer_sizes: Any, n: int) -> tuple[int, ...]:
 
 
 def _chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
-    chosen = np.asarray(indices_or_count)
+    chosen = plain_array("indices_or_count", indices_or_count)
     if chosen.dtype.kind not in "iub" or (chosen.ndim == 0 and chosen.dtype.kind == "b"):
         raise TypeError(f"indices_or_count must be a number, indices or a mask, got dtype {chosen.dtype}.")
     if chosen.ndim == 0:
