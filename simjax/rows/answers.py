@@ -22,6 +22,7 @@ class RowAnswers:
       passes, newton_steps: spent on each row, (R,).
       polished: rows that the active-set polish solved, (R,).
       given_up: rows that nothing more is tried on, (R,).
+      settled: rows whose active set its own equations confirm, (R,): what is left of their gap is rounding.
     """
 
     weights: np.ndarray
@@ -32,6 +33,7 @@ class RowAnswers:
     newton_steps: np.ndarray
     polished: np.ndarray
     given_up: np.ndarray
+    settled: np.ndarray
 
     @classmethod
     def empty(cls, rows: int, width: int, equations: int, tol: float) -> RowAnswers:
@@ -45,6 +47,7 @@ class RowAnswers:
             newton_steps=np.zeros(rows, dtype=int),
             polished=np.zeros(rows, dtype=bool),
             given_up=np.zeros(rows, dtype=bool),
+            settled=np.zeros(rows, dtype=bool),
         )
 
     @property
@@ -55,7 +58,7 @@ class RowAnswers:
     @property
     def open(self) -> np.ndarray:
         """Numbers of the rows that have not reached the tolerance and still may."""
-        return np.flatnonzero(~(self.gap <= self.tol) & ~self.given_up)
+        return np.flatnonzero(~(self.gap <= self.tol) & ~self.given_up & ~self.settled)
 
     def offer(self, index: np.ndarray, weights: Any, dual: Any, gap: Any) -> np.ndarray:
         """Keep what is better than before for the rows `index`, (k,); which of them are now solved."""

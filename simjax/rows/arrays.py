@@ -43,6 +43,16 @@ def norms(vectors: Any) -> Any:
     return xp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
+def column_norms(matrix: np.ndarray) -> np.ndarray:
+    """‖φ_j‖ of the columns of a NumPy matrix, (d,), without a temporary of its size."""
+    return np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
+
+
+def largest(matrix: np.ndarray) -> float:
+    """max |φ_ij| of a NumPy matrix, likewise; 0 without entries."""
+    return float(max(matrix.max(initial=0.0), -matrix.min(initial=0.0)))
+
+
 def while_loop(condition: Callable, body: Callable, carry: Any, xp: ModuleType) -> Any:
     """`carry` after as many calls of `body` as `condition` asks for: a Python loop for NumPy, one of JAX's for JAX."""
     if xp is not np:

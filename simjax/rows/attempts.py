@@ -9,12 +9,14 @@ polished again. What is left of the rows without penalty goes to LAPACK.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
+from simjax.rows.arrays import largest
 from simjax.rows.certificate import Certificate, bound_violation, certify
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
@@ -37,6 +39,12 @@ _ATTEMPTS = (("moments", 0.3), ("samples", 0.3), ("precise", 0.03), ("samples", 
 _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 # First-order passes in float32 come near enough to these tolerances, and gain something from this size of V on.
 _SINGLE_FROM, _SINGLE_SIZE = 1e-9, 2**15
+_PROVED = 0.1  # share of the tolerance below which a gap need not be lowered by another dual point
+_TALL = 16  # samples per coordinate from which on working sets, too, look at ΦᵀΦ alone
+
+
+# The dual points (k, m) of rows with given numbers (k,), made when they are needed.
+Duals = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +92,7 @@ class RowBlock:
         """Solve and certify all rows by the solver that was asked for, without looking for infeasible ones."""
         if self.options.solver in ORACLES:
             found = _oracle_solve(self.problem, self.options, self.reporter)
-            self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals)
+            self._keep(np.arange(self.problem.count), self.problem, found.weights, found.duals.__getitem__)
         else:
             self._attempts(start)
 
@@ -97,12 +105,12 @@ class RowBlock:
         zero = np.abs(problem.targets).max(axis=0) <= TINY
         if problem.bound is not None:
             zero &= problem.bound.radius[:, 0] > 0.0
-        if np.abs(problem.design).max() <= TINY:
+        if largest(problem.design) <= TINY:
             zero[:] = True
         trivial, live = np.flatnonzero(zero), np.flatnonzero(~zero)
         if trivial.size:
             part = problem.take(trivial)
-            self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial])
+            self._keep(trivial, part, answers.weights[trivial], answers.dual[trivial].__getitem__)
         if self._on_this_cpu():
             penalty: Any = problem.penalty
             live = self._sparse(live, start) if np.any(penalty.slope) else self._supported(live)
@@ -122,12 +130,13 @@ class RowBlock:
             max_iters -= int(board.passes.max(initial=0))
             solved = self._keep(live, part, weights, duals)
             # Only rows that the solver takes for solved and the certificate does not have anything to gain.
-            live = live[~solved & ((board.gap <= tol) | (way == "samples"))]
+            live = live[~solved & ((board.gap <= tol) | board.settled | (way == "samples"))]
         if options.solver == "auto" and not problem.exact:
             self._least_squares()
         untouched = np.flatnonzero(np.isinf(answers.gap))
         if untouched.size:  # not even w = 0 has been certified
-            self._keep(untouched, problem.take(untouched), answers.weights[untouched], answers.dual[untouched])
+            part, duals = problem.take(untouched), answers.dual[untouched]
+            self._keep(untouched, part, answers.weights[untouched], duals.__getitem__)
 
     def _on_this_cpu(self) -> bool:
         """Whether there are ways that only NumPy has: for the family of penalties, in a ball or without."""
@@ -155,7 +164,7 @@ class RowBlock:
         chosen = np.flatnonzero(found.solved & ~found.outside)
         part = problem.take(chosen)
         duals = 2.0 * part.loss_weight[:, None] * found.residuals[chosen]
-        solved = chosen[self._keep(live[chosen], part, found.weights[chosen], duals)]
+        solved = chosen[self._keep(live[chosen], part, found.weights[chosen], duals.__getitem__)]
         return np.delete(live, solved)
 
     def _sparse(self, live: np.ndarray, start: Start | None) -> np.ndarray:
@@ -163,15 +172,25 @@ class RowBlock:
         if live.size == 0:
             return live
         problem, design = self.problem.take(live), self.workspace.scaled
-        samples = design.itself()
-        rows = canonical_rows(problem, samples, problem.targets.T, self.workspace.column_scale)
+        m, d = design.array.shape
+        if m >= _TALL * d:
+            samples, coordinates = (
+                design.factorisation(precise=False),
+                design.coordinates(problem.targets, precise=False),
+            )
+        else:
+            samples, coordinates = design.itself(), problem.targets.T
+        rows = canonical_rows(problem, samples, coordinates, self.workspace.column_scale)
         board = _board(samples, rows, _ATTEMPTS[0][1] * self.options.tol)
         with self.engine.session():
             weights = None if start is None else start.weights[live] / rows.point_scale
             portfolio.sparse(self.engine, samples, rows, board, weights, self.reporter)
-        solved = np.flatnonzero(board.gap <= board.tol)
-        weights, duals = _in_units(problem, board, rows), board.dual * rows.dual_scale
-        solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals[solved])]
+        solved, weights = np.flatnonzero(board.gap <= board.tol), _in_units(problem, board, rows)
+
+        def duals(chosen: np.ndarray) -> np.ndarray:
+            return self._full_duals(problem, samples, rows, board, solved[chosen])
+
+        solved = solved[self._keep(live[solved], problem.take(solved), weights[solved], duals)]
         return np.delete(live, solved)
 
     def _least_squares(self) -> None:
@@ -184,13 +203,18 @@ class RowBlock:
         weights, residuals = least_squares(part)
         inside = np.flatnonzero(bound_violation(part, weights) == 0.0)
         part = part.take(inside)
-        self._keep(linear[inside], part, weights[inside], 2.0 * part.loss_weight[:, None] * residuals[inside])
+        duals = 2.0 * part.loss_weight[:, None] * residuals[inside]
+        self._keep(linear[inside], part, weights[inside], duals.__getitem__)
 
-    def _keep(self, index: np.ndarray, part: RowProblem, weights: np.ndarray, duals: np.ndarray) -> np.ndarray:
+    def _keep(self, index: np.ndarray, part: RowProblem, weights: np.ndarray, duals: Duals) -> np.ndarray:
         """Take over the answers to `part`, the rows `index`, that are better than before; which are solved."""
         if index.size == 0:
             return np.zeros(0, dtype=bool)
-        answers, certificate = self.answers, certify(part, weights, [duals])
+        answers, certificate = self.answers, certify(part, weights)
+        # Most rows are proved by their residual, and the other dual point is as dear as that.
+        rest = np.flatnonzero(~(certificate.relative_gap <= _PROVED * self.options.tol))
+        if rest.size:
+            certificate.put(rest, certify(part.take(rest), weights[rest], [duals(rest)]))
         solved = row_status(certificate, self.options.tol, exact=part.exact) == Status.SOLVED
         # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
         better = solved | (certificate.relative_gap < answers.gap[index]) | np.isinf(answers.gap[index])
@@ -201,8 +225,8 @@ class RowBlock:
 
     def _attempt(
         self, problem: RowProblem, tol: float, max_iters: int, precise: bool, start: Start | None
-    ) -> tuple[RowAnswers, np.ndarray, np.ndarray]:
-        """One run in canonical units; weights (R, d) and duals (R, m) in those of the problem."""
+    ) -> tuple[RowAnswers, np.ndarray, Duals]:
+        """One run in canonical units; weights (R, d) and duals in those of the problem."""
         design, column_scale = self.workspace.scaled, self.workspace.column_scale
         factorisation = design.factorisation(precise=precise)
         coordinates = design.coordinates(problem.targets, precise=precise)
@@ -226,10 +250,13 @@ class RowBlock:
                 single=single,
                 start=canonical_start,
             )
-        duals = _full_duals(problem, factorisation, rows, board.dual, column_scale)
+
+        def duals(chosen: np.ndarray) -> np.ndarray:
+            return self._full_duals(problem, factorisation, rows, board, chosen)
+
         return board, _in_units(problem, board, rows), duals
 
-    def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, np.ndarray]:
+    def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, Duals]:
         """A polish of weights (R, d) whose residuals are computed in the samples; else as `_attempt`."""
         design, column_scale = self.workspace.scaled, self.workspace.column_scale
         samples = design.itself()
@@ -238,7 +265,36 @@ class RowBlock:
         with self.engine.session():
             factorisation = design.factorisation(precise=False)
             portfolio.refine(self.engine, factorisation, samples, rows, board, guess / rows.point_scale, self.reporter)
-        return board, _in_units(problem, board, rows), board.dual * rows.dual_scale
+
+        def duals(chosen: np.ndarray) -> np.ndarray:
+            return self._full_duals(problem, samples, rows, board, chosen)
+
+        return board, _in_units(problem, board, rows), duals
+
+    def _full_duals(
+        self,
+        problem: RowProblem,
+        factorisation: Factorisation,
+        rows: CanonicalRows,
+        board: RowAnswers,
+        chosen: np.ndarray,
+    ) -> np.ndarray:
+        """The board's dual points of the `chosen` rows in sample space, (k, m).
+
+        y = U ỹ / (q‖t‖), plus 2λ times the part of t outside the design's range.
+        """
+        dual, scale = board.dual[chosen], rows.dual_scale[chosen]
+        if self.workspace.scaled.is_itself(factorisation):  # U = I
+            return dual * scale
+        inside = dual * scale if problem.exact else (dual - rows.targets[chosen]) * scale
+        # U = Φ D⁻¹ V S⁻¹: cheaper than to keep U, and exact where the design itself is.
+        combination = ((inside / factorisation.singular_values) @ factorisation.basis.T) / (
+            self.workspace.column_scale * float(factorisation.scale)
+        )
+        duals = combination @ problem.design.T
+        if not problem.exact:
+            duals += 2.0 * problem.loss_weight[chosen, None] * problem.targets.T[chosen]
+        return duals
 
     def _mark_infeasible(self, status: np.ndarray) -> np.ndarray:
         """The status with rows that can be proved infeasible so called; their certificate gets the ray as its dual."""
@@ -288,23 +344,3 @@ def _oracle_solve(problem: RowProblem, options: SolveOptions, reporter: Reporter
         reporter(done, worst_gap=np.inf, passes=0, stage=options.solver)
 
     return oracles.solve(problem, oracle=options.solver, workers=options.workers, progress=report)
-
-
-def _full_duals(
-    problem: RowProblem,
-    factorisation: Factorisation,
-    rows: CanonicalRows,
-    dual: np.ndarray,
-    column_scale: np.ndarray,
-) -> np.ndarray:
-    """The dual points in sample space: y = U ỹ / (q‖t‖), plus 2λ times the part of t outside the design's range."""
-    scale = rows.dual_scale
-    inside = dual * scale if problem.exact else (dual - rows.targets) * scale
-    # U = Φ D⁻¹ V S⁻¹: cheaper than to keep U, and exact where the design itself is.
-    combination = ((inside / factorisation.singular_values) @ factorisation.basis.T) / (
-        column_scale * float(factorisation.scale)
-    )
-    duals = combination @ problem.design.T
-    if not problem.exact:
-        duals += 2.0 * problem.loss_weight[:, None] * problem.targets.T
-    return duals

@@ -20,6 +20,7 @@ import numpy as np
 
 from simjax._checks import refuse_masked
 from simjax._typing import ArrayLike
+from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
 from simjax.rows.own_penalty import traceable
@@ -162,7 +163,7 @@ def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
     if problem.support is not None:
         slopes = np.where(problem.support, slopes, 0.0)
     size = np.linalg.norm(rays, axis=1)
-    rounding = 1e-13 * np.sqrt(m) * size[:, None] * np.linalg.norm(problem.design, axis=0)
+    rounding = 1e-13 * np.sqrt(m) * size[:, None] * column_norms(problem.design)
     reach, sees = np.zeros(rows), np.zeros(slopes.shape, dtype=bool)
     escapes = np.zeros(rows, dtype=bool)
     if problem.bound is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from simjax.rows._qr import ColumnBasis
+from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, nearest_in_domain, raised_tilt
 from simjax.rows.gathered import project_out
 from simjax.rows.own_penalty import traceable
@@ -75,9 +76,10 @@ def narrow_rows(problem: RowProblem, points: np.ndarray) -> np.ndarray:
 
 def _scaled(problem: RowProblem, dual: np.ndarray, moved: np.ndarray) -> DualPoints:
     penalty, bound, mask = problem.penalty, problem.bound, problem.support
-    rounding = ROUNDING * np.sqrt(problem.design.shape[0]) * _reach(problem, dual)
-    slopes = _raised(problem, dual @ problem.design, rounding)
-    if moved.any():
+    slopes = dual @ problem.design
+    if moved.any() or (bound is not None and bound.tilt is not None):
+        rounding = ROUNDING * np.sqrt(problem.design.shape[0]) * _reach(problem, dual)
+        slopes = _raised(problem, slopes, rounding)
         nearest = nearest_in_domain(penalty, bound, slopes, mask)
         held = moved & (np.abs(nearest) <= rounding) & (np.abs(slopes - nearest) <= rounding)
         slopes = np.where(held, nearest, slopes)
@@ -87,7 +89,7 @@ def _scaled(problem: RowProblem, dual: np.ndarray, moved: np.ndarray) -> DualPoi
 
 def _reach(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
     """‖φ_j‖ ‖y‖, (R, d): no |s_j| is larger."""
-    return np.linalg.norm(dual, axis=1, keepdims=True) * np.linalg.norm(problem.design, axis=0)
+    return np.linalg.norm(dual, axis=1, keepdims=True) * column_norms(problem.design)
 
 
 def project_out_flat(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from simjax.rows.arrays import column_norms
 from simjax.rows.certificate import infeasibility_margin
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import RowProblem
@@ -28,7 +29,7 @@ def inconsistency_rays(problem: RowProblem) -> np.ndarray:
     if support is None:
         support = np.ones((problem.count, problem.width), dtype=bool)
     patterns, which = np.unique(support, axis=0, return_inverse=True)
-    norms = np.linalg.norm(problem.design, axis=0)
+    norms = column_norms(problem.design)
     for number, pattern in enumerate(patterns):
         rows = np.flatnonzero(which.reshape(-1) == number)
         columns = (problem.design / np.where(norms > 0.0, norms, 1.0))[:, pattern]

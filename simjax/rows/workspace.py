@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 
+from simjax.rows.arrays import column_norms
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.solvers.factor import FactoredDesign
 
@@ -25,7 +26,7 @@ class Workspace:
     """
 
     def __init__(self, design: np.ndarray) -> None:
-        norms = np.linalg.norm(design, axis=0)
+        norms = column_norms(design)
         positive = norms > 0.0
         logarithm = 0.5 * np.log(np.where(positive, norms, 1.0))
         mean = logarithm[positive].mean() if positive.any() else 0.0

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.linalg
 
+from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import dual_scaling, raised_tilt, support_function
 from simjax.rows.dual_points import ROUNDING, flat_of
 from simjax.rows.own_penalty import traceable
@@ -114,7 +115,7 @@ def _lifted(problem: RowProblem, dual: np.ndarray) -> np.ndarray:
     """
     loss_weight = np.zeros(problem.count) if problem.exact else problem.loss_weight
     beta = 2.0 * loss_weight
-    norms = np.linalg.norm(problem.design, axis=0)
+    norms = column_norms(problem.design)
     norms = np.where(norms > 0.0, norms, 1.0)
     rest = dual.T - problem.targets * beta
     solution = scipy.linalg.lstsq(problem.design / norms, rest, cond=_LIFT_CUTOFF)[0]

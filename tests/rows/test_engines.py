@@ -109,7 +109,7 @@ def traced_once(monkeypatch):
         (portfolio, "judged_points", judged),
         (first_order, "_advance", chex.assert_max_traces(first_order._advance, n=1)),
         (first_order, "_restart", chex.assert_max_traces(first_order._restart, n=1)),
-        (portfolio, "_polished", chex.assert_max_traces(portfolio._polished, n=1)),
+        (portfolio, "polished", chex.assert_max_traces(portfolio.polished, n=1)),
     ):
         monkeypatch.setattr(module, name, function)
     yield

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from simjax._typing import Array
-from simjax.rows.arrays import namespace, of_both, pytree, tree_map
+from simjax.rows.arrays import column_norms, namespace, of_both, pytree, tree_map
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
 from simjax.rows.constraints import RowBound
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
@@ -133,7 +133,7 @@ def row_norms(problem: RowProblem) -> np.ndarray:
     """
     norm = np.linalg.norm(problem.targets, axis=0)[:, None]
     if problem.bound is not None and problem.bound.tilt is not None:
-        column = (problem.bound.tilt > 0.0) @ np.linalg.norm(problem.design, axis=0)
+        column = (problem.bound.tilt > 0.0) @ column_norms(problem.design)
         size = np.abs(np.minimum(problem.bound.radius, 0.0)) * column[:, None]
         norm = np.where(norm > 0.0, norm, size)
     return np.where(norm > 0.0, norm, 1.0)

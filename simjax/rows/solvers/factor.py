@@ -85,7 +85,7 @@ class FactoredDesign:
         return self._made[precise][0]
 
     def itself(self) -> Factorisation:
-        """Φ in its own coordinates, U = I: V is (Φ / scale)ᵀ, (d, m), and not orthonormal; scale is ‖Φ‖_F.
+        """Φ in its own coordinates, U = I: V is Φᵀ, (d, m), and not orthonormal; scale is ‖Φ‖_F, and S one over it.
 
         For products with Φ alone. Uᵀt − S Vᵀw is then t − Φw, in which rounding averages out over the samples. Where
         the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
@@ -93,9 +93,13 @@ class FactoredDesign:
         if self._itself is None:
             scale = float(np.linalg.norm(self.array))
             scale = scale if scale > 0.0 else 1.0
-            columns = np.ascontiguousarray(self.array.T) / scale
-            self._itself = Factorisation(columns, np.ones(self.array.shape[0]), np.asarray(scale), True)
+            singular = np.full(self.array.shape[0], 1.0 / scale)
+            self._itself = Factorisation(self.array.T, singular, np.asarray(scale), True)
         return self._itself
+
+    def is_itself(self, factorisation: Factorisation) -> bool:
+        """Whether that is what `itself` returns."""
+        return factorisation is self._itself
 
     def coordinates(self, targets: np.ndarray, *, precise: bool) -> np.ndarray:
         """t̃ = Uᵀt of targets (m, R), as (R, r)."""

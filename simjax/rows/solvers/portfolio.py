@@ -25,14 +25,14 @@ from simjax.rows.engines import Engine
 from simjax.rows.engines.numpy_engine import NumpyEngine
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
-from simjax.rows.solvers import admm, interior_point
-from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
-from simjax.rows.solvers.crossover import crossover
+from simjax.rows.solvers import admm
+from simjax.rows.solvers.canonical import CanonicalRows
+from simjax.rows.solvers.dual_newton import invertible_gram
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, judged_points
 from simjax.rows.solvers.linear import Gram
-from simjax.rows.solvers.polish import polish
-from simjax.rows.solvers.working_set import Columns, RowTerms, solve_sparse_rows
+from simjax.rows.solvers.tiles import by_dual_newton, by_interior_point, gram_of, on_working_sets, polished
+from simjax.rows.solvers.working_set import Columns
 
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
@@ -40,7 +40,7 @@ _EXACT = 1e-12  # a gap that no polish need lower
 _RANK_OF_A_CHECK, _CHECKS = 50, (2, 16)  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
 _PILOT = 8  # rows on which working sets are tried before all others
-_GRAM_BYTES = 2**30  # a larger KᵀK is not kept
+_ROUNDING_AT_MOST = 1e-4  # a larger gap is more than rounding, whatever a method says of its active set
 
 
 def first_order_method(name: str) -> ModuleType:
@@ -84,24 +84,24 @@ def run(
 
 def sparse(
     engine: Engine,
-    samples: Factorisation,
+    factorisation: Factorisation,
     rows: CanonicalRows,
     board: RowAnswers,
     start: np.ndarray | None,
     reporter: Reporter,
 ) -> None:
-    """Working sets on the samples themselves, if they are what solves most of a few rows; as far as they go.
+    """Working sets, if they are what solves most of a few rows; as far as they go.
 
     Args:
       start: weights (R, d) to begin from.
     """
-    columns = Columns.of(np.asarray(samples.basis).T)
+    columns = Columns.of((np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)).T)
     pilot = np.unique(np.linspace(0, board.count - 1, _PILOT).astype(int))
     widths = (board.weights.shape[1], board.dual.shape[1], None)
     by_row = (rows, board.weights if start is None else start)
     for index in (pilot, np.setdiff1d(np.arange(board.count), pilot)):
         if index.size:
-            found = engine.collect(_on_working_sets, (columns,), by_row, index, widths=widths, tol=board.tol)
+            found = engine.collect(on_working_sets, (columns,), by_row, index, widths=widths, tol=board.tol)
             solved = board.offer(index, *found)
             board.report(reporter, "working_sets")
             if np.count_nonzero(solved) <= 0.5 * solved.size:
@@ -123,7 +123,7 @@ def refine(
     to be near.
     """
     unit = float(factorisation.scale) / float(samples.scale)
-    stage = Stages(engine, samples, rows, board, reporter, lambda: _gram(factorisation, unit))
+    stage = Stages(engine, samples, rows, board, reporter, lambda: gram_of(factorisation, unit))
     everything = np.arange(board.count)
     stage.offer(everything, guess, np.zeros_like(board.dual))
     stage.polish(everything, guess)
@@ -137,6 +137,7 @@ def _auto(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] | 
 def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
     board = stage.board
     stage.closed_form()
+    stage.dual_newton(start)
     if start is not None:  # where it is better, from the solution of this problem on the signs of that point
         stage.polish(board.open, start[0])
         start = board.weights, board.dual
@@ -201,7 +202,7 @@ class Stages:
         reporter: Reporter,
         make_gram: Callable[[], Gram] | None = None,
     ) -> None:
-        self.make_gram = make_gram or (lambda: _gram(factorisation))
+        self.make_gram = make_gram or (lambda: gram_of(factorisation))
         self.engine, self.board, self.reporter = engine, board, reporter
         self.host = factorisation, rows
         self.shared, self.rows = engine.share(factorisation), engine.spread(rows)
@@ -247,6 +248,30 @@ class Stages:
         # Where nothing at all is said of the weights, passes end no better than this.
         self.board.given_up = np.all(flat_coordinates(rows.penalty, rows.bound, guess.shape) | (guess == 0.0), axis=1)
 
+    def dual_newton(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
+        """Newton's method on the dual, where the columns are independent enough; first on a few rows, for a trial."""
+        board, (factorisation, rows) = self.board, self.host
+        bound, index = rows.bound, board.open
+        if self.engine.name != "numpy" or not self.has_polish or index.size == 0:
+            return
+        shared = invertible_gram(factorisation, lambda: self.systems[1])
+        if shared is None or (bound is not None and bound.tilt is not None):
+            return
+        by_row = rows, (None if start is None else start[0])
+        few = np.unique(np.linspace(0, index.size - 1, _PILOT).astype(int))
+        for part in (index[few], np.delete(index, few)):
+            if part.size:
+                *found, steps, ended = self.engine.collect(
+                    by_dual_newton, (shared, factorisation), by_row, part, widths=(*self.widths, None, None)
+                )
+                solved = board.offer(part, *found)
+                board.newton_steps[part] += steps
+                board.settled[part] = ended & (found[2] <= _ROUNDING_AT_MOST)
+                board.polished[part] |= solved
+                board.report(self.reporter, "dual_newton")
+                if np.count_nonzero(solved) <= 0.5 * solved.size:
+                    return
+
     def offer(self, index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make weights (R, d) of the rows `index` feasible, judge and offer them; all weights and dual points then."""
         by_row = (self.rows, self.engine.spread((weights, dual)))
@@ -284,7 +309,7 @@ class Stages:
             part = index[sizes == size]
             shared, by_row, row_bytes = (self.shared, self.gram), (self.rows, placed), 8 * int(size) ** 2
             (weights[part],) = self.engine.collect(
-                _polished, shared, by_row, part, widths=self.widths[:1], row_bytes=row_bytes, size=int(size)
+                polished, shared, by_row, part, widths=self.widths[:1], row_bytes=row_bytes, size=int(size)
             )
         # What the residual proves is enough; compiled, a dual point too many is cheaper than one program more.
         other = None if self.engine.name == "numpy" else self.board.dual
@@ -326,7 +351,7 @@ class Stages:
         with engine.session():
             shared, row_bytes = (*self.systems, self.host[0]), 8 * rank * rank
             *found, steps = engine.collect(
-                _interior,
+                by_interior_point,
                 shared,
                 (self.host[1],),
                 index,
@@ -337,57 +362,3 @@ class Stages:
         board.newton_steps[index] += steps
         board.offer(index, *found)
         board.report(self.reporter, "interior_point")
-
-
-def _on_working_sets(columns: Columns, rows: Any, start: np.ndarray, *, tol: float) -> tuple:
-    bound, penalty = rows.bound, rows.penalty
-    found = solve_sparse_rows(
-        columns,
-        rows.targets,
-        RowTerms(
-            penalty.slope,
-            penalty.curvature,
-            penalty.knot,
-            None if bound is None else bound.omega,
-            None if bound is None else bound.radius,
-            rows.support,
-        ),
-        start=start if start.any() else None,
-        tol=tol,
-    )
-    return found.weights, found.residuals, found.gap
-
-
-def _interior(
-    transpose: np.ndarray, gram: np.ndarray | None, factorisation: Factorisation, rows: Any, *, tol: float
-) -> tuple:
-    """Interior point and crossover: weights, dual points, gaps, and the steps each row took."""
-    bound, penalty = rows.bound, rows.penalty
-    stated = (
-        transpose,
-        gram,
-        rows.targets,
-        penalty.slope,
-        penalty.curvature,
-        penalty.knot,
-        None if bound is None else (bound.omega, bound.tilt, bound.radius[:, 0]),
-        rows.support,
-    )
-    start = interior_point.solve(*stated, exact=rows.exact, tol=0.1 * tol, offset=rows.offset[:, 0])
-
-    def judged(index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple:
-        return judged_inside(factorisation, rows.take_rows(index), weights, dual)
-
-    return (*crossover(*stated, start, judged, exact=rows.exact, tol=tol), start.iterations)
-
-
-def _gram(factorisation: Factorisation, unit: float = 1.0) -> Gram:
-    """KᵀK = V S² Vᵀ of K times `unit`; K itself where d² numbers are too many."""
-    factor = (np.asarray(factorisation.basis) * (unit * np.asarray(factorisation.singular_values))).T
-    if 8 * factor.shape[1] ** 2 > _GRAM_BYTES:
-        return Gram(None, factor)
-    return Gram(factor.T @ factor, None)
-
-
-def _polished(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, guess: tuple, *, size: int) -> tuple:
-    return (polish(factorisation, gram, rows, guess[0], size=size),)
