@@ -135,8 +135,8 @@ class RowBlock:
             self._least_squares()
         untouched = np.flatnonzero(np.isinf(answers.gap))
         if untouched.size:  # not even w = 0 has been certified
-            part, duals = problem.take(untouched), answers.dual[untouched]
-            self._keep(untouched, part, answers.weights[untouched], duals.__getitem__)
+            part, rest = problem.take(untouched), answers.dual[untouched]
+            self._keep(untouched, part, answers.weights[untouched], rest.__getitem__)
 
     def _on_this_cpu(self) -> bool:
         """Whether there are ways that only NumPy has: for the family of penalties, in a ball or without."""

@@ -50,13 +50,14 @@ def solved(design, targets, penalty, constraint=None, support=None, start=None):
     return weights, simjax.certify(problem, weights), steps, ended
 
 
-@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize(("alpha", "most"), [(1e-3, 10), (0.1, 15), (10.0, 50)])
 @pytest.mark.parametrize("name", PENALTIES)
-def test_rows_end_in_a_few_steps_and_are_exact(name, alpha):
+def test_rows_end_in_a_few_steps_and_are_exact(name, alpha, most):
     weights, certificate, steps, ended = solved(*rows_of(100.0, zeros=3), PENALTIES[name](alpha))
     assert ended.all()
-    assert steps.max() <= 15
-    assert certificate.relative_gap.max() <= 1e-11
+    assert steps.max() <= most
+    # A demand |s| ≤ c that rounding misses costs ‖φ‖‖t‖/c times that rounding.
+    assert certificate.relative_gap.max() <= 1e-9
     assert np.all(weights[:, -3:] == 0.0)
 
 
