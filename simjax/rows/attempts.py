@@ -9,7 +9,6 @@ polished again. What is left of the rows without penalty goes to LAPACK.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
 from simjax.rows.arrays import largest
-from simjax.rows.certificate import Certificate, bound_violation, certify
+from simjax.rows.certificate import Candidates, Certificate, bound_violation, certify_until
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
 from simjax.rows.options import SolveOptions
@@ -41,10 +40,6 @@ _ATTEMPTS_EXACT = (("precise", 0.3), ("precise", 0.03), ("precise", 0.003))
 _SINGLE_FROM, _SINGLE_SIZE = 1e-9, 2**15
 _PROVED = 0.1  # share of the tolerance below which a gap need not be lowered by another dual point
 _TALL = 16  # samples per coordinate from which on working sets, too, look at ΦᵀΦ alone
-
-
-# The dual points (k, m) of rows with given numbers (k,), made when they are needed.
-Duals = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,15 +201,11 @@ class RowBlock:
         duals = 2.0 * part.loss_weight[:, None] * residuals[inside]
         self._keep(linear[inside], part, weights[inside], duals.__getitem__)
 
-    def _keep(self, index: np.ndarray, part: RowProblem, weights: np.ndarray, duals: Duals) -> np.ndarray:
+    def _keep(self, index: np.ndarray, part: RowProblem, weights: np.ndarray, duals: Candidates) -> np.ndarray:
         """Take over the answers to `part`, the rows `index`, that are better than before; which are solved."""
         if index.size == 0:
             return np.zeros(0, dtype=bool)
-        answers, certificate = self.answers, certify(part, weights)
-        # Most rows are proved by their residual, and the other dual point is as dear as that.
-        rest = np.flatnonzero(~(certificate.relative_gap <= _PROVED * self.options.tol))
-        if rest.size:
-            certificate.put(rest, certify(part.take(rest), weights[rest], [duals(rest)]))
+        answers, certificate = self.answers, certify_until(part, weights, [duals], _PROVED * self.options.tol)
         solved = row_status(certificate, self.options.tol, exact=part.exact) == Status.SOLVED
         # A smaller gap is no answer where the equations are missed: what is solved always counts as better.
         better = solved | (certificate.relative_gap < answers.gap[index]) | np.isinf(answers.gap[index])
@@ -225,7 +216,7 @@ class RowBlock:
 
     def _attempt(
         self, problem: RowProblem, tol: float, max_iters: int, precise: bool, start: Start | None
-    ) -> tuple[RowAnswers, np.ndarray, Duals]:
+    ) -> tuple[RowAnswers, np.ndarray, Candidates]:
         """One run in canonical units; weights (R, d) and duals in those of the problem."""
         design, column_scale = self.workspace.scaled, self.workspace.column_scale
         factorisation = design.factorisation(precise=precise)
@@ -256,7 +247,7 @@ class RowBlock:
 
         return board, _in_units(problem, board, rows), duals
 
-    def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, Duals]:
+    def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, Candidates]:
         """A polish of weights (R, d) whose residuals are computed in the samples; else as `_attempt`."""
         design, column_scale = self.workspace.scaled, self.workspace.column_scale
         samples = design.itself()

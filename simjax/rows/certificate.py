@@ -14,7 +14,7 @@ The gap P − D is evaluated as a sum of nonnegative parts, which does not lose 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from simjax.rows.problem import RowProblem, objective_floor
 
 # A relative gap below this needs no better dual point.
 _GOOD = 1e-10
+
+# Dual points (k, m) of rows with given numbers (k,), made when they are asked for.
+Candidates = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,6 @@ def joined_certificates(parts: list[Certificate]) -> Certificate:
     return Certificate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] = ()) -> Certificate:
     """Certify `weights` (R, d) with the best of y = 0, the residual y = 2λ(t − Φw) and the candidates in `duals`.
 
@@ -97,15 +99,27 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (problem.count, problem.width):
         raise ValueError(f"weights must be ({problem.count}, {problem.width}), got {weights.shape}.")
-    problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
-    objective, residual, fit, floor = _evaluate(problem, weights)
-    candidates = [np.zeros_like(residual) if problem.exact else 2.0 * problem.loss_weight[:, None] * residual]
+    shape = problem.count, problem.design.shape[0]
+    candidates = []
     for dual in duals:
         refuse_masked("duals", dual)
         dual = np.asarray(dual, dtype=np.float64)
-        if dual.shape != candidates[0].shape:
-            raise ValueError(f"duals must be {candidates[0].shape}, got {dual.shape}.")
-        candidates.append(np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, candidates[0]))
+        if dual.shape != shape:
+            raise ValueError(f"duals must be {shape}, got {dual.shape}.")
+        candidates.append(dual)
+    return certify_until(problem, weights, [dual.__getitem__ for dual in candidates])
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def certify_until(
+    problem: RowProblem, weights: np.ndarray, duals: Sequence[Candidates], enough: float = 0.0
+) -> Certificate:
+    """As `certify`, in float64, with candidates that are made for the rows whose relative gap is still above `enough`.
+
+    A candidate costs as much as the residual, and most rows of a solver are proved by that.
+    """
+    problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
+    objective, residual, fit, floor = _evaluate(problem, weights)
     # y = 0 is always feasible, with D = 0: it proves an exact fit that costs nothing.
     best_gap, best_dual = objective.copy(), np.zeros_like(residual)
 
@@ -115,17 +129,30 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
         better = gap < best_gap[rows]
         best_gap[rows[better]], best_dual[rows[better]] = gap[better], points.dual[better]
 
+    def from_residual(rows: np.ndarray) -> np.ndarray:
+        part = residual[rows]
+        return np.zeros_like(part) if problem.exact else 2.0 * problem.loss_weight[rows, None] * part
+
     every = np.arange(problem.count)
-    for dual in candidates:
-        points = scaled_points(problem, dual)
-        keep(every, problem, points)
+    for number, candidate in enumerate((from_residual, *duals)):
+        rows = every
+        if number > 0 and enough > 0.0:
+            rows = np.flatnonzero(~(best_gap <= enough * np.maximum(objective, floor)))
+        if rows.size == 0:
+            break
+        part = problem if rows.size == every.size else problem.take(rows)
+        dual = np.asarray(candidate(rows), dtype=np.float64)
+        if number > 0:
+            dual = np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, from_residual(rows))
+        points = scaled_points(part, dual)
+        keep(rows, part, points)
         # Where scaling lost what the point is worth, a projection may keep it.
-        lost = np.flatnonzero((points.scaling[:, 0] < 1.0) & (best_gap > _GOOD * np.maximum(objective, floor)))
+        bad = best_gap[rows] > _GOOD * np.maximum(objective, floor)[rows]
+        lost = np.flatnonzero((points.scaling[:, 0] < 1.0) & bad)
         if lost.size:
-            lost = lost[narrow_rows(problem.take(lost), dual[lost])]
+            lost = lost[narrow_rows(part.take(lost), dual[lost])]
         if lost.size:
-            part = problem.take(lost)
-            keep(lost, part, projected_points(part, dual[lost]))
+            keep(rows[lost], part.take(lost), projected_points(part.take(lost), dual[lost]))
     scale = np.maximum(objective, floor)
     gap = np.where(np.isfinite(objective), best_gap, np.inf)
     relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))

@@ -514,13 +514,13 @@ def test_a_rank_is_a_positive_integer():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_row_is_certified_once(states, monkeypatch, stream):
-    real, certified = attempts.certify, []
+    real, certified = attempts.certify_until, []
 
-    def counted(problem, weights, duals):
+    def counted(problem, weights, duals, enough):
         certified.append(len(weights))
-        return real(problem, weights, duals)
+        return real(problem, weights, duals, enough)
 
-    monkeypatch.setattr(attempts, "certify", counted)
+    monkeypatch.setattr(attempts, "certify_until", counted)
     given = simjax.stream_states([states]) if stream else states
     assert simjax.fit(given, "l1", alpha=1e-2).converged
     assert sum(certified) == states.n + states.q
