@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simjax._values import Value
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dataset:
+class Dataset(Value):
     """A classification data set, split into training and test samples.
 
     Attributes:
@@ -33,7 +35,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TextDataset:
+class TextDataset(Value):
     """A classification data set of texts, split into training and test samples; who wants numbers vectorises them.
 
     Attributes:
@@ -58,7 +60,7 @@ class TextDataset:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImageDataset:
+class ImageDataset(Value):
     """Images to classify, as bytes: as numbers of eight bytes they would not fit into the memory of many machines.
 
     Attributes:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simjax._checks import positive_scalar, refuse_masked
+from simjax._values import compared_by_identity
 from simjax.implicit.activations import Activation
 from simjax.implicit.activations import activation as named_activation
 from simjax.implicit.loop import Solver, check_float, iterate
@@ -32,6 +33,7 @@ Array = jax.Array
 Map = Callable[[Any, Array], Array]
 
 
+@compared_by_identity
 class Equilibrium(NamedTuple):
     """The equilibrium and the evidence for it.
 

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from simjax._checks import checked_labels, matrix, positive_integer, positive_scalar
 from simjax._files import read_safetensors, usable, write_safetensors
+from simjax._values import Value
 from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.iteration import iterate
@@ -43,7 +44,7 @@ MAX_ITERS = 3000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImplicitModel:
+class ImplicitModel(Value):
     """x = φ(Ax + Bu + b), ŷ = Cx + Du + c (SIM paper, eq. 1, with optional biases).
 
     Args:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from simjax._typing import Array
+from simjax._values import compared_by_identity
 
 
 class EquilibriumWarning(UserWarning):
     """The fixed-point iteration did not reach its tolerance for some samples."""
 
 
+@compared_by_identity
 class EquilibriumInfo(NamedTuple):
     """How the iteration went, per sample; scalars when there is one sample without a batch axis.
 

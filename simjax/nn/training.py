@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from simjax._checks import checked_labels, float_array, matrix, positive_integer, positive_scalar
+from simjax._values import Value
 
 Callback = Callable[[int, int, float, float], None]
 
@@ -31,8 +32,8 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingReport(Value):
     """How a training went, epoch by epoch.
 
     Attributes:

@@ -12,6 +12,7 @@ import numpy as np
 
 from simjax._checks import choice, matrix, positive_scalar
 from simjax._typing import ArrayLike
+from simjax._values import compared_by_identity
 from simjax.implicit.matrices import outputs as outputs_of
 from simjax.implicit.model import ImplicitModel, checked_labels
 from simjax.robustness._model import (
@@ -27,6 +28,7 @@ from simjax.robustness._model import (
 CERTIFICATES = ("elementwise", "box")
 
 
+@compared_by_identity
 class Box(NamedTuple):
     """Elementwise bounds on outputs: lower (m, q) ≤ ŷ ≤ upper (m, q)."""
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from simjax._checks import choice, matrix, positive_scalar
 from simjax._typing import ArrayLike
+from simjax._values import Value
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.matrices import outputs as outputs_of
 from simjax.implicit.matrices import preactivations
@@ -41,8 +42,8 @@ from simjax.robustness._model import (
 from simjax.states.states import States
 
 
-@dataclass(frozen=True, eq=False)
-class LipschitzBounds:
+@dataclass(frozen=True, eq=False, repr=False)
+class LipschitzBounds(Value):
     """Upper bounds on how much outputs change per change of inputs; inf (or None) where none is known.
 
     Attributes:
@@ -170,8 +171,8 @@ def sampled_lipschitz(model: ImplicitModel, inputs: ArrayLike, norm: str = "inf"
 # ---- the fitted model against its baseline ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualCertificate:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualCertificate(Value):
     """How far the model's equilibrium can be from the baseline's states, without solving for it.
 
     Attributes:

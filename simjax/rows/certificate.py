@@ -20,6 +20,7 @@ import numpy as np
 
 from simjax._checks import refuse_masked
 from simjax._typing import ArrayLike
+from simjax._values import Value
 from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
@@ -33,8 +34,8 @@ _GOOD = 1e-10
 Candidates = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Certificate:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Value):
     """What is proved about each row. All arrays are float64 with one entry per row.
 
     Attributes:
@@ -53,6 +54,10 @@ class Certificate:
     relative_gap: np.ndarray
     infeasibility: np.ndarray
     dual: np.ndarray
+
+    def _told(self) -> str:
+        worst, violation = self.relative_gap.max(initial=0.0), self.infeasibility.max(initial=0.0)
+        return f"{self.gap.size} rows, worst relative gap {worst:.1e}, worst infeasibility {violation:.1e}"
 
     def take(self, index: np.ndarray) -> Certificate:
         """The certificate of the rows in `index`."""

@@ -17,12 +17,13 @@ import numpy as np
 
 from simjax._checks import float_array, positive_integer
 from simjax._typing import Array, ArrayLike
+from simjax._values import Value
 from simjax.rows.arrays import namespace, pytree, rounding_unit, row_sums
 
 
 @pytree("size")
-@dataclasses.dataclass(frozen=True, eq=False)
-class RowBound:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RowBound(Value):
     """Σ_j ω_j |w_j| + δ_j w_j ≤ κ for each row.
 
     Attributes:
@@ -93,8 +94,8 @@ class RowBound:
         return seen & namespace(self.radius, self.omega).isfinite(self.radius)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class L1Ball:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class L1Ball(Value):
     """Σ_{j < size} weights_j |w_j| ≤ radius: the well-posedness constraint ‖a‖₁ ≤ κ of the SIM paper, eq. (2d).
 
     Args:
@@ -145,8 +146,8 @@ class L1Ball:
         return RowBound(full, _radius_of_rows(radius, rows), size)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MetzlerRow:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class MetzlerRow(Value):
     """w_i + Σ_{j < size, j ≠ i} ω_j |w_j| ≤ radius, with i the row's own coordinate: μ(A) ≤ γ row by row.
 
     μ∞(A) = max_i a_ii + Σ_{j ≠ i} |a_ij| < 1 makes x = φ(Ax + Bu) well-posed as ‖A‖∞ < 1 does, and contains it; with

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import numpy as np
+
+from simjax.rows.container import memory_left
 
 # Working arrays of a row: the window of ADMM's path and its differences, and some more, of length d; targets, residuals
 # and duals of length m.
@@ -44,14 +45,9 @@ def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devi
 
 
 def free_memory() -> float:
-    """Bytes that JAX's default device has free, where JAX is in use and says; otherwise those of the machine."""
+    """Bytes that JAX's default device has free, where JAX is in use and says; otherwise those left to this process."""
     jax = sys.modules.get("jax")
     statistics = jax.devices()[0].memory_stats() if jax is not None else None
     if statistics and "bytes_limit" in statistics:
         return float(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
-    try:  # what Linux would find for a new process, caches given up
-        with open("/proc/meminfo") as file:
-            available = next(line for line in file if line.startswith("MemAvailable:"))
-        return 1024.0 * float(available.split()[1])
-    except (OSError, StopIteration):
-        return 0.5 * float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return memory_left()

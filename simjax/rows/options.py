@@ -100,3 +100,7 @@ class SolveOptions:
             )
         if self.solver in ORACLES:
             oracle_module(self.solver).check_available()
+        if self.workers > 1:
+            from simjax.rows.oracles.pool import check_may_start_workers
+
+            check_may_start_workers(self.workers)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import choice, float_array, matrix, plain_array
+from simjax._values import Value
 from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
@@ -27,8 +28,8 @@ CANONICAL_FLOOR = 0.5 * OBJECTIVE_FLOOR  # where λ‖t‖² is ½
 TINY, HUGE = 1e-150, 1e151
 
 
-@dataclasses.dataclass(frozen=True)
-class RowProblem:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RowProblem(Value):
     """R rows with the same design. Build it with `row_problem`, which checks everything.
 
     Attributes:
@@ -80,8 +81,8 @@ def objective_floor(problem: RowProblem) -> np.ndarray:
     return OBJECTIVE_FLOOR * problem.loss_weight * np.sum(problem.targets**2, axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class RowSource:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RowSource(Value):
     """Rows that are made when they are asked for, so that what each row has of its own need not exist all at once.
 
     Attributes:

@@ -7,11 +7,14 @@ import dataclasses
 import numpy as np
 
 from simjax._typing import Weights
+from simjax._values import Value, html_facts
 from simjax.rows.certificate import Certificate
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.status import Status
 from simjax.rows.verify import Verification, sample_rows, verify_rows
+
+INDENT = 16  # where the lines of a summary go on after their first word
 
 
 def dense_rows(weights: Weights) -> np.ndarray:
@@ -19,8 +22,8 @@ def dense_rows(weights: Weights) -> np.ndarray:
     return weights if isinstance(weights, np.ndarray) else weights.toarray()
 
 
-@dataclasses.dataclass(frozen=True)
-class Solution:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Solution(Value):
     """Weights of every row and what is proved about them.
 
     Attributes:
@@ -53,6 +56,13 @@ class Solution:
     def converged(self) -> bool:
         """Whether every row is certified to the tolerance."""
         return bool(np.all(self.status == Status.SOLVED))
+
+    def _told(self) -> str:
+        certified = certified_rows(self.status, self.tol, self.certificate)
+        return f"{self.status.size} rows of {self.problem.width} weights, solver={self.solver!r}, {certified}"
+
+    def _repr_html_(self) -> str:
+        return html_facts(self.summary().splitlines(), INDENT)
 
     def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
         """Have an interior-point oracle solve a random sample of rows again, and compare.
@@ -101,6 +111,13 @@ class Solution:
         if not feasible.all():
             lines.insert(2, f"infeasible      {np.count_nonzero(~feasible)} rows, proved by a dual ray each")
         return "\n".join(lines)
+
+
+def certified_rows(status: np.ndarray, tol: float, certificate: Certificate) -> str:
+    """How many rows are certified, and how well, in a few words."""
+    solved = int(np.count_nonzero(status == Status.SOLVED))
+    worst = certificate.relative_gap.max(initial=0.0)
+    return f"{solved} of {status.size} rows certified at relative gap {tol:g}, worst {worst:.1e}"
 
 
 def _explain(solver: str, rows: int, polished: int, newton: int) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from simjax._checks import positive_integer
+from simjax._values import Value, html_table, text_table
 from simjax.rows import oracles
 from simjax.rows.certificate import Certificate, certify, infeasibility_margin
 from simjax.rows.problem import RowProblem, objective_floor
@@ -15,8 +16,8 @@ from simjax.rows.status import Status
 _NOT_FEASIBLE = 1e-6  # an oracle's answer that violates a row by more than this, relatively, is none
 
 
-@dataclasses.dataclass(frozen=True)
-class Verification:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Verification(Value):
     """Rows beside what an oracle says of them; one entry per row.
 
     Attributes:
@@ -47,14 +48,24 @@ class Verification:
 
     def table(self) -> str:
         """The comparison as plain text, a line per row."""
-        lines = [f"{'row':>6} {'objective':>16} {self.oracle:>16} {'difference':>11} {'gap':>9} {'oracle gap':>10}"]
-        for k in range(self.rows.size):
-            lines.append(
-                f"{self.rows[k]:>6} {self.objective[k]:>16.9e} {self.oracle_objective[k]:>16.9e} "
-                f"{self.difference[k]:>11.1e} {self.relative_gap[k]:>9.1e} {self.oracle_gap[k]:>10.1e}"
-                + ("" if self.agrees[k] else "   DISAGREES")
-            )
-        return "\n".join(lines)
+        return text_table(*self._cells(), (6, 16, 16, 11, 9, 10))
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells())
+
+    def _told(self) -> str:
+        return f"{int(np.count_nonzero(self.agrees))} of {self.rows.size} rows agree with {self.oracle}"
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        columns = zip(
+            self.rows, self.objective, self.oracle_objective, self.difference, self.relative_gap, self.oracle_gap
+        )
+        rows = [
+            [f"{row}", f"{own:.9e}", f"{other:.9e}", f"{difference:.1e}", f"{gap:.1e}", f"{oracle_gap:.1e}"]
+            + ([] if agrees else ["DISAGREES"])
+            for (row, own, other, difference, gap, oracle_gap), agrees in zip(columns, self.agrees)
+        ]
+        return ["row", "objective", self.oracle, "difference", "gap", "oracle gap"], rows
 
 
 def sample_rows(count: int, rows: int, seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from simjax._checks import float_array, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
+from simjax._values import Value, html_table, text_table
 from simjax.rows.attempts import Start
 from simjax.rows.memory import row_blocks
 from simjax.rows.options import SolveOptions
@@ -29,8 +30,8 @@ _SOLVE_NAMES = {field.name for field in dataclasses.fields(SolveOptions)}
 _POINTS, _RATIO = 20, 1e-3
 
 
-@dataclasses.dataclass(frozen=True)
-class Path:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Path(Value):
     """The fits of a path, in the order of the values that were asked for.
 
     Attributes:
@@ -62,18 +63,26 @@ class Path:
 
     def table(self) -> str:
         """A line for each fit: the value, nonzeros, misfit, worst gap, rows certified, passes, seconds."""
-        lines = [
-            f"{self.parameter:>10} {'nonzeros':>9} {'misfit':>10} {'worst gap':>10} {'certified':>11} "
-            f"{'passes':>6} {'seconds':>8}"
-        ]
+        return text_table(*self._cells(), (10, 9, 10, 10, 11, 6, 8))
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells())
+
+    def _told(self) -> str:
+        converged = sum(fit.converged for fit in self.fits)
+        low, high = self.values.min(), self.values.max()
+        count = f"{converged} of {len(self.fits)} fits certified in every row"
+        return f"{self.parameter} from {low:g} to {high:g}, {count}"
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        rows = []
         for value, fit, misfit in zip(self.values, self.fits, self.misfit):
             certified = f"{np.count_nonzero(fit.status == Status.SOLVED)}/{fit.status.size}"
             passes = max(int(solution.passes.max(initial=0)) for solution in fit.solutions)
-            lines.append(
-                f"{value:>10.4g} {fit.model.nonzeros:>9} {misfit:>10.3e} "
-                f"{fit.certificate.relative_gap.max():>10.1e} {certified:>11} {passes:>6} {fit.seconds:>8.2f}"
-            )
-        return "\n".join(lines)
+            gap = f"{fit.certificate.relative_gap.max():.1e}"
+            numbers = [f"{value:.4g}", f"{fit.model.nonzeros}", f"{misfit:.3e}", gap, certified]
+            rows.append([*numbers, f"{passes}", f"{fit.seconds:.2f}"])
+        return [self.parameter, "nonzeros", "misfit", "worst gap", "certified", "passes", "seconds"], rows
 
 
 def path(

@@ -171,11 +171,8 @@ class Plan:
 
     def rows_on_support(self, weights: Weights) -> RowSource:
         """All rows by least squares on the support of `weights`: debiasing."""
-
-        def support(index: np.ndarray) -> np.ndarray:
-            return dense_rows(weights[index]) != 0.0
-
-        return self._source(*self.samples, np.arange(self.loss_weight.size), support, NoPenalty())
+        every = np.arange(self.loss_weight.size)
+        return self._source(*self.samples, every, functools.partial(_nonzero, weights), NoPenalty())
 
     def output_rows(self, weights: Weights) -> RowSource:
         """The q rows of (C D), on the states that the (A B) in `weights` produces."""
@@ -239,12 +236,20 @@ class Plan:
         penalty: Penalty | None = None,
     ) -> RowSource:
         """The rows with these numbers of the n + q, each made when it is asked for, over samples that are checked."""
-
-        def take(index: np.ndarray) -> RowProblem:
-            rows = numbers[index]
-            return self._problem(design, targets, rows, support(rows), penalty)
-
+        take = functools.partial(self._taken, design, targets, numbers, support, penalty)  # which can be pickled
         return RowSource(design, numbers.size, self.matching, take)
+
+    def _taken(
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        numbers: np.ndarray,
+        support: Callable[[np.ndarray], np.ndarray | None],
+        penalty: Penalty | None,
+        index: np.ndarray,
+    ) -> RowProblem:
+        rows = numbers[index]
+        return self._problem(design, targets, rows, support(rows), penalty)
 
     def _problem(
         self,
@@ -287,6 +292,10 @@ class Plan:
         if self.constraint == "ball":
             return L1Ball(radius, size=n, weights=1.0 / scale)
         return L1Ball(radius, size=n + self.states.p, weights=np.concatenate([1.0 / scale, np.ones(self.states.p)]))
+
+
+def _nonzero(weights: Weights, index: np.ndarray) -> np.ndarray:
+    return dense_rows(weights[index]) != 0.0
 
 
 def state_scale(states: States | StreamedStates, rescale: Rescale, kappa: float | None) -> np.ndarray:

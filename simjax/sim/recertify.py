@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.linalg
 
+from simjax._values import Value
 from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import dual_scaling, raised_tilt, support_function
 from simjax.rows.dual_points import ROUNDING, flat_of
@@ -25,8 +26,8 @@ _LIFT_CUTOFF = 1e-12
 _RIDGE = 1e-12
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamedCertificate:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class StreamedCertificate(Value):
     """What a pass over the samples themselves proves about each row; the fields are those of `Certificate`.
 
     Attributes:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from simjax._typing import Weights
+from simjax._values import Value, html_facts
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure
 from simjax.rows.certificate import Certificate
-from simjax.rows.solution import Solution
+from simjax.rows.solution import INDENT, Solution, certified_rows
 from simjax.rows.status import Status
 from simjax.rows.verify import Verification, joined, sample_rows
 
 
-class CertifiedBlock(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CertifiedBlock(Value):
     """Rows of a fit and the solve that certifies them."""
 
     solution: Solution
@@ -24,8 +26,8 @@ class CertifiedBlock(NamedTuple):
     numbers: np.ndarray  # their numbers in the solve, (k,)
 
 
-@dataclasses.dataclass(frozen=True)
-class FitResult:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FitResult(Value):
     """A fitted model and the proof of every one of its rows.
 
     Attributes:
@@ -58,6 +60,13 @@ class FitResult:
     def seconds(self) -> float:
         """Wall time of all solves, compilation included."""
         return sum(solution.seconds for solution in self.solutions)
+
+    def _told(self) -> str:
+        model, certified = self.model, certified_rows(self.status, self.settings["tol"], self.certificate)
+        return f"n={model.n}, p={model.p}, q={model.q}, nonzeros={model.nonzeros}, {certified}"
+
+    def _repr_html_(self) -> str:
+        return html_facts(self.summary().splitlines(), INDENT)
 
     def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
         """Have an interior-point oracle solve a random sample of the n + q rows again, and compare.

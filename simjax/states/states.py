@@ -13,6 +13,7 @@ import numpy as np
 from simjax._checks import choice, matrix, plain_array, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
 from simjax._typing import ArrayLike
+from simjax._values import Value
 from simjax._warnings import warn_of_half_precision
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.layered import checked_layers
@@ -35,7 +36,7 @@ _BASELINE_PREFIX = "baseline."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class States:
+class States(Value):
     """States Z, X = φ(Z) and outputs Y of a baseline network on m inputs U (SIM paper, §2), a row per sample.
 
     Args:

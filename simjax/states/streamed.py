@@ -10,6 +10,7 @@ import numpy as np
 
 from simjax._checks import positive_integer
 from simjax._typing import ArrayLike
+from simjax._values import Value
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.statistics import SufficientStatistics
 from simjax.states.plausible import warn_of_no_negative_preactivation
@@ -17,7 +18,7 @@ from simjax.states.states import Rescale, States
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class StreamedStates:
+class StreamedStates(Value):
     """What `fit` needs of the states of a baseline network, without the samples. Build it with `stream_states`.
 
     `fit` poses its rows on the compressed samples of `SufficientStatistics`, at most d + 1, and they are the problem

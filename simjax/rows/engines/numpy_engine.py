@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from simjax.rows.arrays import tree_map
+from simjax.rows.container import cores
 from simjax.rows.threads import one_thread_each
 
 _TILE = 64  # rows whose working arrays a core's cache holds
@@ -20,7 +20,7 @@ _BYTES = 2**22  # of the systems of a tile, likewise
 
 def thread_count() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 class NumpyEngine:

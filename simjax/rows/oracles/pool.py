@@ -12,11 +12,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
+import os
+import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -63,9 +66,11 @@ def solve_in_processes(
 
     Raises:
       RuntimeError: if the workers cannot be started.
+      OSError: if the shared memory is too small for the design.
       Exception: whatever a row raises in a worker.
     """
-    memory = SharedMemory(create=True, size=design.nbytes)
+    check_may_start_workers(workers)
+    memory = _reserved(design.nbytes)
     pool = _Pool(rows, (memory.name, design.shape, settings), done)
     try:
         _view(memory, design.shape)[...] = design
@@ -78,6 +83,35 @@ def solve_in_processes(
         pool.close()
         memory.close()
         memory.unlink()
+
+
+def check_may_start_workers(workers: int) -> None:
+    """Raises a RuntimeError where this process is itself a worker that may not have any."""
+    if workers > 1 and multiprocessing.current_process().daemon:
+        raise RuntimeError(
+            f"workers must be 1 here, got {workers}: this process is a worker of multiprocessing, a daemon, and may "
+            "not start others. concurrent.futures.ProcessPoolExecutor makes workers that may."
+        )
+
+
+def _reserved(size: int) -> SharedMemory:
+    """Shared memory that is there, not only promised: a page that cannot be had would end the process by a signal."""
+    memory = SharedMemory(create=True, size=size)
+    place = Path("/dev/shm") / memory.name
+    try:
+        if place.exists():  # Linux; elsewhere it is reserved on creation
+            with place.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        memory.close()
+        memory.unlink()
+        free = shutil.disk_usage(place.parent).free
+        raise OSError(
+            error.errno,
+            f"workers > 1 share the design in {place.parent}, which has {free / 2**20:.1f} MiB free of the "
+            f"{size / 2**20:.1f} MiB needed ({error.strerror}): make it larger (Docker: --shm-size), or pass workers=1",
+        ) from error
+    return memory
 
 
 class _Worker:
