@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import lapack
+import scipy.linalg.lapack
 
+from simjax.rows.solvers import lapack
 from simjax.rows.solvers.interior_point import InteriorPoint
 
 _RIDGE = 1e-11  # ‖K‖ = 1
@@ -162,10 +163,10 @@ class _Guess:
             matrix[:count, :count] = np.diag(bend + _RIDGE)
             matrix[:count, count:], matrix[count:, :count] = -columns, columns.T
             matrix[count:, count:] = _RIDGE * np.eye(rank)
-            lu, pivots, failed = lapack.dgetrf(matrix)
+            lu, pivots, failed = scipy.linalg.lapack.dgetrf(matrix)
 
             def both(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                solution = lapack.dgetrs(lu, pivots, np.concatenate([upper, lower]))[0]
+                solution = scipy.linalg.lapack.dgetrs(lu, pivots, np.concatenate([upper, lower]))[0]
                 return solution[:count], solution[count:]
 
             return both if failed == 0 else None
@@ -173,12 +174,13 @@ class _Guess:
             return lambda upper, lower: (upper, lower)
         matrix = columns @ columns.T if self.gram is None else self.gram[index[:, None], index]
         matrix[np.diag_indices(count)] += bend + _RIDGE
-        factor, failed = lapack.dpotrf(matrix.T, lower=0, clean=0)
+        matrix = np.ascontiguousarray(matrix)
+        good = lapack.cholesky_in_place(matrix)
 
         def primal(upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return lapack.dpotrs(factor, upper + columns @ lower, lower=0)[0], lower
+            return lapack.cholesky_solve(matrix[None], (upper + columns @ lower)[None])[0], lower
 
-        return primal if failed == 0 else None
+        return primal if good else None
 
     def mend(self) -> bool:
         """Correct the guess by what its point says; False where there is nothing to correct."""

@@ -31,7 +31,7 @@ import numpy as np
 from simjax.rows.solvers import lapack
 from simjax.rows.solvers.factor import Factorisation
 
-_INDEPENDENT = 1e-9  # the least eigenvalue of G, of norm one, with which P has digits enough to find the states
+_INDEPENDENT = 1e-12  # the least eigenvalue of G, of norm one, with which P has any digits
 _STEPS = 60
 _CUTS, _ARMIJO = 20, 1e-4
 _REFINEMENTS = 3

@@ -25,8 +25,8 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack
 
+from simjax.rows.solvers import lapack
 from simjax.rows.solvers.interior_terms import (
     CanonicalDesign,
     Point,
@@ -345,9 +345,8 @@ def _factor(design: CanonicalDesign, spread: np.ndarray, refine: np.ndarray) -> 
             matrix = scaled.T @ scaled
         diagonal = np.diag_indices(len(matrix))
         matrix[diagonal] += _EXACT_RIDGE * matrix[diagonal].max() if design.exact else 1.0
-        upper, failed = lapack.dpotrf(matrix.T, lower=0, clean=0, overwrite_a=1)
-        good[row] = failed == 0
-        factors.append((upper, kept if narrow else None, root) if good[row] else None)
+        good[row] = lapack.cholesky_in_place(matrix)
+        factors.append((matrix, kept if narrow else None, root) if good[row] else None)
     return _System(factors, good, refine)
 
 
@@ -376,11 +375,11 @@ def _substituted(design: CanonicalDesign, system: _System, right: np.ndarray) ->
     for row, factor in enumerate(system.factors):
         if factor is None:
             continue
-        upper, kept, root = factor
+        matrix, kept, root = factor
         if kept is None:
-            dual[row] = lapack.dpotrs(upper, right[row], lower=0)[0]
+            dual[row] = lapack.cholesky_solve(matrix[None], right[row][None])[0]
         else:
-            inner = lapack.dpotrs(upper, root * pulled[row, kept], lower=0)[0]
+            inner = lapack.cholesky_solve(matrix[None], (root * pulled[row, kept])[None])[0]
             inward[row, kept] = root * inner
             known.append((row, kept, inner / root))  # the digits that Kᵀy would lose where D is large
     if any_narrow:

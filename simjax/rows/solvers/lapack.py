@@ -23,16 +23,19 @@ def cholesky(matrix: np.ndarray) -> np.ndarray:
     definite. What is above the triangle is meaningless.
     """
     factors = np.array(matrix, dtype=np.float64, order="C")
-    size, info = factors.shape[-1], _INT(0)
-    if size == 0:
-        return factors
-    potrf = _routine("dpotrf", 5)
-    n = _INT(size)
-    for factor in factors:  # the lower triangle of rows is the upper one of columns
-        potrf(b"U", ctypes.byref(n), factor.ctypes.data_as(ctypes.c_void_p), ctypes.byref(n), ctypes.byref(info))
-        if info.value != 0:
+    for factor in factors:
+        if not cholesky_in_place(factor):
             factor[:] = np.nan
     return factors
+
+
+def cholesky_in_place(matrix: np.ndarray) -> bool:
+    """Put the factor of one contiguous (k, k) float64 matrix in its place; whether there is one."""
+    n, info = _INT(len(matrix)), _INT(0)
+    if len(matrix):  # the lower triangle of rows is the upper one of columns
+        place = matrix.ctypes.data_as(ctypes.c_void_p)
+        _routine("dpotrf", 5)(b"U", ctypes.byref(n), place, ctypes.byref(n), ctypes.byref(info))
+    return info.value == 0
 
 
 def cholesky_solve(factors: np.ndarray, right: np.ndarray) -> np.ndarray:

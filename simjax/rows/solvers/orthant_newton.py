@@ -16,7 +16,8 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
+
+from simjax.rows.solvers import lapack
 
 _RIDGE = 1e-12  # relative to the largest diagonal entry: a metric for singular blocks, not a change of the problem
 _ARMIJO = 1e-4
@@ -177,8 +178,9 @@ def _directions(
         right = pull[i, chosen]
         if problems.omega is not None:
             right = np.column_stack([right, sign[i, chosen] * problems.omega[i, chosen]])
-        _, answer, failed = lapack.dposv(matrix.T, right, lower=1, overwrite_a=1)
-        if failed:
+        if lapack.cholesky_in_place(matrix):
+            answer = lapack.cholesky_solve(matrix[None], right[None])[0]
+        else:
             answer = np.linalg.lstsq(problems.gram[i][chosen[:, None], chosen] + np.diag(bend[i, chosen]), right)[0]
         if tangent is None:
             direction[i, chosen] = -answer

@@ -27,7 +27,7 @@ from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
 from simjax.rows.solvers import admm
 from simjax.rows.solvers.canonical import CanonicalRows
-from simjax.rows.solvers.dual_newton import invertible_gram
+from simjax.rows.solvers.dual_newton import InvertibleGram, invertible_gram
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, judged_points
 from simjax.rows.solvers.linear import Gram
@@ -39,6 +39,9 @@ _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing 
 _EXACT = 1e-12  # a gap that no polish need lower
 _RANK_OF_A_CHECK, _CHECKS = 50, (2, 16)  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
+# The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came to.
+_FOR_NO_START, _FOR_A_START, _WARM = 1e-9, 1e-11, 2 * CHECK_EVERY
+_NEWTON_ARRAYS = 40  # of a row in Newton's method on the dual, of d numbers each
 _PILOT = 8  # rows on which working sets are tried before all others
 _ROUNDING_AT_MOST = 1e-4  # a larger gap is more than rounding, whatever a method says of its active set
 
@@ -137,7 +140,7 @@ def _auto(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] | 
 def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] | None, single: bool) -> None:
     board = stage.board
     stage.closed_form()
-    stage.dual_newton(start)
+    stage.dual_newton(None if start is None else start[0], _FOR_NO_START)
     if start is not None:  # where it is better, from the solution of this problem on the signs of that point
         stage.polish(board.open, start[0])
         start = board.weights, board.dual
@@ -153,6 +156,8 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
         first_order.run(board, stretch, stage.reporter)
         passes += stretch
         stage.polish_settled(first_order, signs)
+        if passes == _WARM:
+            stage.dual_newton(first_order.weights, _FOR_A_START)
         if passes >= handover and board.open.size:
             stage.interior_point()
             handover = 8 * passes
@@ -248,21 +253,33 @@ class Stages:
         # Where nothing at all is said of the weights, passes end no better than this.
         self.board.given_up = np.all(flat_coordinates(rows.penalty, rows.bound, guess.shape) | (guess == 0.0), axis=1)
 
-    def dual_newton(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
-        """Newton's method on the dual, where the columns are independent enough; first on a few rows, for a trial."""
-        board, (factorisation, rows) = self.board, self.host
-        bound, index = rows.bound, board.open
-        if self.engine.name != "numpy" or not self.has_polish or index.size == 0:
+    @functools.cached_property
+    def inverse(self) -> InvertibleGram | None:
+        """KᵀK and its inverse, where it has one that the engine can use."""
+        bound = self.host[1].bound
+        if self.engine.name != "numpy" or not self.has_polish or (bound is not None and bound.tilt is not None):
+            return None
+        return invertible_gram(self.host[0], lambda: self.systems[1])
+
+    def dual_newton(self, start: np.ndarray | None, least: float) -> None:
+        """Newton's method on the dual from weights (R, d), where no eigenvalue of KᵀK, of norm one, is below `least`.
+
+        On a few rows first, for a trial.
+        """
+        board, (factorisation, rows), index = self.board, self.host, self.board.open
+        if index.size == 0 or factorisation.singular_values[-1] ** 2 < least or self.inverse is None:
             return
-        shared = invertible_gram(factorisation, lambda: self.systems[1])
-        if shared is None or (bound is not None and bound.tilt is not None):
-            return
-        by_row = rows, (None if start is None else start[0])
+        shared, by_row = self.inverse, (rows, start)
         few = np.unique(np.linspace(0, index.size - 1, _PILOT).astype(int))
         for part in (index[few], np.delete(index, few)):
             if part.size:
                 *found, steps, ended = self.engine.collect(
-                    by_dual_newton, (shared, factorisation), by_row, part, widths=(*self.widths, None, None)
+                    by_dual_newton,
+                    (shared, factorisation),
+                    by_row,
+                    part,
+                    widths=(*self.widths, None, None),
+                    row_bytes=8 * _NEWTON_ARRAYS * self.widths[0],
                 )
                 solved = board.offer(part, *found)
                 board.newton_steps[part] += steps
@@ -349,7 +366,7 @@ class Stages:
             return
         engine = NumpyEngine()
         with engine.session():
-            shared, row_bytes = (*self.systems, self.host[0]), 8 * rank * rank
+            shared, row_bytes = (*self.systems, self.host[0]), 8 * (rank * rank + 80 * self.widths[0])
             *found, steps = engine.collect(
                 by_interior_point,
                 shared,
