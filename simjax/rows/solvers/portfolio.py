@@ -39,7 +39,7 @@ _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing 
 _EXACT = 1e-12  # a gap that no polish need lower
 _RANK_OF_A_CHECK, _CHECKS = 50, (2, 16)  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
-# The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came to.
+# The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came.
 _FOR_NO_START, _FOR_A_START, _WARM = 1e-9, 1e-11, 2 * CHECK_EVERY
 _NEWTON_ARRAYS = 40  # of a row in Newton's method on the dual, of d numbers each
 _PILOT = 8  # rows on which working sets are tried before all others
