@@ -24,6 +24,31 @@ import safetensors
 import safetensors.numpy
 
 _ABOUT = "about"
+# Ends of names by which other programs, and people, tell a file's format.
+_SUFFIXES = frozenset(
+    [
+        ".safetensors",
+        ".npz",
+        ".npy",
+        ".pkl",
+        ".pickle",
+        ".pt",
+        ".pth",
+        ".h5",
+        ".hdf5",
+        ".json",
+        ".csv",
+        ".mat",
+        ".onnx",
+        ".parquet",
+        ".txt",
+        ".zip",
+        ".gz",
+        ".png",
+        ".html",
+    ]
+)
+_ZIP = b"PK\x03\x04"
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -55,16 +80,26 @@ def atomic_file(path: str | PathLike[str], overwrite: bool) -> Iterator[BinaryIO
         temporary.unlink(missing_ok=True)
 
 
-def check_target(path: str | PathLike[str], overwrite: bool) -> None:
+def check_target(path: str | PathLike[str], overwrite: bool, suffix: str | None = None) -> None:
     """Refuses, before a long computation, what `atomic_file` would refuse after it; raises what that raises.
+
+    With a `suffix` also a name that ends as another format's does (ValueError); it may end in no known one at all.
 
     An empty file is made beside the target and removed again, which says whether the folder can be written.
     """
+    if suffix is not None:
+        _check_suffix(path, suffix)
     trial = _target(path, overwrite).with_name(f".{uuid.uuid4().hex}.part")
     try:
         trial.open("xb").close()
     finally:
         trial.unlink(missing_ok=True)
+
+
+def _check_suffix(path: str | PathLike[str], suffix: str) -> None:
+    found = Path(path).suffix.lower()
+    if found in _SUFFIXES and found != suffix:
+        raise ValueError(f"{path} would hold {suffix[1:]}, whatever its name says: give a name that ends in {suffix}.")
 
 
 def _target(path: str | PathLike[str], overwrite: bool) -> Path:
@@ -104,7 +139,9 @@ def write_safetensors(
 
     Raises:
       OSError: as `atomic_file`.
+      ValueError: a name that ends as another format's does.
     """
+    _check_suffix(path, ".safetensors")
     full = {"format": marker, "format_version": str(version), "simjax_version": package_version(), **header}
     contents = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in tensors.items()}, metadata=full)
     with atomic_file(path, overwrite) as file:
@@ -124,7 +161,9 @@ def write_npz(
 
     Raises:
       OSError: as `atomic_file`.
+      ValueError: a name that ends as another format's does.
     """
+    _check_suffix(path, ".npz")
     full = {"format": marker, "format_version": version, "simjax_version": package_version(), **about}
     with atomic_file(path, overwrite) as file:
         np.savez(file, **{_ABOUT: np.array(json.dumps(full)), **arrays})  # type: ignore[arg-type]
@@ -143,6 +182,11 @@ def read_safetensors(
       ValueError: truncated or foreign, or of a newer version.
     """
     _check_source(path)
+    with Path(path).open("rb") as opened:
+        if opened.read(4) == _ZIP:
+            raise ValueError(
+                f"{path} is not a readable safetensors file (truncated or foreign): it is an .npz, as states are."
+            )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -156,9 +200,11 @@ def read_safetensors(
 
 
 def read_npz(
-    path: str | PathLike[str], marker: str, newest_version: int
+    path: str | PathLike[str], marker: str, newest_version: int, plain: frozenset[str] = frozenset()
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and the JSON object `about` of an npz file that carries the format `marker`; no pickle is executed.
+
+    A file of anyone's that holds exactly the arrays `plain` is read too; its `about` is empty.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -167,12 +213,15 @@ def read_npz(
     _check_source(path)
     try:
         with Path(path).open("rb") as file:  # np.load leaves its own handle open when it fails
+            _check_zip(file)
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 raise ValueError("it is a single array")
             arrays = {name: loaded[name] for name in loaded.files}
     except (*_ZIP_ERRORS, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not an .npz file (truncated, pickled or foreign): {error}") from error
+    if plain and plain == set(arrays):
+        return arrays, {}
     try:
         about = json.loads(str(arrays.pop(_ABOUT)[()]))
     except (KeyError, ValueError, RecursionError):
@@ -180,6 +229,7 @@ def read_npz(
     if not isinstance(about, dict) or about.get("format") != marker:
         raise ValueError(
             f"{path} is an .npz file, but not of {marker.replace('-', ' ')}: its format marker is missing."
+            + (f" A file of anyone's must hold the arrays {', '.join(sorted(plain))} and no others." if plain else "")
         )
     _check_version(path, about.get("format_version"), newest_version)
     return arrays, about
@@ -199,6 +249,16 @@ def usable(path: str | PathLike[str], what: str) -> Iterator[None]:
         raise ValueError(f"{path} is not a usable {what}: {error} is missing.") from error
     except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a usable {what}: {error}") from error
+
+
+def _check_zip(file: BinaryIO) -> None:
+    """A ValueError that says what the file is instead of an archive; NumPy would advise to allow pickles."""
+    start = file.read(9)
+    file.seek(0)
+    if start.startswith(b"\x93NUMPY"):
+        raise ValueError("it is a single array")
+    if not start.startswith(_ZIP):
+        raise ValueError("it is a safetensors file, as models are saved" if start[8:] == b"{" else "it is no archive")
 
 
 def _check_source(path: str | PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import simjax
 from simjax._files import atomic_file, check_target, read_npz, read_safetensors, usable, write_npz, write_safetensors
 
 
@@ -162,3 +163,41 @@ def test_foreign_headers_are_named(header: dict[str, str], match: str) -> None:
     with pytest.raises(ValueError, match=match) as caught, usable("the/file", "simjax network"):
         json.loads(header["sizes"])[0]
     assert "the/file is not a usable simjax network" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m.npz", "m.NPZ", "m.pkl", "runs.d/m.pt"])
+def test_a_name_says_what_a_file_holds(name: str, tmp_path: Path) -> None:
+    (tmp_path / "runs.d").mkdir()
+    model = simjax.ImplicitModel([[0.5]], [[1.0]], [[1.0]], [[0.0]])
+    with pytest.raises(ValueError, match=r"give a name that ends in \.safetensors"):
+        model.save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"give a name that ends in \.safetensors"):
+        check_target(tmp_path / name, overwrite=False, suffix=".safetensors")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs.d"]
+    model.save(tmp_path / "v1.2")  # the end of no format
+    assert simjax.ImplicitModel.load(tmp_path / "v1.2").n == 1
+
+
+Z = -np.ones((3, 1))
+ARRAYS = {"inputs": np.ones((3, 2)), "preactivations": Z, "activations": 0.0 * Z, "outputs": -Z}
+
+
+def test_states_are_read_from_a_file_with_the_four_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "four.npz", **ARRAYS)
+    states = simjax.States.load(tmp_path / "four.npz")
+    assert (states.m, states.n, states.p, states.q, states.activation) == (3, 1, 2, 1, "relu")
+    np.savez(tmp_path / "five.npz", **ARRAYS, more=np.ones(1))
+    with pytest.raises(ValueError, match="arrays activations, inputs, outputs, preactivations and no others"):
+        simjax.States.load(tmp_path / "five.npz")
+
+
+def test_the_wrong_one_of_our_files_is_named(tmp_path: Path) -> None:
+    simjax.ImplicitModel([[0.5]], [[1.0]], [[1.0]], [[0.0]]).save(tmp_path / "m.safetensors")
+    simjax.States(**ARRAYS).save(tmp_path / "s.npz")
+    with pytest.raises(ValueError, match="it is a safetensors file, as models are saved"):
+        simjax.States.load(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"it is an \.npz, as states are"):
+        simjax.ImplicitModel.load(tmp_path / "s.npz")
+    (tmp_path / "t.npz").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ValueError, match=r"truncated, pickled or foreign\): it is no archive"):
+        simjax.States.load(tmp_path / "t.npz")

@@ -213,8 +213,9 @@ def fit(
                 workers=workers,
                 progress=observer.rows,
             )
-        result.model.save(output, overwrite=force)
-        report = reports.fit_report(result, loaded, output)
+        place = _place_of(output, result.converged)
+        result.model.save(place, overwrite=force)
+        report = reports.fit_report(result, loaded, place)
         if as_json:
             display.print_json(report)
         else:
@@ -313,9 +314,18 @@ def _forget_standard_output() -> None:
 def _check_output(path: Path, force: bool) -> None:
     """Refuses, before a long computation, what saving would refuse after it."""
     try:
-        check_target(path, overwrite=force)
+        check_target(path, overwrite=force, suffix=".safetensors")
     except FileExistsError:
         raise FileExistsError(f"{path} exists.") from None
+
+
+def _place_of(output: Path, converged: bool) -> Path:
+    """Where a model is saved: a model that is there gives way to none but a certified one."""
+    if converged or not output.exists():
+        return output
+    place = output.with_name(f"{output.stem}.uncertified{output.suffix}")
+    display.say_warning(f"{output} is left as it was, since not every row is certified; the new model is {place}.")
+    return place
 
 
 def _number_or_none(name: str, text: str) -> float | None:

@@ -86,7 +86,7 @@ def equilibrium(
     A, B, u, b, x0 = _float_arrays(A=A, B=B, u=u, b=b, x0=x0)
     _check_shapes(A, B, u, b, x0)
     drive = affine(B, u, b)
-    start = jnp.zeros(drive.shape, drive.dtype) if x0 is None else x0
+    start = jnp.zeros_like(drive) if x0 is None else x0
     step = average_step(A) if step is None else step
     x, report = fixed_point(_implicit_map(phi), (A, drive), jnp.atleast_2d(start), solver=solver, step=step)
     if unconverged == "nan":
@@ -123,7 +123,12 @@ def eliminate_diagonal(A: Array, B: Array, b: Array | None = None) -> tuple[Arra
 def affine(M: Array, rows: Array, bias: Array | None = None) -> Array:
     """rows·Mᵀ + bias in the full precision of the dtype (GPUs would multiply float32 in TF32)."""
     product = jnp.matmul(rows, M.T, precision=lax.Precision.HIGHEST)
-    return product if bias is None else product + bias
+    return product if bias is None else product + along_rows(bias, product)
+
+
+def along_rows(vector: Array, rows: Array) -> Array:
+    """A vector (n,), or rows already, with the axes of `rows` (…, n): added unasked, they may be forbidden to JAX."""
+    return jnp.expand_dims(vector, tuple(range(rows.ndim - vector.ndim)))
 
 
 def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None, step: Any = 1.0) -> Equilibrium:

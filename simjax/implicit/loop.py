@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.implicit.report import EquilibriumInfo
@@ -143,20 +142,22 @@ def iterate(f: Callable[[Array], Array], x0: Array, step: Array, solver: Solver)
         else:
             x, history = _anderson_step(loop, step)
         x = jnp.where(active[:, None], x, loop.x)
-        return _Loop(loop.k + 1, x, f(x) - x, loop.iterations + active, history)
+        return _Loop(loop.k + 1, x, f(x) - x, loop.iterations + active.astype(jnp.int32), history)
 
     r0 = f(x0) - x0
+    x0 = x0 + jnp.zeros_like(r0)  # where f puts the rows
     history = _empty_history(x0, r0, solver.memory) if solver.method == "anderson" else None
-    start = _Loop(jnp.int32(0), x0, r0, jnp.zeros(x0.shape[0], jnp.int32), history)
+    start = _Loop(jnp.int32(0), x0, r0, jnp.zeros_like(x0[:, 0], jnp.int32), history)
     end = lax.while_loop(lambda loop: (loop.k < solver.max_iters) & unfinished(loop).any(), advance, start)
     size = residual(end.x, end.r)
     return end.x, EquilibriumInfo(size <= tol, size, end.iterations)
 
 
 def _empty_history(x: Array, r: Array, memory: int) -> _History:
-    m, n = x.shape
-    none = jnp.zeros((m, memory, n), x.dtype)
-    return _History(x, r, none, none, jnp.zeros(m, bool), jnp.full(m, jnp.inf, x.dtype), jnp.zeros(m, jnp.int32))
+    # Made of x, so that they lie on the devices on which its rows do.
+    none, row = jnp.stack([jnp.zeros_like(x)] * memory, axis=1), x[:, 0]
+    trial, credit = jnp.zeros_like(row, bool), jnp.zeros_like(row, jnp.int32)
+    return _History(x, r, none, none, trial, jnp.full_like(row, jnp.inf), credit)
 
 
 def _anderson_step(loop: _Loop, step: Array) -> tuple[Array, _History]:
@@ -166,13 +167,13 @@ def _anderson_step(loop: _Loop, step: Array) -> tuple[Array, _History]:
     size, last = jnp.linalg.norm(r, axis=1), jnp.linalg.norm(old.r, axis=1)
     success = size <= _PROGRESS * old.best
     keep = ~old.trial | success | ((old.credit > 0) & (size <= _GROWTH * last))
-    credit = jnp.where(success, _CREDIT, old.credit - (old.trial & keep))
+    credit = jnp.where(success, _CREDIT, old.credit - (old.trial & keep).astype(jnp.int32))
 
     # At k = 0 the difference is zero: an empty slot, which the regularisation gives the weight γ = 0.
     usable = jnp.isfinite(size)[:, None]
     slot = (loop.k - 1) % old.dx.shape[1]
-    dx = old.dx.at[:, slot].set(jnp.where(usable, x - old.x, 0.0))
-    dr = old.dr.at[:, slot].set(jnp.where(usable, r - old.r, 0.0))
+    dx = lax.dynamic_update_slice_in_dim(old.dx, jnp.where(usable, x - old.x, 0.0)[:, None], slot, axis=1)
+    dr = lax.dynamic_update_slice_in_dim(old.dr, jnp.where(usable, r - old.r, 0.0)[:, None], slot, axis=1)
     x, r = jnp.where(keep[:, None], x, old.x), jnp.where(keep[:, None], r, old.r)
 
     gamma = _least_squares(dr, r)
@@ -189,5 +190,22 @@ def _least_squares(dr: Array, r: Array) -> Array:
     right = jnp.einsum("mkn,mn->mk", dr, r, precision=lax.Precision.HIGHEST)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None]
     ridge = jnp.where(trace > 0.0, 0.01 * jnp.sqrt(jnp.finfo(r.dtype).eps) * trace, 1.0)
-    factor = cho_factor(gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype))
-    return cho_solve(factor, right[:, :, None])[:, :, 0]
+    return _solve_positive(gram + ridge * jnp.eye(dr.shape[1], dtype=r.dtype)[None], right)
+
+
+def _solve_positive(matrices: Array, right: Array) -> Array:
+    """M⁻¹b for positive definite M (m, k, k) and b (m, k), by elimination.
+
+    A few elementwise operations for each of the k columns, which keep to the devices of their rows; LAPACK would be
+    called once for each sample, and JAX's batched factorisations do not take rows sharded over explicit axes.
+    """
+    k = right.shape[1]
+
+    def eliminate(j: Array, system: Array) -> Array:
+        row = lax.dynamic_slice_in_dim(system, j, 1, axis=1)
+        column = lax.dynamic_slice_in_dim(system, j, 1, axis=2)
+        unit = (jnp.arange(k) == j).astype(system.dtype)[None, :, None]
+        # Row i ≠ j loses M_ij times row j over its pivot; row j itself becomes that row over its pivot.
+        return system - (column - unit) * (row / lax.dynamic_slice_in_dim(row, j, 1, axis=2))
+
+    return lax.fori_loop(0, k, eliminate, jnp.concatenate([matrices, right[:, :, None]], axis=2))[:, :, k]

@@ -94,7 +94,9 @@ class ImplicitLayer(ImplicitModule):
 
         For use after each optimiser step with `constraint="projected"`.
         """
-        self.A[...] = jax.vmap(lambda row: optax.projections.projection_l1_ball(row, self.kappa))(self.A[...])
+        # Optax promotes types, whatever the user forbids to code of his own.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            self.A[...] = jax.vmap(lambda row: optax.projections.projection_l1_ball(row, self.kappa))(self.A[...])
 
 
 def layer_of_model(

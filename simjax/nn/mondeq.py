@@ -141,7 +141,7 @@ def solve_monotone(
     W, drive = W.astype(jnp.result_type(W, drive)), drive.astype(jnp.result_type(W, drive))
     eye = jnp.eye(W.shape[0], dtype=W.dtype)
     root = jnp.ones(W.shape[0], W.dtype) if weights is None else jnp.sqrt(weights).astype(W.dtype)
-    scaled = lax.stop_gradient(eye - root[:, None] * W / root)  # I − W̃
+    scaled = lax.stop_gradient(eye - root[:, None] * W / root[None])  # I − W̃
     if alpha is None:
         alpha = 1.0 / spectral_norm(scaled)
         if splitting == "forward_backward":

@@ -124,7 +124,7 @@ class NEMON(ImplicitModule):
         """A, B, C, D, b, c from the parameters."""
         T, eta = self.T[...], jnp.exp(self.d[...])
         diagonal = self.gamma - jnp.sum(jnp.abs(T), axis=1)
-        A = eta[:, None] * T / eta + jnp.diag(diagonal)
+        A = eta[:, None] * T / eta[None] + jnp.diag(diagonal)
         D = None if self.D is None else self.D[...]
         return Matrices(A, self.B[...], self.C[...], D, self.b[...], self.c[...])
 

@@ -146,7 +146,9 @@ def _epoch_function(graph: Any, optimizer: optax.GradientTransformation, batch_s
             parameters, memory = carry
             batch = data[0][rows], data[1][rows]
             (loss, share), gradient = jax.value_and_grad(loss_and_share, has_aux=True)(parameters, batch)
-            updates, memory = optimizer.update(gradient, memory, parameters)
+            # Optax promotes types, whatever the user forbids to code of his own.
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                updates, memory = optimizer.update(gradient, memory, parameters)
             return (optax.apply_updates(parameters, updates), memory), (loss, share)
 
         carry, measured = jax.lax.scan(step, carry, order)

@@ -103,7 +103,12 @@ def check_penalty(penalty: Any, rows: int = 1, width: int = 1) -> None:
       ValueError: if they contradict each other at the sampled points (Fenchel–Young with equality at the prox).
     """
     if isinstance(penalty, type):
-        raise TypeError(f"penalty must be an object, got the class {penalty.__name__}; make one of it.")
+        raise TypeError(
+            f"penalty must be an object, got the class {penalty.__name__}: call it, as in {penalty.__name__}(0.1)."
+        )
+    if isinstance(penalty, str) or (np.ndim(penalty) == 0 and isinstance(penalty, int | float | np.number)):
+        weight = 0.1 if isinstance(penalty, str) else penalty
+        raise TypeError(f"penalty must be a penalty object such as simjax.L1({weight}), got {penalty!r}.")
     missing = [name for name in ("value", "prox", "conjugate") if not callable(getattr(penalty, name, None))]
     if missing:
         raise TypeError(

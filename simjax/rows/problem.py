@@ -190,7 +190,10 @@ def rows_over(
         )
     constraint = Free() if constraint is None else constraint
     if not isinstance(constraint, Constraint):
-        raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, Free or None, got {type(constraint).__name__}.")
+        number = isinstance(constraint, int | float | np.number)
+        example = f" such as simjax.L1Ball({constraint})" if number else ""
+        got = f"the class {constraint.__name__}" if isinstance(constraint, type) else type(constraint).__name__
+        raise TypeError(f"constraint must be an L1Ball{example}, a MetzlerRow, Free or None, got {got}.")
     if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
         raise ValueError(
             f"constraint must not be a MetzlerRow with a penalty of your own, {type(penalty).__name__}: there is no "

@@ -25,6 +25,23 @@ _HELP = (
 )
 
 
+# Modules that hold others or change nothing in evaluation mode.
+_TRANSPARENT = (nnx.Sequential, nnx.Dropout, nnx.List, nnx.Dict, linen.Sequential, linen.Dropout, linen.Dense)
+_FOREIGN = (
+    "gelu",
+    "silu",
+    "elu",
+    "selu",
+    "celu",
+    "softplus",
+    "relu6",
+    "mish",
+    "hard_tanh",
+    "hard_sigmoid",
+    "soft_sign",
+)
+
+
 class _Call(NamedTuple):
     """What entered one linear layer, and its parameters."""
 
@@ -57,8 +74,8 @@ def read_layers(
     given = plain_array("inputs", inputs)
     flat = matrix("inputs", given.reshape(given.shape[0], -1) if given.ndim > 2 else given)
     samples = _samples(flat)
-    outputs, calls = _run(network, samples.reshape(-1, *given.shape[1:]), variables)
-    name = _chain_activation(samples, calls, outputs)
+    outputs, calls, others = _run(network, samples.reshape(-1, *given.shape[1:]), variables)
+    name = _chain_activation(samples, calls, outputs, others)
     return flat, [call.kernel.T for call in calls], [call.bias for call in calls], name
 
 
@@ -80,57 +97,90 @@ def _samples(flat: np.ndarray) -> np.ndarray:
     return np.concatenate([some, -some, noise * max(1e-3, float(np.abs(some).max()))])
 
 
-def _run(network: Any, inputs: np.ndarray, variables: Any) -> tuple[np.ndarray, list[_Call]]:
-    """Outputs of the network in evaluation mode, and what its linear layers did, in the order they ran."""
+class _WidthError(ValueError):
+    """The inputs do not fit the first linear layer."""
+
+
+def _run(network: Any, inputs: np.ndarray, variables: Any) -> tuple[np.ndarray, list[_Call], list[str]]:
+    """Outputs of the network in evaluation mode, what its linear layers did, in the order they ran, and its others.
+
+    In double precision, which tells activations apart best; where the network's code does not take that, in its own.
+    """
     run = _run_nnx if isinstance(network, nnx.Module) else _run_linen
-    try:
-        # Records need values, also inside a jitted call; accelerators multiply float32 coarsely by default.
-        with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
-            outputs, calls = run(network, jnp.asarray(inputs), variables)
-            return np.asarray(outputs), calls
-    except Exception as error:  # the user's own code runs here and may raise anything
-        raise TypeError(
-            f"network {type(network).__name__} could not be run on its inputs in evaluation mode "
-            f"({type(error).__name__}: {_first_line(error)}). {_HELP}"
-        ) from error
+    # Records need values, also inside a jitted call; accelerators multiply float32 coarsely by default.
+    with jax.disable_jit(), jax.default_matmul_precision("highest"):
+        try:
+            try:
+                with jax.enable_x64(True):
+                    outputs, calls, others = run(network, jnp.asarray(inputs), variables, _float64)
+                    return np.asarray(outputs), calls, others
+            except _WidthError:
+                raise
+            except Exception:
+                outputs, calls, others = run(network, jnp.asarray(inputs), variables, lambda leaf: leaf)
+                return np.asarray(outputs), calls, others
+        except _WidthError as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:  # the user's own code runs here and may raise anything
+            raise TypeError(
+                f"network {type(network).__name__} could not be run on its inputs in evaluation mode "
+                f"({type(error).__name__}: {_first_line(error)}). {_HELP}"
+            ) from error
 
 
-def _run_nnx(network: nnx.Module, inputs: jax.Array, variables: None) -> tuple[Any, list[_Call]]:
+def _run_nnx(network: nnx.Module, inputs: jax.Array, variables: None, cast: Callable) -> tuple[Any, list, list]:
     graph, state = nnx.split(network)
-    copy = nnx.merge(graph, jax.tree.map(_float64, state))
+    copy = nnx.merge(graph, jax.tree.map(cast, state))
     copy.eval()
     calls: list[_Call] = []
-    for _, module in nnx.iter_modules(copy):
+    others: list[str] = []
+    for path, module in nnx.iter_modules(copy):
         if isinstance(module, nnx.Linear):
             module.dot_general = _recorded(module, module.dot_general, calls)
-    return copy(inputs, **_evaluation_flags(copy.__call__)), calls
+        elif type(module).__module__.startswith("flax.") and not isinstance(module, _TRANSPARENT):
+            others.append(f"{type(module).__name__} ({'.'.join(map(str, path))})")
+    return copy(inputs, **_evaluation_flags(copy.__call__)), calls, others
+
+
+def _check_width(calls: list[_Call], received: Any, kernel: Any) -> None:
+    if not calls and received.shape[-1] != kernel.shape[0]:
+        raise _WidthError(
+            f"inputs must fit the network's first linear layer, which takes {kernel.shape[0]} numbers a sample; it "
+            f"received {received.shape[-1]}."
+        )
 
 
 def _recorded(layer: nnx.Linear, dot_general: Callable, calls: list[_Call]) -> Callable:
     """`layer`'s product, which is a field of every nnx.Linear, with a record of what it multiplied."""
 
     def product(received: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        _check_width(calls, received, kernel)
         calls.append(_call(received, kernel, None if layer.bias is None else layer.bias[...]))
         return dot_general(received, kernel, *args, **kwargs)
 
     return product
 
 
-def _run_linen(network: linen.Module, inputs: jax.Array, variables: Any) -> tuple[Any, list[_Call]]:
+def _run_linen(network: linen.Module, inputs: jax.Array, variables: Any, cast: Callable) -> tuple[Any, list, list]:
     calls: list[_Call] = []
+    others: list[str] = []
 
     def record(layer: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         if isinstance(context.module, linen.Dense) and context.method_name == "__call__":
             received = args[0] if args else kwargs["inputs"]
-            outputs = layer(*args, **kwargs)
             params = context.module.variables["params"]
+            _check_width(calls, received, params["kernel"])
+            outputs = layer(*args, **kwargs)
             calls.append(_call(received, params["kernel"], params.get("bias")))
             return outputs
+        kind = type(context.module)
+        if kind.__module__.startswith("flax.") and not issubclass(kind, _TRANSPARENT):
+            others.append(f"{kind.__name__} ({'.'.join(context.module.path)})")
         return layer(*args, **kwargs)
 
     with linen.intercept_methods(record):
         flags: Any = _evaluation_flags(network.__call__)
-        return network.apply(jax.tree.map(_float64, variables), inputs, **flags), calls
+        return network.apply(jax.tree.map(cast, variables), inputs, **flags), calls, others
 
 
 def _evaluation_flags(call: Callable) -> dict[str, bool]:
@@ -150,10 +200,11 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "no message")
 
 
-def _chain_activation(samples: np.ndarray, calls: list[_Call], outputs: np.ndarray) -> str:
+def _chain_activation(samples: np.ndarray, calls: list[_Call], outputs: np.ndarray, others: list[str]) -> str:
     """The activation that makes these calls a chain from `samples` to `outputs`; an error if none does."""
+    unread = f" It has {', '.join(dict.fromkeys(others))}, which simjax does not read." if others else ""
     if not calls:
-        raise TypeError(f"network ran no Flax Linear or Dense layer. {_HELP}")
+        raise TypeError(f"network ran no Flax Linear or Dense layer.{unread} {_HELP}")
     seen = [*(call.received for call in calls), outputs]
     if any(array.dtype not in (np.float32, np.float64) for array in seen):
         found = ", ".join(sorted({str(array.dtype) for array in seen}))
@@ -161,17 +212,20 @@ def _chain_activation(samples: np.ndarray, calls: list[_Call], outputs: np.ndarr
     if not all(np.isfinite(array).all() for array in seen):
         raise ValueError("network computes NaN or infinite values on inputs of this size.")
     if not _same(calls[0].received, samples, samples):
-        raise TypeError(f"network changes its inputs before the first linear layer. {_HELP}")
+        raise TypeError(f"network changes its inputs before the first linear layer.{unread} {_HELP}")
     if not _same(outputs, calls[-1].returned, calls[-1].returned):
         raise TypeError(
-            f"network's outputs are not its last linear layer's: it must return logits, not softmax. {_HELP}"
+            f"network's outputs are not its last linear layer's: it must return logits, not softmax.{unread} {_HELP}"
         )
     if len(calls) == 1:
         raise ValueError("network has no hidden layer, so it has no states.")
     fitting = [_fitting(call.returned, following.received) for call, following in pairwise(calls)]
     for k, names in enumerate(fitting, start=1):
         if not names:
-            raise TypeError(f"what network does between linear layers {k} and {k + 1} is not understood. {_HELP}")
+            known = unread or _foreign(calls[k - 1].returned, calls[k].received)
+            raise TypeError(
+                f"what network does between linear layers {k} and {k + 1} is not understood.{known} {_HELP}"
+            )
     common = [name for name in ACTIVATIONS if all(name in names for names in fitting)]
     if not common:
         described = ", ".join(names[0] for names in fitting)
@@ -182,6 +236,16 @@ def _chain_activation(samples: np.ndarray, calls: list[_Call], outputs: np.ndarr
 def _fitting(Z: np.ndarray, X: np.ndarray) -> list[str]:
     """Names of the activations with X = φ(Z); several only if Z does not tell them apart."""
     return [name for name, phi in ACTIVATIONS.items() if _same(X, phi.host(Z), Z)]
+
+
+def _foreign(Z: np.ndarray, X: np.ndarray) -> str:
+    """The name of the activation with X = φ(Z), where it is one of Flax's that simjax has not."""
+    for name in _FOREIGN:
+        phi: Any = getattr(jax.nn, name)
+        with jax.enable_x64(True):
+            if _same(X, np.asarray(phi(jnp.asarray(Z))), Z):
+                return f" It is {name}, which is none of simjax's activations."
+    return ""
 
 
 def _same(found: np.ndarray, expected: np.ndarray, scale: np.ndarray) -> bool:

@@ -266,13 +266,14 @@ class States(Value):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> States:
-        """Reads states that `save` wrote.
+        """Reads states that `save` wrote, or an .npz of anyone's with exactly the arrays inputs, preactivations,
+        activations and outputs, which are taken for those of a ReLU network.
 
         Raises:
           FileNotFoundError: there is no such file.
           ValueError: the file is truncated, pickled, foreign, of a newer format version or inconsistent.
         """
-        arrays, about = read_npz(path, FORMAT, FORMAT_VERSION)
+        arrays, about = read_npz(path, FORMAT, FORMAT_VERSION, plain=frozenset(_ARRAYS))
         with usable(path, "simjax states file"):
             return _states_from(arrays, about)
 
@@ -373,6 +374,9 @@ def _chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
 
 
 def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States:
+    if not about:
+        four: dict[str, Any] = dict(arrays)
+        return States(**four)
     baseline = None
     if about["baseline"] is not None:
         tensors = {

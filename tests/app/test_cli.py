@@ -153,6 +153,19 @@ def test_rows_not_certified_give_exit_code_1_and_a_saved_model(states_file: Path
     assert result.stderr.count("Warning:") == 1
 
 
+def test_a_model_gives_way_to_no_uncertified_one(states_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    assert run("fit", states_file, "-o", output).exit_code == 0
+    before = output.read_bytes()
+    hopeless = ("--solver", "proximal_gradient", "--max-iters", 1, "--tol", 1e-12)
+    result = run("fit", states_file, "-o", output, "--force", *hopeless, "--json")
+    assert result.exit_code == 1
+    assert output.read_bytes() == before
+    assert "is left as it was, since not every row is certified" in result.stderr.replace("\n", " ")
+    printed = json.loads(result.stdout)
+    assert simjax.ImplicitModel.load(tmp_path / "m.uncertified.safetensors").nonzeros == printed["nonzeros"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
