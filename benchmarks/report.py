@@ -29,8 +29,8 @@ AIMS: Mapping[int, tuple[float | None, float | None]] = {
     100: (30.0, 20.0),
     500: (100.0, 50.0),
     1000: (100.0, 50.0),
-    20_000: (None, 40.0),
-    60_000: (None, 40.0),
+    20_000: (None, 25.0),
+    60_000: (None, 25.0),
 }
 CLARABEL = ("clarabel-residual", "clarabel-gram")
 TITLES = {

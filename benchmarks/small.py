@@ -21,6 +21,7 @@ import numpy as np
 
 import simjax
 from benchmarks import problems
+from benchmarks.gaussian import SPARSE, sparse_rows
 from benchmarks.records import RESULTS, ROOT, Record, place, places, table, write_between, write_text
 from simjax.rows.problem import row_problem
 from simjax.rows.solution import dense_rows
@@ -28,20 +29,9 @@ from simjax.rows.solve import solve_problem
 
 BEGIN, END = "<!-- small:begin -->", "<!-- small:end -->"
 TOL, REPEATS = 1e-6, 5
-# Samples, columns, rows, nonzeros of each truth, α for λ = ½.
-SPARSE = ((200, 300, 50, 9, 10.0), (1000, 5000, 40, 40, 40.0), (2000, 1000, 100, 25, 60.0))
 FIRST = ("standard-m100-l1", "standard-m500-l1", "standard-m1000-l1")
 _SIMJAX = "import sys; from simjax.app import main; sys.exit(main())"
 SHAPES = tuple((m, d) for m in (40, 120, 200, 300) for d in (30, 90, 150))  # each four times
-
-
-def sparse_rows(m: int, d: int, rows: int, nonzeros: int) -> tuple[np.ndarray, np.ndarray]:
-    """A Gaussian design (m, d) and targets (m, rows) of sparse truths with noise."""
-    rng = np.random.default_rng(0)
-    design, truth = rng.normal(size=(m, d)), np.zeros((rows, d))
-    for row in truth:
-        row[rng.choice(d, nonzeros, replace=False)] = rng.normal(size=nonzeros)
-    return design, design @ truth.T + 0.1 * rng.normal(size=(m, rows))
 
 
 def seconds_of(function: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -70,13 +60,6 @@ def first_and_second(name: str) -> Record:
     problem = problems.problem(name).rows
     first, second = solve_problem(problem), solve_problem(problem)
     return {"first": first.seconds, "second": second.seconds, "converged": first.converged and second.converged}
-
-
-def gaussian() -> Record:
-    """The 50 sparse rows of 200 × 300, once."""
-    m, d, rows, nonzeros, alpha = SPARSE[0]
-    design, targets = sparse_rows(m, d, rows, nonzeros)
-    return {"converged": simjax.solve_rows(design, targets, loss_weight=0.5, penalty=simjax.L1(alpha)).converged}
 
 
 def many_shapes() -> Record:
@@ -142,7 +125,7 @@ def refit() -> Record:
 def measure() -> Record:
     """Everything, with where and when."""
     first = {name: json.loads(of_process("-m", "benchmarks.small", "--first", name)[1]) for name in FIRST}
-    gaussians = [of_process("-m", "benchmarks.small", "--gaussian") for _ in range(3)]
+    gaussians = [of_process("-m", "benchmarks.gaussian") for _ in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         demo = [
             of_process("-c", _SIMJAX, "demo", "--output", f"{folder}/{k}", "--dataset", "digits")[0] for k in range(2)
@@ -183,13 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the processes, or measure everything and write it down."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small", description=__doc__)
     parser.add_argument("--first", choices=FIRST, help=argparse.SUPPRESS)
-    for name in ("gaussian", "shapes"):
-        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--shapes", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.first:
         print(json.dumps(first_and_second(given.first)))
-    elif given.gaussian or given.shapes:
-        print(json.dumps(gaussian() if given.gaussian else many_shapes()))
+    elif given.shapes:
+        print(json.dumps(many_shapes()))
     else:
         results = measure()
         write_text(RESULTS / "small.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
