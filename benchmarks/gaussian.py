@@ -1,4 +1,4 @@
-"""Sparse rows over Gaussian designs, and the script that a person writes to solve some: `python -m benchmarks.gaussian`.
+"""Sparse rows over Gaussian designs, and a script that solves some of them: `python -m benchmarks.gaussian`.
 
 It imports what that script needs and no more, so that its process can be timed from its start.
 """
