@@ -37,7 +37,7 @@ from simjax.rows.solvers.working_set import Columns
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _EXACT = 1e-12  # a gap that no polish need lower
-_RANK_OF_A_CHECK, _CHECKS = 50, (2, 16)  # see `Stages.handover`
+_RANK_OF_A_CHECK, _CHECKS, _FEW_ROWS = 50, (2, 16), 4  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
 # The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came.
 _FOR_NO_START, _FOR_A_START, _WARM = 1e-9, 1e-11, 2 * CHECK_EVERY
@@ -150,7 +150,7 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
     if start is not None:
         first_order.restart(np.arange(board.count), *start)
     signs = _Signs.of(board)
-    passes, handover = 0, stage.handover
+    passes, again = 0, 0
     while passes < max_iters and board.open.size:
         stretch = min(CHECK_EVERY, max_iters - passes)
         first_order.run(board, stretch, stage.reporter)
@@ -158,9 +158,9 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
         stage.polish_settled(first_order, signs)
         if passes == _WARM:
             stage.dual_newton(first_order.weights, _FOR_A_START)
-        if passes >= handover and board.open.size:
+        if board.open.size and passes >= (again or stage.handover):
             stage.interior_point()
-            handover = 8 * passes
+            again = 8 * passes
             if first_order.dtype == np.float32 and board.open.size:  # what resists gets passes in full precision
                 first_order = stage.first_order(admm, np.float64)
                 first_order.restart(board.open, board.weights, board.dual)
@@ -347,10 +347,12 @@ class Stages:
     def handover(self) -> int:
         """Passes after which the rows still open go to the interior-point method: what it costs, in passes, by flops.
 
-        A pass is 4dr flops, an interior-point step about r²d, and a row needs some fifteen of them.
+        A pass is 4dr flops, an interior-point step about r²d, and a row needs some fifteen of them. But a pass of a few
+        rows takes as long as one of `_FEW_ROWS`.
         """
         width, rank = self.widths[:2]
-        return CHECK_EVERY * int(np.clip(min(rank, width) // _RANK_OF_A_CHECK, *_CHECKS))
+        share = min(self.board.open.size / _FEW_ROWS, 1.0)
+        return CHECK_EVERY * int(np.clip(share * min(rank, width) // _RANK_OF_A_CHECK, *_CHECKS))
 
     @functools.cached_property
     def systems(self) -> tuple[np.ndarray, Any]:
