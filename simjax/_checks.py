@@ -82,7 +82,8 @@ def _refuse_what_arrays_lose(name: str, value: Any) -> None:
     if is_traced(value):
         raise TypeError(
             f"{name} is traced by JAX, inside jit, grad or vmap, where its numbers are not known: call this function "
-            "outside of them. What can be traced are the layer of model.to_flax() and simjax.equilibrium."
+            "outside of them. What can be traced are simjax.functional, simjax.equilibrium and the layer of "
+            "model.to_flax()."
         )
 
 
@@ -128,12 +129,12 @@ def matrix(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def nonnegative_parameter(name: str, value: Any) -> np.ndarray:
-    """`value` as a finite array of at most two dimensions with entries ≥ 0."""
-    array = float_array(name, value)
+def nonnegative_parameter(name: str, value: Any) -> Any:
+    """`value` as a finite array of at most two dimensions with entries ≥ 0; of a traced one only the dimensions."""
+    array = 1.0 * value if is_traced(value) else float_array(name, value)
     if array.ndim > 2:
         raise ValueError(f"{name} must be a scalar, (d,) or (rows, d), got shape {array.shape}.")
-    if np.any(array < 0.0):
+    if not is_traced(array) and np.any(array < 0.0):
         raise ValueError(f"{name} must be >= 0, got {array.min():g}.")
     return array
 

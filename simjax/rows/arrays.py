@@ -43,8 +43,11 @@ def norms(vectors: Any) -> Any:
     return xp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def column_norms(matrix: np.ndarray) -> np.ndarray:
-    """‖φ_j‖ of the columns of a NumPy matrix, (d,), without a temporary of its size."""
+def column_norms(matrix: Any) -> Any:
+    """‖φ_j‖ of the columns of a matrix, (d,); in NumPy without a temporary of its size."""
+    xp = namespace(matrix)
+    if xp is not np:
+        return xp.linalg.norm(matrix, axis=0)
     return np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
 
 
@@ -137,15 +140,24 @@ def pytree(*static: str) -> Callable[[type[T]], type[T]]:
     return register
 
 
-def pytree_like(restored: type) -> Callable[[type[T]], type[T]]:
-    """A decorator for a subclass of a dataclass with another constructor: its leaves make up a `restored` again."""
-    names = [field.name for field in dataclasses.fields(restored)]
+def pytree_of(leaves: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+    """A decorator that makes a class with a constructor of its own a pytree, as soon as JAX is there.
+
+    Its leaves are what the constructor was told. It is put together without the constructor: leaves may be traced,
+    axes for `vmap`, or no numbers at all.
+    """
 
     def register(cls: type[T]) -> type[T]:
-        def flatten(instance: T) -> tuple[list[Any], None]:
-            return [getattr(instance, name) for name in names], None
+        def flatten(instance: T) -> tuple[list[Any], tuple]:
+            return [getattr(instance, name) for name in leaves], tuple(getattr(instance, name) for name in static)
 
-        _await_jax(lambda tree: tree.register_pytree_node(cls, flatten, lambda _, leaves: restored(*leaves)))
+        def unflatten(settings: tuple, values: Any) -> T:
+            instance = object.__new__(cls)
+            instance.__dict__.update(zip(leaves, values))
+            instance.__dict__.update(zip(static, settings))
+            return instance
+
+        _await_jax(lambda tree: tree.register_pytree_node(cls, flatten, unflatten))
         return cls
 
     return register
@@ -153,13 +165,18 @@ def pytree_like(restored: type) -> Callable[[type[T]], type[T]]:
 
 def _await_jax(register: Callable[[Any], Any]) -> None:
     _waiting.append(lambda: register(sys.modules["jax"].tree_util))
-    if "jax" in sys.modules:
+    offer_pytrees()
+
+
+def offer_pytrees() -> None:
+    """Make the classes that wait for JAX pytrees, if it is there by now."""
+    if _waiting and "jax" in sys.modules:
         register_pytrees()
 
 
 def register_pytrees() -> None:
     """Make the classes that wait for it pytrees. Whoever hands them to JAX calls this first."""
-    import jax  # noqa: F401
+    import jax.tree_util  # noqa: F401
 
     while _waiting:
         _waiting.pop(0)()

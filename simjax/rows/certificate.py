@@ -21,7 +21,7 @@ import numpy as np
 from simjax._checks import refuse_masked
 from simjax._typing import ArrayLike
 from simjax._values import Value
-from simjax.rows.arrays import column_norms
+from simjax.rows.arrays import column_norms, pytree
 from simjax.rows.conjugate import support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
 from simjax.rows.own_penalty import traceable
@@ -34,6 +34,7 @@ _GOOD = 1e-10
 Candidates = Callable[[np.ndarray], np.ndarray]
 
 
+@pytree()
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Certificate(Value):
     """What is proved about each row. All arrays are float64 with one entry per row.

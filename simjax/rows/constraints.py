@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from simjax._checks import float_array, positive_integer
+from simjax._checks import float_array, is_traced, positive_integer
 from simjax._typing import Array, ArrayLike
 from simjax._values import Value
-from simjax.rows.arrays import namespace, pytree, rounding_unit, row_sums
+from simjax.rows.arrays import namespace, offer_pytrees, pytree, pytree_of, rounding_unit, row_sums
 
 
 @pytree("size")
@@ -94,6 +94,7 @@ class RowBound(Value):
         return seen & namespace(self.radius, self.omega).isfinite(self.radius)
 
 
+@pytree_of(("radius", "weights"), ("size",))
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L1Ball(Value):
     """Σ_{j < size} weights_j |w_j| ≤ radius: the well-posedness constraint ‖a‖₁ ≤ κ of the SIM paper, eq. (2d).
@@ -113,11 +114,12 @@ class L1Ball(Value):
     weights: ArrayLike = 1.0
 
     def __post_init__(self) -> None:
-        radius = float_array("radius", self.radius, infinite=True)
-        weights = float_array("weights", self.weights)
-        if radius.ndim > 1 or np.any(radius <= 0.0):
+        offer_pytrees()
+        radius = _numbers("radius", self.radius, infinite=True)
+        weights = _numbers("weights", self.weights)
+        if radius.ndim > 1 or _known(radius <= 0.0):
             raise ValueError(f"radius must be a positive scalar or (rows,) array, got {self.radius!r}.")
-        if weights.ndim > 2 or np.any(weights <= 0.0):
+        if weights.ndim > 2 or _known(weights <= 0.0):
             raise ValueError("weights of the ball must be positive: a scalar, (size,) or (rows, size).")
         if self.size is not None:
             positive_integer("size", self.size)
@@ -130,22 +132,20 @@ class L1Ball(Value):
         Raises:
           ValueError: if size, weights or radius do not fit these numbers.
         """
-        size, radius, omega = (
-            width if self.size is None else self.size,
-            np.asarray(self.radius),
-            np.asarray(self.weights),
-        )
+        size = width if self.size is None else self.size
+        radius, omega = _array(self.radius), _array(self.weights)
         if size > width:
             raise ValueError(f"size of the ball must be at most the number of coordinates {width}, got {size}.")
         if omega.ndim and omega.shape[-1] != size:
             raise ValueError(f"weights of the ball must have {size} entries a row, got shape {omega.shape}.")
         if omega.ndim == 2 and omega.shape[0] not in (1, rows):
             raise ValueError(f"weights of the ball must be for {rows} rows, got shape {omega.shape}.")
-        full = np.zeros((omega.shape[0] if omega.ndim == 2 else 1, width))
-        full[:, :size] = omega
-        return RowBound(full, _radius_of_rows(radius, rows), size)
+        xp = namespace(omega)
+        full = xp.broadcast_to(omega, (omega.shape[0] if omega.ndim == 2 else 1, size))
+        return RowBound(xp.pad(full, ((0, 0), (0, width - size))), _radius_of_rows(radius, rows), size)
 
 
+@pytree_of(("radius", "diagonal", "weights"), ("size",))
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MetzlerRow(Value):
     """w_i + Σ_{j < size, j ≠ i} ω_j |w_j| ≤ radius, with i the row's own coordinate: μ(A) ≤ γ row by row.
@@ -172,9 +172,9 @@ class MetzlerRow(Value):
     weights: ArrayLike = 1.0
 
     def __post_init__(self) -> None:
-        radius = float_array("radius", self.radius, infinite=True)
-        diagonal = np.asarray(self.diagonal)
-        if radius.ndim > 1 or np.any(radius == -np.inf):
+        radius = _numbers("radius", self.radius, infinite=True)
+        diagonal = _array(self.diagonal)
+        if radius.ndim > 1 or _known(radius == -np.inf):
             raise ValueError(f"radius must be a scalar or (rows,) array above -inf, got {self.radius!r}.")
         if not np.issubdtype(diagonal.dtype, np.integer):
             raise TypeError(f"diagonal must be integers, got dtype {diagonal.dtype}.")
@@ -192,38 +192,52 @@ class MetzlerRow(Value):
           ValueError: if size, weights, radius or diagonal do not fit these numbers, or no weights meet the constraint.
         """
         plain = L1Ball(1.0, self.size, self.weights).bound(rows, width)
-        diagonal, every = np.asarray(self.diagonal), np.arange(rows)
-        radius = _radius_of_rows(np.asarray(self.radius), rows)
-        if diagonal.shape != (rows,) or np.any((diagonal < -1) | (diagonal >= plain.size)):
+        diagonal, radius = _array(self.diagonal), _radius_of_rows(_array(self.radius), rows)
+        if diagonal.shape != (rows,) or _known((diagonal < -1) | (diagonal >= plain.size)):
             raise ValueError(
                 f"diagonal must be ({rows},) numbers from -1 to {plain.size - 1}, got shape {diagonal.shape}"
                 + (f" with entries from {diagonal.min()} to {diagonal.max()}." if diagonal.size else ".")
             )
-        omega = np.broadcast_to(plain.omega, (rows, width)).copy()
-        own = every[diagonal >= 0], diagonal[diagonal >= 0]
-        if np.any(omega[own] != 1.0):
+        xp = namespace(diagonal, plain.omega, radius)
+        own = diagonal[:, None] == xp.arange(width)
+        if _known(own & (plain.omega != 1.0)):
             raise ValueError("weights must be 1 at the diagonal of each row.")
-        omega[own] = 0.0
-        tilt = np.zeros((rows, width))
-        tilt[own] = 1.0
-        if support is not None:
-            tilt[~support] = 0.0
-        stuck = (radius[:, 0] <= 0.0) & ~tilt.any(axis=1)
-        if stuck.any():
+        tilted = own if support is None else own & support
+        stuck = (radius <= 0.0) & ~xp.any(tilted, axis=1, keepdims=True)
+        if _known(stuck):
+            row = np.flatnonzero(stuck)[0]
             raise ValueError(
-                f"radius must be positive where the support excludes the diagonal or there is none; row "
-                f"{np.flatnonzero(stuck)[0]} has {radius[stuck][0, 0]:g}."
+                "radius must be positive where the support excludes the diagonal or there is none; row "
+                f"{row} has {radius[row, 0]:g}."
             )
-        return RowBound(omega, radius, plain.size, tilt)
+        tilt = xp.asarray(tilted, dtype=plain.omega.dtype)
+        return RowBound(xp.where(own, 0.0, plain.omega), radius, plain.size, tilt)
 
 
-def _radius_of_rows(radius: np.ndarray, rows: int) -> np.ndarray:
+def _numbers(name: str, value: Any, *, infinite: bool = False) -> Any:
+    """`value` as `float_array` checks it, or as it is where it is traced."""
+    return 1.0 * value if is_traced(value) else float_array(name, value, infinite=infinite)
+
+
+def _array(value: Any) -> Any:
+    """An array of NumPy's, unless it is one of JAX's."""
+    return value if namespace(value) is not np else np.asarray(value)
+
+
+def _known(flags: Any) -> bool:
+    """Whether any flag is known to be raised: of traced ones nothing is."""
+    return not is_traced(flags) and bool(np.any(flags))
+
+
+def _radius_of_rows(radius: Any, rows: int) -> Any:
     """A radius as (rows, 1)."""
     if radius.ndim == 1 and radius.shape != (rows,):
         raise ValueError(f"radius must be a scalar or ({rows},), got shape {radius.shape}.")
-    return np.broadcast_to(radius.reshape(-1, 1), (rows, 1)).copy()
+    column = namespace(radius).broadcast_to(radius.reshape(-1, 1), (rows, 1))
+    return column if namespace(radius) is not np else column.copy()
 
 
+@pytree_of(())
 @dataclasses.dataclass(frozen=True)
 class Free:
     """No constraint."""

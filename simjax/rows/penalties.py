@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from simjax._checks import nonnegative_parameter
+from simjax._checks import is_traced, nonnegative_parameter
 from simjax._typing import Array, ArrayLike
-from simjax.rows.arrays import namespace, pytree, pytree_like, smallest_divisor
+from simjax.rows.arrays import namespace, offer_pytrees, pytree, pytree_of, smallest_divisor
 
 
 class Penalty:
@@ -185,8 +185,10 @@ class PiecewisePenalty(Penalty):
 
 
 def _short(parameter: Any) -> str:
-    """A number as it is, an array by its shape."""
-    return f"{float(parameter):g}" if np.ndim(parameter) == 0 else f"<array {np.shape(parameter)}>"
+    """A number as it is, an array by its shape; what is no number, such as a place in a tree of axes, as it says."""
+    if is_traced(parameter) or not isinstance(getattr(parameter, "shape", None), tuple):
+        return str(parameter)
+    return f"{float(parameter):g}" if parameter.shape == () else f"<array {parameter.shape}>"
 
 
 def soft(points: Array, threshold: Array, xp: Any = None) -> Array:
@@ -195,8 +197,28 @@ def soft(points: Array, threshold: Array, xp: Any = None) -> Array:
     return points - xp.minimum(xp.maximum(points, -threshold), threshold)
 
 
-@pytree_like(PiecewisePenalty)
-class L1(PiecewisePenalty):
+class _Named(PiecewisePenalty):
+    """A penalty of the family that keeps what its constructor was told, and is a pytree of that.
+
+    c, a and b are worked out when asked for, so that they are traced wherever the parameters are.
+    """
+
+    alpha: Array
+    mu: Array
+
+    def _set(self, **parameters: Any) -> None:
+        offer_pytrees()
+        self.__dict__.update(parameters)  # the class is frozen
+
+    def _arguments(self) -> dict[str, Array]:
+        return {name: self.__dict__[name] for name in ("alpha", "mu") if name in self.__dict__}
+
+    def _nothing(self) -> Array:
+        return namespace(self.alpha).zeros_like(self.alpha)
+
+
+@pytree_of(("alpha",))
+class L1(_Named):
     """h(w) = α |w|: the robustness objective of the SIM paper, eq. (6) and (11), where α is called β.
 
     Args:
@@ -207,16 +229,14 @@ class L1(PiecewisePenalty):
     """
 
     def __init__(self, alpha: ArrayLike) -> None:
-        weight = nonnegative_parameter("alpha", alpha)
-        zero = np.zeros_like(weight)
-        super().__init__(weight, zero, zero)
+        self._set(alpha=nonnegative_parameter("alpha", alpha))
 
-    def _arguments(self) -> dict[str, Array]:
-        return {"alpha": self.slope}
+    slope = property(lambda self: self.alpha)
+    curvature = knot = property(_Named._nothing)
 
 
-@pytree_like(PiecewisePenalty)
-class Perspective(PiecewisePenalty):
+@pytree_of(("alpha", "mu"))
+class Perspective(_Named):
     """h(w) = min over t in [0, 1] of α w²/t + μ t: the perspective relaxation, SIM paper eq. (4) and (10).
 
     Minimising over t leaves 2√(αμ)|w| up to |w| = √(μ/α) and α w² + μ beyond: the reverse Huber function. The paper's
@@ -232,17 +252,24 @@ class Perspective(PiecewisePenalty):
 
     def __init__(self, alpha: ArrayLike, mu: ArrayLike | None = None) -> None:
         alpha, mu = _weight_pair(nonnegative_parameter("alpha", alpha), mu)
+        self._set(alpha=alpha, mu=mu)
+
+    curvature = property(lambda self: self.alpha)
+
+    @property
+    def slope(self) -> Array:
+        xp = namespace(self.alpha, self.mu)
+        return 2.0 * xp.sqrt(self.alpha) * xp.sqrt(self.mu)
+
+    @property
+    def knot(self) -> Array:
         # α = 0 lets t go to 0 for free: h = 0. The knot is then irrelevant, so any finite value will do.
-        knot = np.sqrt(mu) / np.sqrt(np.where(alpha > 0.0, alpha, 1.0))
-        super().__init__(2.0 * np.sqrt(alpha) * np.sqrt(mu), np.array(alpha), knot)
-        object.__setattr__(self, "_mu", mu)
-
-    def _arguments(self) -> dict[str, Array]:
-        return {"alpha": self.curvature, "mu": self._mu}  # type: ignore[attr-defined]
+        xp = namespace(self.alpha, self.mu)
+        return xp.sqrt(self.mu) / xp.sqrt(xp.where(self.alpha > 0.0, self.alpha, 1.0))
 
 
-@pytree_like(PiecewisePenalty)
-class ElasticNet(PiecewisePenalty):
+@pytree_of(("alpha", "mu"))
+class ElasticNet(_Named):
     """h(w) = α |w| + μ w².
 
     Args:
@@ -255,14 +282,15 @@ class ElasticNet(PiecewisePenalty):
 
     def __init__(self, alpha: ArrayLike, mu: ArrayLike | None = None) -> None:
         alpha, mu = _weight_pair(nonnegative_parameter("alpha", alpha), mu)
-        super().__init__(np.array(alpha), np.array(mu), np.zeros_like(alpha))
+        self._set(alpha=alpha, mu=mu)
 
-    def _arguments(self) -> dict[str, Array]:
-        return {"alpha": self.slope, "mu": self.curvature}
+    slope = property(lambda self: self.alpha)
+    curvature = property(lambda self: self.mu)
+    knot = property(_Named._nothing)
 
 
-@pytree_like(PiecewisePenalty)
-class Ridge(PiecewisePenalty):
+@pytree_of(("alpha",))
+class Ridge(_Named):
     """h(w) = α w².
 
     Args:
@@ -273,34 +301,30 @@ class Ridge(PiecewisePenalty):
     """
 
     def __init__(self, alpha: ArrayLike) -> None:
-        weight = nonnegative_parameter("alpha", alpha)
-        zero = np.zeros_like(weight)
-        super().__init__(zero, weight, zero)
+        self._set(alpha=nonnegative_parameter("alpha", alpha))
 
-    def _arguments(self) -> dict[str, Array]:
-        return {"alpha": self.curvature}
+    curvature = property(lambda self: self.alpha)
+    slope = knot = property(_Named._nothing)
 
 
-@pytree_like(PiecewisePenalty)
-class NoPenalty(PiecewisePenalty):
+@pytree_of(())
+class NoPenalty(_Named):
     """h(w) = 0: least squares, or pure feasibility under exact matching (SIM paper eq. 8 and 9)."""
 
     def __init__(self) -> None:
-        zero = np.zeros(())
-        super().__init__(zero, zero, zero)
+        self._set()
 
-    def _arguments(self) -> dict[str, Array]:
-        return {}
+    slope = curvature = knot = property(lambda self: np.zeros(()))
 
 
-def _weight_pair(alpha: np.ndarray, mu: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+def _weight_pair(alpha: Any, mu: Any) -> tuple[Any, Any]:
     """Alpha and mu in one shape; None for mu means mu = alpha."""
     mu = alpha if mu is None else nonnegative_parameter("mu", mu)
     try:
-        broadcast = np.broadcast_arrays(alpha, mu)
+        shape = np.broadcast_shapes(alpha.shape, mu.shape)
     except ValueError as error:
         raise ValueError(f"mu must broadcast against alpha of shape {alpha.shape}, got shape {mu.shape}.") from error
-    return broadcast[0], broadcast[1]
+    return namespace(alpha).broadcast_to(alpha, shape), namespace(mu).broadcast_to(mu, shape)
 
 
 OBJECTIVES = {

@@ -14,6 +14,7 @@ import numpy as np
 
 from simjax._checks import choice, float_array, matrix, plain_array
 from simjax._values import Value
+from simjax.rows.arrays import pytree
 from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
@@ -28,6 +29,7 @@ CANONICAL_FLOOR = 0.5 * OBJECTIVE_FLOOR  # where λ‖t‖² is ½
 TINY, HUGE = 1e-150, 1e151
 
 
+@pytree("matching")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RowProblem(Value):
     """R rows with the same design. Build it with `row_problem`, which checks everything.
@@ -186,7 +188,7 @@ def rows_over(
     check_penalty(penalty, rows, d)
     if isinstance(penalty, PiecewisePenalty):
         penalty = PiecewisePenalty(
-            *(_parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))
+            *(parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))
         )
     constraint = Free() if constraint is None else constraint
     if not isinstance(constraint, Constraint):
@@ -223,7 +225,7 @@ def support_mask(support: Any, rows: int, width: int) -> np.ndarray | None:
     return None if mask.all() else np.broadcast_to(mask, (rows, width)).copy()
 
 
-def _parameter_rows(parameter: np.ndarray, rows: int, width: int) -> np.ndarray:
+def parameter_rows(parameter: Any, rows: int, width: int) -> Any:
     """A penalty parameter as (1 or rows, 1 or width)."""
     expected = ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width))
     if parameter.shape not in expected:

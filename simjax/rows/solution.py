@@ -8,6 +8,7 @@ import numpy as np
 
 from simjax._typing import Weights
 from simjax._values import Value, html_facts
+from simjax.rows.arrays import pytree_of
 from simjax.rows.certificate import Certificate
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.problem import RowProblem, RowSource
@@ -22,9 +23,16 @@ def dense_rows(weights: Weights) -> np.ndarray:
     return weights if isinstance(weights, np.ndarray) else weights.toarray()
 
 
+@pytree_of(
+    ("weights", "certificate", "passes", "newton_steps", "polished"),
+    ("problem", "status", "solver", "engine", "seconds", "tol"),
+)
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Solution(Value):
     """Weights of every row and what is proved about them.
+
+    A pytree of its numbers: `jax.device_put` places weights, certificate and counts, and all else stays as it is.
+    Hand its arrays to compiled functions, not the whole: what stays is part of what they are compiled for.
 
     Attributes:
       problem: the rows that were solved.

@@ -6,9 +6,20 @@ import functools
 
 import numpy as np
 
-from simjax.rows.arrays import column_norms
+from simjax._typing import Array
+from simjax.rows.arrays import column_norms, namespace
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.solvers.factor import FactoredDesign
+
+
+def balancing_scale(design: Array) -> Array:
+    """(d,), ‖φ_j‖^½ over its geometric mean; 1 for a column of zeros."""
+    xp = namespace(design)
+    norms = column_norms(design)
+    positive = norms > 0.0
+    logarithm = xp.where(positive, 0.5 * xp.log(xp.where(positive, norms, 1.0)), 0.0)
+    mean = xp.sum(logarithm) / xp.maximum(xp.sum(positive), 1)
+    return xp.where(positive, xp.exp(logarithm - mean), 1.0)
 
 
 class Workspace:
@@ -21,17 +32,13 @@ class Workspace:
       design: Φ, (m, d), in float64, as in `RowProblem`.
 
     Attributes:
-      column_scale: (d,), ‖φ_j‖^½ over its geometric mean; 1 for a column of zeros.
+      column_scale: (d,), `balancing_scale` of the design.
       scaled: Φ with its columns divided by it.
     """
 
     def __init__(self, design: np.ndarray) -> None:
-        norms = column_norms(design)
-        positive = norms > 0.0
-        logarithm = 0.5 * np.log(np.where(positive, norms, 1.0))
-        mean = logarithm[positive].mean() if positive.any() else 0.0
         self.design = design
-        self.column_scale = np.where(positive, np.exp(logarithm - mean), 1.0)
+        self.column_scale = np.asarray(balancing_scale(design))
         self.scaled = FactoredDesign(design / self.column_scale)
 
     @functools.cached_property

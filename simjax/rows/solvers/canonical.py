@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from simjax._typing import Array
-from simjax.rows.arrays import column_norms, namespace, of_both, pytree, tree_map
+from simjax.rows.arrays import column_norms, matmul, namespace, of_both, pytree, tree_map
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
 from simjax.rows.constraints import RowBound
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
@@ -89,7 +89,7 @@ class CanonicalRows:
 
 
 def canonical_rows(
-    problem: RowProblem, factorisation: Factorisation, coordinates: np.ndarray, column_scale: np.ndarray
+    problem: RowProblem, factorisation: Factorisation, coordinates: Array, column_scale: Array
 ) -> CanonicalRows:
     """The rows of `problem` in canonical units.
 
@@ -97,12 +97,13 @@ def canonical_rows(
       coordinates: t̃ = Uᵀt in the problem's units, (R, r).
       column_scale: D, (d,): the factorisation is that of Φ D⁻¹.
     """
+    xp = namespace(coordinates, problem.targets)
     norm = row_norms(problem)
     targets = coordinates / norm
-    square = np.sum((problem.targets / norm[:, 0]) ** 2, axis=0)[:, None]  # 1, but for targets of zero
+    square = xp.sum((problem.targets / norm[:, 0]) ** 2, axis=0)[:, None]  # 1, but for targets of zero
     # One number a row where the columns share a scale, so that parameters which need no more than that stay small.
-    common_scale = column_scale[:1] if np.all(column_scale == column_scale[0]) else column_scale
-    point_scale = norm / (float(factorisation.scale) * common_scale)
+    shared = xp is np and bool(np.all(column_scale == column_scale[0]))
+    point_scale = norm / (factorisation.scale * (column_scale[:1] if shared else column_scale))
     if problem.exact:
         value_scale = _exact_value_scale(problem, factorisation, targets, point_scale)
     else:
@@ -111,12 +112,12 @@ def canonical_rows(
     bound = problem.bound
     if bound is not None:
         # Σ ω_j p_j |w'_j| ≤ κ; the part of p that is common to a row moves into the radius.
-        common = norm / float(factorisation.scale)
+        common = norm / factorisation.scale
         tilt = None if bound.tilt is None else bound.tilt / column_scale
         bound = RowBound(bound.omega / column_scale, bound.radius / common, bound.size, tilt)
     return CanonicalRows(
         targets=targets,
-        offset=np.maximum(square - np.sum(targets**2, axis=1, keepdims=True), 0.0),
+        offset=xp.maximum(square - xp.sum(targets**2, axis=1, keepdims=True), 0.0),
         penalty=penalty,
         bound=bound,
         support=problem.support,
@@ -126,39 +127,40 @@ def canonical_rows(
     )
 
 
-def row_norms(problem: RowProblem) -> np.ndarray:
+def row_norms(problem: RowProblem) -> Any:
     """The unit of each row's equations, (R, 1): ‖t‖, or, for t = 0, the size of the fit that the ball demands.
 
     Only a Metzler row with κ < 0 demands any: w_i ≤ κ/δ_i.
     """
-    norm = np.linalg.norm(problem.targets, axis=0)[:, None]
+    xp = namespace(problem.targets)
+    norm = xp.linalg.norm(problem.targets, axis=0)[:, None]
     if problem.bound is not None and problem.bound.tilt is not None:
-        column = (problem.bound.tilt > 0.0) @ column_norms(problem.design)
-        size = np.abs(np.minimum(problem.bound.radius, 0.0)) * column[:, None]
-        norm = np.where(norm > 0.0, norm, size)
-    return np.where(norm > 0.0, norm, 1.0)
+        columns = xp.where(problem.bound.tilt > 0.0, column_norms(problem.design), 0.0)
+        column = xp.sum(columns, axis=1, keepdims=True)
+        norm = xp.where(norm > 0.0, norm, xp.abs(xp.minimum(problem.bound.radius, 0.0)) * column)
+    return xp.where(norm > 0.0, norm, 1.0)
 
 
-def _scaled_penalty(penalty: Penalty, point_scale: np.ndarray, value_scale: np.ndarray) -> Any:
+def _scaled_penalty(penalty: Penalty, point_scale: Array, value_scale: Array) -> Any:
     if isinstance(penalty, PiecewisePenalty):
         scaled = penalty.scaled(point_scale, value_scale)
         rows = point_scale.shape[0]
 
         def per_row(parameter: Any) -> Array:
-            return np.array(np.broadcast_to(parameter, (rows, np.shape(parameter)[1])))
+            xp = namespace(parameter)
+            return xp.array(xp.broadcast_to(parameter, (rows, np.shape(parameter)[1])))
 
         return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
     return ScaledPenalty(point_scale, value_scale, Opaque(penalty))
 
 
-def _exact_value_scale(
-    problem: RowProblem, factorisation: Factorisation, targets: np.ndarray, point_scale: np.ndarray
-) -> np.ndarray:
+def _exact_value_scale(problem: RowProblem, factorisation: Factorisation, targets: Array, point_scale: Array) -> Array:
     """q with q h(w₀) = 1 at the least-norm solution w₀ = V S⁻¹ t̃: the objective has no scale of its own here."""
-    least_norm = (targets / factorisation.singular_values) @ factorisation.basis.T
-    value = np.sum(np.asarray(problem.penalty.value(point_scale * least_norm)), axis=1, keepdims=True)
-    good = np.isfinite(value) & (value > 0.0)
-    return 1.0 / np.where(good, value, 1.0)
+    xp = namespace(targets)
+    least_norm = matmul(targets / factorisation.singular_values, factorisation.basis.T)
+    value = xp.sum(xp.asarray(problem.penalty.value(point_scale * least_norm)), axis=1, keepdims=True)
+    good = xp.isfinite(value) & (value > 0.0)
+    return 1.0 / xp.where(good, value, 1.0)
 
 
 # --- The certificate in canonical units, for stopping ------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 
 from simjax._typing import Array
-from simjax.rows.arrays import matmul, pytree
+from simjax.rows.arrays import matmul, namespace, pytree, rounding_unit
 
 # From this many samples per coordinate on, ΦᵀΦ alone is used, and Φ not looked at again.
 _MOMENTS_FROM = 4
@@ -85,16 +85,13 @@ class FactoredDesign:
         return self._made[precise][0]
 
     def itself(self) -> Factorisation:
-        """Φ in its own coordinates, U = I: V is Φᵀ, (d, m), and not orthonormal; scale is ‖Φ‖_F, and S one over it.
+        """`in_samples`, for products with Φ alone.
 
-        For products with Φ alone. Uᵀt − S Vᵀw is then t − Φw, in which rounding averages out over the samples. Where
+        Uᵀt − S Vᵀw is then t − Φw, in which rounding averages out over the samples. Where
         the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
         """
         if self._itself is None:
-            scale = float(np.linalg.norm(self.array))
-            scale = scale if scale > 0.0 else 1.0
-            singular = np.full(self.array.shape[0], 1.0 / scale)
-            self._itself = Factorisation(self.array.T, singular, np.asarray(scale), True)
+            self._itself = in_samples(self.array)
         return self._itself
 
     def is_itself(self, factorisation: Factorisation) -> bool:
@@ -150,6 +147,36 @@ def _by_moments(design: np.ndarray) -> tuple[Factorisation, None]:
     keep = max(int(np.count_nonzero(values > _RANK_TOL_GRAM * max(values[0], 0.0))), 1)
     singular = np.sqrt(np.maximum(values[:keep], 0.0))
     return _factorisation(singular, np.ascontiguousarray(vectors[:, :keep]), precise=False), None
+
+
+def in_samples(design: Array) -> Factorisation:
+    """Φ in its own coordinates, U = I: V is Φᵀ, (d, m), not orthonormal; scale is ‖Φ‖_F, or 1, and S one over it."""
+    xp = namespace(design)
+    norm = xp.linalg.norm(design)
+    scale = xp.asarray(xp.where(norm > 0.0, norm, 1.0))
+    return Factorisation(design.T, xp.full(design.shape[:1], 1.0, design.dtype) / scale, scale, True)
+
+
+def traced_factorisation(design: Array) -> tuple[Factorisation, Array]:
+    """Φ = U S Vᵀ and U (m, k) with k = min(m, d), whatever the rank: for JAX, whose shapes must not depend on it.
+
+    As `_by_gram` makes it, but what is below the rounding of the Gram matrix, singular values of 1e-7 of the largest
+    in float64 and 2e-3 in float32, is left out: it has zeros in U and V and the singular value one, as padding has.
+    Not by `svd`: LAPACK's was seen to hang on a CPU when XLA called it for many problems on several threads.
+    """
+    xp = namespace(design)
+    m, d = design.shape
+    tall = m >= d
+    short = design if tall else design.T
+    values, vectors = (x[..., ::-1] for x in xp.linalg.eigh(matmul(short.T, short)))
+    kept = values > max(_RANK_TOL_GRAM, 32.0 * rounding_unit(design)) * values[0]
+    own = xp.where(kept, vectors, 0.0)
+    image = matmul(design, own) if tall else matmul(design.T, own)
+    singular = xp.linalg.norm(image, axis=0)
+    other = image / xp.where(kept, singular, 1.0)
+    scale = xp.where(singular[0] > 0.0, singular[0], 1.0)
+    left, right = (other, own) if tall else (own, other)
+    return Factorisation(right, xp.where(kept, singular / scale, 1.0), scale, False), left
 
 
 def _qr_svd(design: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

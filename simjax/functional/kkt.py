@@ -1,0 +1,256 @@
+"""The equations that hold on the active set of each row, and their linear system: for polishing and for derivatives.
+
+With the signs σ of the nonzero weights J, which of them are beyond the knot (bent), and whether the ball binds, a
+solution satisfies
+
+    σ(c − 2ab [bent]) + 2a [bent] w + θn − Φᵀy = 0  on J,      w = 0  elsewhere
+    nᵀw = κ  where the ball binds,  θ = 0  elsewhere           n = σω + δ
+    y = 2λ(t − Φw),  or, under exact matching,  Φw = t
+
+which is linear in (w, θ), or (w, y, θ), and smooth in everything else: the implicit function theorem gives the
+derivatives of a solution with respect to Φ, t, λ, c, a, b, ω, δ and κ, as long as the active set stays what it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from simjax.rows.arrays import matmul, rounding_unit
+from simjax.rows.problem import RowProblem
+from simjax.rows.solvers.linear import Gram, gather_system
+
+_BINDS = 1e-6  # relative slack of the ball below which it is taken to bind
+_SMALLEST_SYSTEM = 32
+_SYSTEM_BYTES = 2**26  # of the systems of the rows that are solved at once
+_SLACK = 1e-3  # of √ε: what is left of equations that the active columns cannot meet, relative to ‖Φ‖²
+
+
+class Point(NamedTuple):
+    """Weights (R, d), dual point (R, m) (None unless matching is exact) and multiplier of the ball (R, 1)."""
+
+    weights: Any
+    dual: Any
+    theta: Any
+
+
+class ActiveSet(NamedTuple):
+    """What is taken for known of a solution, row by row."""
+
+    member: Any  # (R, d), weights that are not zero
+    sign: Any  # (R, d), theirs
+    bent: Any  # (R, d), which of them are beyond the knot
+    binds: Any  # (R, 1), whether the ball binds
+
+
+def active_set(problem: RowProblem, weights: Any) -> ActiveSet:
+    """That of given weights (R, d)."""
+    penalty: Any = problem.penalty
+    sign = jnp.sign(weights)
+    binds = jnp.zeros((weights.shape[0], 1), dtype=bool)
+    if problem.bound is not None:
+        bound = problem.bound
+        slack = _BINDS * jnp.sum(jnp.abs(bound.normal(sign) * weights), axis=1, keepdims=True)
+        binds = jnp.isfinite(bound.radius) & (bound.norm(weights) >= bound.radius - slack)
+    member = weights != 0.0
+    return ActiveSet(member, sign, member & (jnp.abs(weights) > penalty.knot), binds)
+
+
+def _bend(problem: RowProblem, active: ActiveSet) -> Any:
+    """The penalty's second derivative 2a, (R, d)."""
+    penalty: Any = problem.penalty
+    return jnp.where(active.bent, 2.0 * penalty.curvature, 0.0)
+
+
+def _normal(problem: RowProblem, active: ActiveSet) -> Any:
+    """n on J where the ball binds, (R, d)."""
+    if problem.bound is None:
+        return jnp.zeros_like(active.sign)
+    return jnp.where(active.member & active.binds, problem.bound.normal(active.sign), 0.0)
+
+
+def residual_dual(problem: RowProblem, weights: Any) -> Any:
+    """2λ(t − Φw), (R, m)."""
+    return 2.0 * problem.loss_weight[:, None] * (problem.targets.T - matmul(weights, problem.design.T))
+
+
+def _gradient(problem: RowProblem, active: ActiveSet, weights: Any) -> Any:
+    """h'(w) on J, (R, d)."""
+    penalty: Any = problem.penalty
+    bend = _bend(problem, active)
+    return active.sign * (penalty.slope - bend * penalty.knot) + bend * weights
+
+
+def equations(problem: RowProblem, active: ActiveSet, point: Point) -> Point:
+    """By how much a point misses each of the equations above."""
+    weights, dual, theta = point
+    slopes = matmul(residual_dual(problem, weights) if dual is None else dual, problem.design)
+    stationarity = _gradient(problem, active, weights) + theta * _normal(problem, active) - slopes
+    upper = jnp.where(active.member, stationarity, weights)
+    misfit = None if dual is None else matmul(weights, problem.design.T) - problem.targets.T
+    if problem.bound is None:
+        return Point(upper, misfit, theta)
+    radius = jnp.where(active.binds, problem.bound.radius, 0.0)
+    excess = jnp.sum(_normal(problem, active) * weights, axis=1, keepdims=True) - radius
+    return Point(upper, misfit, jnp.where(active.binds, excess, theta))
+
+
+def multiplier(problem: RowProblem, active: ActiveSet, point: Point) -> Any:
+    """The θ that meets the equations of J best, (R, 1)."""
+    normal = _normal(problem, active)
+    dual = residual_dual(problem, point.weights) if point.dual is None else point.dual
+    left = matmul(dual, problem.design) - _gradient(problem, active, point.weights)
+    square = jnp.sum(normal**2, axis=1, keepdims=True)
+    return jnp.sum(normal * left, axis=1, keepdims=True) / jnp.where(square > 0.0, square, 1.0)
+
+
+def solve(problem: RowProblem, active: ActiveSet, gram: Any, right: Point, wanted: Any) -> Point:
+    """The change of (w, y, θ) by which the left-hand sides of the equations change as `right` says.
+
+    The system is symmetric in (w, −y, θ). It is a linear function of `right`, and JAX may transpose it.
+
+    Args:
+      gram: ΦᵀΦ, (d, d), or None under exact matching.
+      wanted: (R,), rows whose change is asked for; that of others may be anything.
+    """
+    weight = 2.0 * problem.loss_weight[:, None]
+    bend, normal, member = _bend(problem, active), _normal(problem, active), active.member
+    design, exact = problem.design, problem.exact
+    # What the equations of active columns that are too few cannot meet is met as well as it can be.
+    slack = _SLACK * rounding_unit(design) ** 0.5 * jnp.sum(design**2) / design.shape[1]
+
+    width = design.shape[1]
+
+    def product(change: Any) -> Any:
+        weights, turned, theta = change[:, :width], change[:, width:-1], change[:, -1:]
+        inside = jnp.where(member, weights, 0.0)
+        image = matmul(inside, design.T)
+        slopes = matmul(turned, design) if exact else weight * matmul(image, design)
+        upper = jnp.where(member, slopes + bend * inside + normal * theta, weights)
+        below = jnp.sum(normal * inside, axis=1, keepdims=True)
+        middle = [image - slack * turned] if exact else []
+        return jnp.concatenate([upper, *middle, jnp.where(active.binds, below, theta)], axis=1)
+
+    def solved(_: Any, right: Any) -> Any:
+        return _dense_solve(problem, (bend, normal, member, active.binds), gram, slack, right, wanted)
+
+    # One array, for all of it has to be linear where JAX transposes.
+    stacked = jnp.concatenate([part for part in right if part is not None], axis=1)
+    change = lax.custom_linear_solve(product, stacked, solved, symmetric=True)
+    return Point(change[:, :width], -change[:, width:-1] if exact else None, change[:, -1:])
+
+
+def _dense_solve(problem: RowProblem, parts: tuple, gram: Any, slack: Any, right: Any, wanted: Any) -> Any:
+    """Gaussian elimination on the members of each row, some rows at a time, in the smallest of a few sizes."""
+    rows, width = right.shape[0], problem.design.shape[1]
+    sizes = [width]
+    while sizes[0] > 2 * _SMALLEST_SYSTEM:
+        sizes.insert(0, -(-sizes[0] // 2))
+    tile = int(np.clip(_SYSTEM_BYTES // (right.dtype.itemsize * right.shape[1] ** 2), 1, rows))
+    tiles = -(-rows // tile)
+    by_row = (*parts, 2.0 * problem.loss_weight[:, None], right, wanted)
+    filled = jax.tree.map(lambda x: jnp.pad(x, ((0, tiles * tile - rows), *((0, 0),) * (x.ndim - 1))), by_row)
+    split = jax.tree.map(lambda x: x.reshape(tiles, tile, *x.shape[1:]), filled)
+
+    def of_tile(arrays: tuple) -> Any:
+        most = jnp.max(jnp.where(arrays[-1], jnp.sum(arrays[2], axis=1), -1))
+        eliminated = functools.partial(_eliminated, problem, gram, slack)
+        branches: list[Any] = [lambda arrays: arrays[5], *(functools.partial(eliminated, size) for size in sizes)]
+        number = jnp.where(most < 0, 0, 1 + sum((most > size).astype(np.int32) for size in sizes[:-1]))
+        return lax.switch(number, branches, arrays)
+
+    return lax.map(of_tile, split).reshape(tiles * tile, -1)[:rows]
+
+
+def _eliminated(problem: RowProblem, gram: Any, slack: Any, size: int, arrays: tuple) -> Any:
+    """The change of a tile of rows whose members fit into systems of `size`."""
+    bend, normal, member, binds, weight, right, _ = arrays
+    design, exact = problem.design, problem.exact
+    width = design.shape[1]
+    upper, below, last = right[:, :width], right[:, width:-1], right[:, -1:]
+    dtype = upper.dtype
+    if exact:
+        system = gather_system(Gram(jnp.zeros((design.shape[1],) * 2, dtype), None), member, bend, size)
+        block = system.matrix
+    else:
+        # Rows share the Gram matrix, each times its own 2λ.
+        system = gather_system(Gram(gram, None), member, jnp.zeros_like(bend), size)
+        hessian = jnp.where(system.inside[:, :, None], weight[:, :, None] * system.matrix, system.matrix)
+        block = hessian + jnp.eye(size, dtype=dtype) * system.pick(bend)[:, None, :]
+    parts = [block]
+    if exact:
+        columns = jnp.moveaxis(design[:, system.chosen], 0, 1) * system.inside[:, None, :].astype(dtype)
+        parts += [columns]
+    edge = system.pick(normal)[:, None, :]
+    lower = jnp.concatenate([*parts[1:], edge], axis=1)
+    corner = jnp.zeros((lower.shape[0], lower.shape[1], lower.shape[1]), dtype)
+    diagonal = jnp.concatenate(
+        [jnp.broadcast_to(-slack, (lower.shape[0], below.shape[1])), jnp.where(binds, 0.0, 1.0)], axis=1
+    )
+    corner = corner + jnp.eye(lower.shape[1], dtype=dtype) * diagonal[:, None, :]
+    left = jnp.concatenate([block, lower], axis=1)
+    matrix = jnp.concatenate([left, jnp.concatenate([lower.transpose(0, 2, 1), corner], axis=1)], axis=2)
+    # Symmetric scaling: by the diagonal, or where that is zero by the largest entry.
+    unit = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(matrix, axis1=1, axis2=2)), 0.0))
+    unit = jnp.where(unit > 0.0, unit, 1.0)
+    scaled = matrix / (unit[:, :, None] * unit[:, None, :])
+    largest = jnp.max(jnp.abs(scaled), axis=2)
+    unit = unit * jnp.where(largest > 0.0, largest, 1.0)
+    scaled = matrix / (unit[:, :, None] * unit[:, None, :])
+    # The ridge keeps the elimination finite where a solution is not unique, and picks one of least norm.
+    inner = jnp.where(jnp.arange(matrix.shape[1]) < size, _ridge(dtype), 0.0)
+    scaled = scaled + jnp.eye(matrix.shape[1], dtype=dtype) * inner.astype(dtype)
+    picked = jnp.concatenate([system.pick(upper), below, last], axis=1) / unit
+    found = jnp.linalg.solve(scaled, picked[:, :, None])[:, :, 0] / unit
+    inside = jnp.where(member, system.scatter(found[:, :size], width), upper)
+    return jnp.concatenate([inside, found[:, size:]], axis=1)
+
+
+def _ridge(dtype: Any) -> float:
+    """Relative to the diagonal: 1e-11 in float64, 1e-5 in float32."""
+    return float(jnp.finfo(dtype).eps) ** 0.7
+
+
+def polish(problem: RowProblem, gram: Any, weights: Any, dual: Any, wanted: Any, steps: int = 3) -> tuple[Any, Any]:
+    """The solution of the equations on the active set of given weights (R, d), and its dual point.
+
+    The steps after the first take the rounding out of it. Where the guess is right it is exact to rounding; if not, the
+    gap says so.
+
+    Args:
+      wanted: (R,), rows to polish; the others are returned as they are.
+    """
+    active = active_set(problem, weights)
+    exact = problem.exact
+    point = Point(weights, dual if exact else None, jnp.zeros((weights.shape[0], 1), weights.dtype))
+
+    def step(_: Any, point: Point) -> Point:
+        change = solve(problem, active, gram, equations(problem, active, point), wanted)
+        return jax.tree.map(jnp.subtract, point, change)
+
+    found = lax.fori_loop(0, steps, step, point)
+    good = wanted[:, None] & jnp.isfinite(found.weights).all(axis=1, keepdims=True)
+    weights = jnp.where(good, found.weights, weights)
+    return weights, jnp.where(good, found.dual if exact else residual_dual(problem, weights), dual)
+
+
+def tangents(problem: RowProblem, tangent: Any, weights: Any, dual: Any) -> tuple[Any, Any]:
+    """How a solution (R, d) and its dual point (R, m) move with the problem, by the implicit function theorem."""
+    active = active_set(problem, weights)
+    point = Point(weights, dual if problem.exact else None, None)
+    point = point._replace(theta=multiplier(problem, active, point))
+    # A mask has no derivative.
+    moving, motion = (dataclasses.replace(tree, support=None) for tree in (problem, tangent))
+    _, drift = jax.jvp(lambda problem: equations(problem, active, point), (moving,), (motion,))
+    gram = None if problem.exact else matmul(problem.design.T, problem.design)
+    every = jnp.ones(weights.shape[0], dtype=bool)
+    change = solve(problem, active, gram, jax.tree.map(jnp.negative, drift), every)
+    if problem.exact:
+        return change.weights, change.dual
+    return change.weights, jax.jvp(residual_dual, (moving, weights), (motion, change.weights))[1]
