@@ -128,7 +128,8 @@ def solve_problem(
     certificate = joined_certificates([block.certificate for block in solved])
     status = np.concatenate(statuses)
     if np.any(status != Status.SOLVED):
-        warn(convergence_message(status, certificate, options.tol, options.solver), ConvergenceWarning)
+        limited = np.concatenate([block.answers.passes for block in solved]) >= options.max_iters
+        warn(convergence_message(status, certificate, options.tol, options.solver, limited), ConvergenceWarning)
     return Solution(
         problem=part if len(blocks) == 1 else problem,
         weights=_stacked(weights),

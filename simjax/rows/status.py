@@ -44,8 +44,10 @@ def row_status(certificate: Certificate, tol: float, *, exact: bool) -> np.ndarr
     return np.where(solved, Status.SOLVED, np.where(almost, Status.ALMOST_SOLVED, Status.MAX_ITERS)).astype("<U13")
 
 
-def convergence_message(status: np.ndarray, certificate: Certificate, tol: float, solver: str) -> str:
-    """How many rows missed, how far, and what to try."""
+def convergence_message(
+    status: np.ndarray, certificate: Certificate, tol: float, solver: str, limited: np.ndarray | None = None
+) -> str:
+    """How many rows missed, how far, and what to try; `limited` says of each row whether it used all its passes."""
     missed = status != Status.SOLVED
     kinds = ", ".join(f"{np.count_nonzero(status == kind)} {kind}" for kind in Status if (status == kind).any())
     open_ = missed & (status != Status.INFEASIBLE)
@@ -57,6 +59,8 @@ def convergence_message(status: np.ndarray, certificate: Certificate, tol: float
     worst = float(np.max(certificate.relative_gap[open_]))
     violation = float(np.max(certificate.infeasibility[open_]))
     advice = 'raise max_iters or tol, or use solver="auto"' if solver != "auto" else "raise max_iters or tol"
+    if solver == "auto" and limited is not None and not limited[open_].any():
+        advice = "raise tol, rescale nearly dependent columns or take a larger penalty: more passes would gain nothing"
     return (
         f"{np.count_nonzero(missed)} of {status.size} rows are not certified at tol={tol:g} ({kinds}): worst relative "
         f"gap {worst:.1e}, worst infeasibility {violation:.1e}. To get there, {advice}; the weights returned are "
