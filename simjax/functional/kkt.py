@@ -199,13 +199,13 @@ def _eliminated(problem: RowProblem, gram: Any, slack: Any, size: int, arrays: t
     # Symmetric scaling: by the diagonal, or where that is zero by the largest entry.
     unit = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(matrix, axis1=1, axis2=2)), 0.0))
     unit = jnp.where(unit > 0.0, unit, 1.0)
+    # The ridge keeps the elimination finite where a solution is not unique, and picks one of least norm.
+    inner = jnp.where(jnp.arange(matrix.shape[1]) < size, _ridge(dtype), 0.0).astype(dtype) * unit**2
+    matrix = matrix + jnp.eye(matrix.shape[1], dtype=dtype) * inner[:, None, :]
     scaled = matrix / (unit[:, :, None] * unit[:, None, :])
     largest = jnp.max(jnp.abs(scaled), axis=2)
     unit = unit * jnp.where(largest > 0.0, largest, 1.0)
     scaled = matrix / (unit[:, :, None] * unit[:, None, :])
-    # The ridge keeps the elimination finite where a solution is not unique, and picks one of least norm.
-    inner = jnp.where(jnp.arange(matrix.shape[1]) < size, _ridge(dtype), 0.0)
-    scaled = scaled + jnp.eye(matrix.shape[1], dtype=dtype) * inner.astype(dtype)
     picked = jnp.concatenate([system.pick(upper), below, last], axis=1) / unit
     found = jnp.linalg.solve(scaled, picked[:, :, None])[:, :, 0] / unit
     inside = jnp.where(member, system.scatter(found[:, :size], width), upper)
