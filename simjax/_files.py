@@ -72,12 +72,28 @@ def atomic_file(path: str | PathLike[str], overwrite: bool) -> Iterator[BinaryIO
     try:
         with temporary.open("xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or the name could survive a power cut, and the contents not
         mode = _mode(_target(path, overwrite))  # again: something may have appeared meanwhile
         if mode is not None:
             temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(target)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder written down, where the system can."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError:  # some network file systems cannot
+        pass
+    finally:
+        os.close(number)
 
 
 def check_target(path: str | PathLike[str], overwrite: bool, suffix: str | None = None) -> None:

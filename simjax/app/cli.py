@@ -179,6 +179,10 @@ def fit(
     tol: Annotated[float, typer.Option(help="Relative duality gap at which a row is certified.")] = _SOLVE.tol,
     max_iters: Annotated[int, typer.Option(help="Most passes over the states.")] = _SOLVE.max_iters,
     workers: Annotated[int, typer.Option(help="Processes for the solvers clarabel and mosek.")] = _SOLVE.workers,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep finished rows here; the same command goes on where it was stopped."),
+    ] = None,
     force: _Force = False,
     as_json: _Json = False,
 ) -> None:
@@ -212,6 +216,7 @@ def fit(
                 max_iters=max_iters,
                 workers=workers,
                 progress=observer.rows,
+                checkpoint=checkpoint,
             )
         place = _place_of(output, result.converged)
         result.model.save(place, overwrite=force)

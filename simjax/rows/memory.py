@@ -13,6 +13,8 @@ from simjax.rows.container import memory_left
 _ARRAYS_OF_D = 40
 _ARRAYS_OF_M = 8
 
+_KEPT = 2.0**28  # bytes of the working arrays of a block that is kept in a checkpoint
+
 
 def bytes_per_row(shape: tuple[int, int]) -> int:
     """What the working arrays of a row take for a design of shape (m, d)."""
@@ -42,6 +44,11 @@ def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devi
     count = -(-rows // fit)
     size = -(-rows // count)
     return [np.arange(i, min(i + size, rows)) for i in range(0, rows, size)]
+
+
+def kept_block_memory(shape: tuple[int, int]) -> float:
+    """What a block may take that is kept in a checkpoint: no matter of what is free, so that it is the same again."""
+    return max(_KEPT, 8.0 * bytes_per_row(shape))
 
 
 def free_memory() -> float:

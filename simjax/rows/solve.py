@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
 
-from simjax._typing import ArrayLike, Weights
+from simjax._typing import ArrayLike
 from simjax._warnings import warn
 from simjax.rows.attempts import RowBlock, Start
+from simjax.rows.blocks import BlockAnswers, stacked
 from simjax.rows.certificate import joined_certificates
+from simjax.rows.checkpoint import Checkpoint
 from simjax.rows.constraints import Constraint
 from simjax.rows.engines import choose
-from simjax.rows.memory import row_blocks
+from simjax.rows.fingerprint import fingerprint
+from simjax.rows.memory import kept_block_memory, row_blocks
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import Penalty
 from simjax.rows.problem import RowProblem, RowSource, row_problem
 from simjax.rows.progress import ProgressCallback, Reporter
-from simjax.rows.solution import Solution
+from simjax.rows.solution import Solution, dense_rows
 from simjax.rows.status import ConvergenceWarning, Status, convergence_message
 from simjax.rows.workspace import Workspace
 
@@ -47,6 +53,7 @@ def solve_rows(
     mesh: Mesh | None = SolveOptions.mesh,
     max_memory: float | None = SolveOptions.max_memory,
     progress: ProgressCallback | None = SolveOptions.progress,
+    checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
 ) -> Solution:
     """Solve R independent rows over one design, all at once.
 
@@ -61,13 +68,14 @@ def solve_rows(
       constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None.
       support: boolean mask (d,) or (R, d) of the entries that may be nonzero, or None.
       matching: "penalty" or "exact".
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress: see `SolveOptions`.
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint: see `SolveOptions`.
 
     Returns:
       A `Solution`. Rows that miss `tol` carry another status than SOLVED, and one `ConvergenceWarning` is issued.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
+      OSError: a checkpoint that cannot be written; what it has is whole.
     """
     options = SolveOptions(
         solver=solver,
@@ -79,6 +87,7 @@ def solve_rows(
         mesh=mesh,
         max_memory=max_memory,
         progress=progress,
+        checkpoint=checkpoint,
     )
     problem = row_problem(
         design,
@@ -111,45 +120,68 @@ def solve_problem(
     if workspace is None:
         workspace = Workspace(problem.design)
     workspace.check(problem)
-    blocks = row_blocks(problem.count, problem.design.shape, options.max_memory, engine.devices)
-    whole = len(blocks) == 1
+    limit = options.max_memory
+    if options.checkpoint is not None and limit is None:
+        limit = kept_block_memory(problem.design.shape)
+    blocks = row_blocks(problem.count, problem.design.shape, limit, engine.devices)
+    if len(blocks) == 1 and isinstance(problem, RowSource):
+        problem = problem.take(blocks[0])
+    kept = None
+    if options.checkpoint is not None:
+        mark = fingerprint(problem, options, engine, start, blocks[0].size)
+        kept = Checkpoint.open(Path(options.checkpoint), mark, len(blocks))
     reporter = Reporter(options.progress, problem.count)
-    solved, statuses, weights = [], [], []
-    for numbers in blocks:
-        part = problem if whole and isinstance(problem, RowProblem) else problem.take(numbers)
-        block = RowBlock.make(part, workspace, options, engine, reporter)
-        statuses.append(block.solve(None if start is None else start.take(numbers)))
+    # What type they have follows from the arguments alone, not from the memory that happens to be free.
+    sparse = options.max_memory is not None and len(blocks) > 1
+    solved, weights = [], []
+    for number, numbers in enumerate(blocks):
+        found = None if kept is None else kept.load(number)
+        if found is None:
+            part = problem if len(blocks) == 1 and isinstance(problem, RowProblem) else problem.take(numbers)
+            block = RowBlock.make(part, workspace, options, engine, reporter)
+            found = _answers(block, None if start is None else start.take(numbers))
+            if kept is not None:
+                found = kept.save(number, found)
+        else:
+            _report(found, reporter)
         reporter.done += numbers.size
-        found = block.answers.weights
-        # What type they have follows from the arguments alone, not from the memory that happens to be free.
-        weights.append(found if options.max_memory is None or len(blocks) == 1 else scipy.sparse.csr_array(found))
-        block.answers.weights = found[:0]
-        solved.append(block)
-    certificate = joined_certificates([block.certificate for block in solved])
-    status = np.concatenate(statuses)
+        weights.append(scipy.sparse.csr_array(found.weights) if sparse else dense_rows(found.weights))
+        solved.append(dataclasses.replace(found, weights=weights[-1][:0]))
+    certificate = joined_certificates([found.certificate for found in solved])
+    status = np.concatenate([found.status for found in solved])
     if np.any(status != Status.SOLVED):
         limited = np.concatenate([block.answers.passes for block in solved]) >= options.max_iters
         warn(convergence_message(status, certificate, options.tol, options.solver, limited), ConvergenceWarning)
     return Solution(
-        problem=part if len(blocks) == 1 else problem,
-        weights=_stacked(weights),
+        problem=problem,
+        weights=stacked(weights),
         certificate=certificate,
         status=status,
         solver=options.solver,
-        passes=np.concatenate([block.answers.passes for block in solved]),
-        newton_steps=np.concatenate([block.answers.newton_steps for block in solved]),
-        polished=np.concatenate([block.answers.polished for block in solved]),
+        passes=np.concatenate([found.passes for found in solved]),
+        newton_steps=np.concatenate([found.newton_steps for found in solved]),
+        polished=np.concatenate([found.polished for found in solved]),
         engine=engine.describe(),
         seconds=time.perf_counter() - began,
         tol=options.tol,
     )
 
 
-def _stacked(parts: list[Weights]) -> Weights:
-    """The weights of all blocks, CSR if they are."""
-    if len(parts) == 1:
-        return parts[0]
-    arrays = [part for part in parts if isinstance(part, np.ndarray)]
-    if len(arrays) == len(parts):
-        return np.concatenate(arrays)
-    return scipy.sparse.csr_array(scipy.sparse.vstack([scipy.sparse.csr_array(part) for part in parts]))
+def _answers(block: RowBlock, start: Start | None) -> BlockAnswers:
+    """Solve the rows of a block."""
+    status, answers = block.solve(start), block.answers
+    return BlockAnswers(
+        weights=answers.weights,
+        certificate=block.certificate,
+        status=status,
+        passes=answers.passes,
+        newton_steps=answers.newton_steps,
+        polished=answers.polished,
+    )
+
+
+def _report(found: BlockAnswers, reporter: Reporter) -> None:
+    """Tell of a block that was solved before."""
+    solved = int(np.count_nonzero(found.status == Status.SOLVED))
+    worst = float(found.certificate.relative_gap.max(initial=0.0))
+    reporter(solved, worst, int(found.passes.max(initial=0)), "checkpoint")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,6 +54,7 @@ def fit(
     mesh: Mesh | None = SolveOptions.mesh,
     max_memory: float | None = SolveOptions.max_memory,
     progress: ProgressCallback | None = SolveOptions.progress,
+    checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
 ) -> FitResult:
     """Fit an implicit model x = φ(Ax + Bu), ŷ = Cx + Du to the states of a baseline (SIM paper, eq. 2 and 7).
 
@@ -86,7 +88,8 @@ def fit(
       fit_intercept: append a constant 1 to the inputs, as the paper does for biases; the model then carries b and c.
       refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
         states the fitted (A B) produces (not from streamed states); a sequence does both in that order.
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress: as in `solve_rows`.
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint: as in
+        `solve_rows`; each solve of a refit or of `LowRank` has its own folder in that of the checkpoint.
 
     Returns:
       A `FitResult`. Rows that miss `tol` carry another status than SOLVED, and a `ConvergenceWarning` is issued.
@@ -121,6 +124,7 @@ def fit(
         mesh=mesh,
         max_memory=max_memory,
         progress=progress,
+        checkpoint=checkpoint,
     )
     options.check(matching)
     return fit_plan(Plan.make(states, stated), options)
@@ -136,14 +140,15 @@ def fit_plan(
     """
     if plan.rank is not None:
         return _fit_low_rank(plan, plan.rank, workspace, start, options)
-    solutions = [solve_problem(plan.rows(), options, workspace=workspace, start=start)]
+    solutions = [solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start)]
     if "support" in plan.refits:
-        solutions.append(solve_problem(plan.rows_on_support(solutions[-1].weights), options, workspace=workspace))
+        rows_on_support = plan.rows_on_support(solutions[-1].weights)
+        solutions.append(solve_problem(rows_on_support, options.stage("support"), workspace=workspace))
     last, every = solutions[-1], np.arange(plan.states.n + plan.states.q)
     weights, certificate, status = last.weights, last.certificate, last.status
     sources = [CertifiedBlock(last, every, every)]
     if "outputs" in plan.refits:
-        solutions.append(solve_problem(plan.output_rows(weights), options))
+        solutions.append(solve_problem(plan.output_rows(weights), options.stage("outputs")))
         upper, rows = every[: plan.states.n], every[plan.states.n :]
         sources = [CertifiedBlock(last, upper, upper), CertifiedBlock(solutions[-1], rows, rows - plan.states.n)]
         last = solutions[-1]
@@ -168,10 +173,10 @@ def _fit_low_rank(
 ) -> FitResult:
     """A = L Rᵀ: R from a fit without a limit on the rank, then the rows of (L B) for that R; (C D) stay as they are."""
     n, every = plan.states.n, np.arange(plan.states.n + plan.states.q)
-    first = solve_problem(plan.rows(), options, workspace=workspace, start=start)
+    first = solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start)
     design = plan.samples[0]
     basis = reduced_rank_basis(dense_rows(first.weights[:n])[:, :n], design[:, :n], rank)
-    upper = solve_problem(plan.rows_of_low_rank(basis), options)
+    upper = solve_problem(plan.rows_of_low_rank(basis), options.stage("low-rank"))
     factor = dense_rows(upper.weights)
     weights = dense_rows(first.weights).copy()
     weights[:n] = np.concatenate([factor[:, :rank] @ basis.T, factor[:, rank:]], axis=1)

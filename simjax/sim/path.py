@@ -112,7 +112,8 @@ def path(
       alpha: the penalty weight of a path over kappas, as in `fit`; not used with alphas.
       alpha_weights: multiplies each of alphas, e.g. by `adaptive_weights(…)`: (d,) or (n + q, d).
       mu_ratio: μ/α for "perspective" and "elastic_net"; None means mu = alpha.
-      options: the other arguments of `fit`, but for `mu`.
+      options: the other arguments of `fit`, but for `mu`; a checkpoint has a folder for each fit, in the order in which
+        they are made.
 
     Returns:
       A `Path`, in the order of the values given, that of the grid from the largest α to the smallest.
@@ -164,12 +165,12 @@ def path(
     fits: dict[int, FitResult] = {}
     misfit = np.zeros(values.size)
     workspace, start = None, None
-    for position in order:
+    for number, position in enumerate(order):
         plan = plans.pop(int(position))
         design, targets = plan.samples
         if workspace is None or workspace.design is not design:  # κ can change the units of the fit
             workspace = Workspace(design)
-        result = fit_plan(plan, solve, workspace=workspace, start=start)
+        result = fit_plan(plan, solve.stage(f"fit-{number:03d}"), workspace=workspace, start=start)
         fits[int(position)] = result
         residual = targets - (result.weights @ design.T).T
         misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)

@@ -123,6 +123,22 @@ def test_fit_hands_on_the_engine_and_the_precision(
     assert "'jax'" in refused.stderr
 
 
+def test_fit_goes_on_from_its_checkpoint(states_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    command = ("fit", states_file, "--checkpoint", folder, "--json")
+    first = run(*command, "-o", tmp_path / "one.safetensors")
+    assert first.exit_code == 0, first.stderr
+    assert [file.name for file in folder.iterdir()] == ["rows"]
+    second = run(*command, "-o", tmp_path / "two.safetensors")
+    assert second.exit_code == 0, second.stderr
+    one, two = (simjax.ImplicitModel.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    np.testing.assert_array_equal(one.A, two.A)
+    refused = run(*command, "-o", tmp_path / "three.safetensors", "--alpha", 0.5)
+    assert refused.exit_code == 2
+    assert "another problem" in refused.stderr
+    assert not (tmp_path / "three.safetensors").exists()
+
+
 def test_fit_prints_a_table(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     weights = [rng.standard_normal(shape) for shape in ((2, 6), (2, 2), (2, 2))]
