@@ -150,7 +150,7 @@ def solve_problem(
     certificate = joined_certificates([found.certificate for found in solved])
     status = np.concatenate([found.status for found in solved])
     if np.any(status != Status.SOLVED):
-        limited = np.concatenate([block.answers.passes for block in solved]) >= options.max_iters
+        limited = np.concatenate([found.passes for found in solved]) >= options.max_iters
         warn(convergence_message(status, certificate, options.tol, options.solver, limited), ConvergenceWarning)
     return Solution(
         problem=problem,
