@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | docs | clean. Each target installs what it needs into $(VENV), once, and no more.
+# make demo | test | test-all | lint | docs | package | clean. Each target installs what it needs into $(VENV), once, and no more.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, in an environment of its own
 #   make demo DEMO="--dataset fashion-mnist"        another demo; see `simjax demo --help`
@@ -7,6 +7,7 @@
 PYTHON ?=
 VENV ?= .venv
 DEMO ?= --dataset digits
+PACKAGE_PYTHONS ?= $(BIN)/python
 PYTEST ?= -n auto --dist loadfile
 
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ RUN_TESTS = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(CHEAP_COMPILATION)" $(BIN)/pytho
 CANDIDATES := python3.12 python3.11 python3.13 python3 python
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test test-all lint format docs clean
+.PHONY: demo test test-all lint format docs package clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-all
@@ -43,6 +44,10 @@ format: $(VENV)/.installed-lint
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Builds dist/, checks it, and tries the wheel, without extras, on each of PACKAGE_PYTHONS in a new environment.
+package: $(VENV)/.installed-package
+	.ci/package $(BIN)/python $(PACKAGE_PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -162,8 +162,9 @@ def peak_mebibytes() -> float:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of installed packages."""
-    return {package: importlib.metadata.version(package) for package in packages}
+    """The versions of installed packages; simjax says its own, for a source tree may be newer than its installation."""
+    own = {"simjax": simjax.__version__}
+    return {package: own.get(package) or importlib.metadata.version(package) for package in packages}
 
 
 def cpu_model() -> str:

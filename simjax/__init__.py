@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from simjax._version import __version__ as __version__
+
 if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, which a test compares
     from simjax import datasets, equilibrium, functional, nn, plotting, rescaling, robustness, states  # noqa: F401
     from simjax.implicit.model import ImplicitModel
@@ -33,8 +35,6 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.states.collect import collect_states
     from simjax.states.states import States
     from simjax.states.streamed import StreamedStates, stream_states
-
-__version__ = "0.1.0"
 
 _NAMES = {
     "simjax.implicit.model": ("ImplicitModel",),

@@ -6,7 +6,6 @@ pickles, whose array "about" holds a JSON object.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import stat
@@ -22,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from simjax._version import __version__
 
 _ABOUT = "about"
 # Ends of names by which other programs, and people, tell a file's format.
@@ -158,7 +159,7 @@ def write_safetensors(
       ValueError: a name that ends as another format's does.
     """
     _check_suffix(path, ".safetensors")
-    full = {"format": marker, "format_version": str(version), "simjax_version": package_version(), **header}
+    full = {"format": marker, "format_version": str(version), "simjax_version": __version__, **header}
     contents = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in tensors.items()}, metadata=full)
     with atomic_file(path, overwrite) as file:
         file.write(contents)
@@ -180,7 +181,7 @@ def write_npz(
       ValueError: a name that ends as another format's does.
     """
     _check_suffix(path, ".npz")
-    full = {"format": marker, "format_version": version, "simjax_version": package_version(), **about}
+    full = {"format": marker, "format_version": version, "simjax_version": __version__, **about}
     with atomic_file(path, overwrite) as file:
         np.savez(file, **{_ABOUT: np.array(json.dumps(full)), **arrays})  # type: ignore[arg-type]
 
@@ -286,11 +287,3 @@ def _check_source(path: str | PathLike[str]) -> None:
 def _check_version(path: str | PathLike[str], version: object, newest: int) -> None:
     if str(version) not in {str(v) for v in range(1, newest + 1)}:
         raise ValueError(f"{path} has format version {version!r}, but this simjax reads versions up to {newest}.")
-
-
-def package_version() -> str:
-    """The installed version of simjax, or "unknown" when it runs from a source tree."""
-    try:
-        return importlib.metadata.version("simjax")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

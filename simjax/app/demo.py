@@ -22,7 +22,8 @@ from flax import nnx
 
 from simjax import datasets
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax._files import atomic_file, check_target, package_version
+from simjax._files import atomic_file, check_target
+from simjax._version import __version__
 from simjax.app.observer import Observer
 from simjax.app.reports import json_number, json_text
 from simjax.implicit.model import ImplicitModel
@@ -292,7 +293,7 @@ def _certified(result: FitResult) -> int:
 def _environment() -> dict[str, str]:
     device = jax.devices()[0]
     return {
-        "simjax": package_version(),
+        "simjax": __version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

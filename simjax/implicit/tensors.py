@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from simjax._files import package_version
+from simjax._version import __version__
 from simjax.implicit.matrices import Parts, is_sparse
 
 FORMAT = "simjax-implicit-model"
@@ -43,7 +43,7 @@ def tensors_of_model(model: Described) -> tuple[dict[str, np.ndarray], dict[str,
     tensors |= {name: getattr(model, name) for name in "bc" if getattr(model, name) is not None}
     header = {
         "format_version": str(FORMAT_VERSION),
-        "simjax_version": package_version(),
+        "simjax_version": __version__,
         "activation": model.activation,
         "storage": model.storage,
         "shapes": json.dumps({name: list(getattr(model, name).shape) for name in "ABCD"}),

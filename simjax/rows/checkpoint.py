@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from simjax._files import atomic_file, package_version, read_safetensors, usable, write_safetensors
+from simjax._files import atomic_file, read_safetensors, usable, write_safetensors
+from simjax._version import __version__
 from simjax.rows.blocks import BlockAnswers
 from simjax.rows.certificate import Certificate
 from simjax.rows.fingerprint import Fingerprint, digest
@@ -67,7 +68,7 @@ class Checkpoint:
             contents = {
                 "format": _MARKER,
                 "format_version": _VERSION,
-                "simjax_version": package_version(),
+                "simjax_version": __version__,
                 "blocks": count,
                 "sha256": fingerprint.digests,
                 "words": fingerprint.words,

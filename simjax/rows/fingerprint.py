@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax._files import package_version
+from simjax._version import __version__
 from simjax.rows.attempts import Start
 from simjax.rows.engines import Engine
 from simjax.rows.options import SolveOptions
@@ -60,7 +60,7 @@ def fingerprint(
     Raises:
       ValueError: for a penalty of the user's own: what its code does cannot be told.
     """
-    values: dict[str, Any] = {"simjax version": package_version(), "rows": problem.count, "rows of a block": block}
+    values: dict[str, Any] = {"simjax version": __version__, "rows": problem.count, "rows of a block": block}
     for field in dataclasses.fields(options):
         if field.name not in WITHOUT_EFFECT:
             values[field.name] = getattr(options, field.name)
