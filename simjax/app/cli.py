@@ -1,4 +1,4 @@
-"""The command line: `simjax demo | fit | evaluate | show | verify`.
+"""The command line: `simjax demo | fit | evaluate | show | verify | doctor`.
 
 Results go to standard output, as tables or with --json as JSON and nothing else; progress, warnings and errors go to
 standard error. Exit codes: 0 for success, 1 where rows are not certified or disagree, 2 for bad input, 3 for an error
@@ -55,8 +55,9 @@ OracleName = Literal["clarabel", "mosek"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    epilog="Exit status: 0 for success, 1 where rows are not certified or disagree, 2 for bad input, 3 for an error of "
+    "simjax itself, 130 after an interrupt, 141 where the reader of a pipe went away.",
 )
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
@@ -286,6 +287,19 @@ def verify(
         else:
             display.print_verification(found)
         _exit_by(found.ok)
+
+
+@app.command()
+def doctor(as_json: _Json = False) -> None:
+    """Say what simjax finds here: versions, devices, the engine auto takes, memory, oracles and their licences."""
+    with _reporting():
+        from simjax.app.doctor import doctor_report  # here: it asks JAX for its devices
+
+        report = doctor_report()
+        if as_json:
+            display.print_json(report)
+        else:
+            display.print_doctor(report)
 
 
 # ---- input and errors --------------------------------------------------------------------------------------

@@ -170,6 +170,23 @@ def _fit_settings(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {} if fitted is None else {"fit": str(fitted)}
 
 
+def print_doctor(report: Mapping[str, Any]) -> None:
+    """What `doctor_report` says, a line for each; reasons are not cut."""
+    pairs = {
+        "simjax": report["simjax"],
+        "Python": f"{report['python']}, {report['platform']}",
+        **{f"  {name}": version or "not installed" for name, version in report["packages"].items()},
+        "devices": ", ".join(report["devices"]),
+        'engine "auto"': report["engine"]["description"],
+        "cores": str(report["cores"]),
+        "memory left": f"{report['memory_bytes'] / 2**30:.1f} GiB",
+        **{f"oracle {name}": found["reason"] or "available" for name, found in report["oracles"].items()},
+    }
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        _out.print(f"{name:<{width}}  {value}", soft_wrap=True)
+
+
 def print_demo(report: DemoReport) -> None:
     """Baseline beside implicit model, the path, and the files written."""
     results = report.results

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from simjax import datasets
 from simjax.app import cli, demo
 from simjax.rows import penalties, problem
 from simjax.rows.options import ENGINES, PRECISIONS, SOLVERS
+from simjax.rows.oracles import interface
 from simjax.rows.oracles.interface import ORACLES
 from simjax.sim import options, supports
 
@@ -339,6 +341,41 @@ def test_verify_needs_a_model_that_says_how_it_was_fitted(states_file: Path, tmp
 
 def test_version() -> None:
     assert run("--version").stdout == f"simjax {simjax.__version__}\n"
+
+
+def test_help_lists_every_exit_status_and_completion() -> None:
+    text = run("--help").stdout
+    words = set(text.replace(",", " ").split())
+    statuses = (0, cli.NOT_CERTIFIED, cli.BAD_INPUT, cli.INTERNAL_ERROR, cli.INTERRUPTED, cli.PIPE_CLOSED)
+    assert {str(status) for status in statuses} <= words
+    assert "--install-completion" in text
+
+
+@pytest.mark.parametrize("licensed", [True, False])
+def test_doctor_says_what_is_here(licensed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        if not licensed:
+            raise interface.OracleUnavailable("no licence here")
+
+    monkeypatch.setattr(interface.oracle_module("mosek"), "check_available", check)
+    result = run("doctor", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["simjax"] == simjax.__version__
+    assert report["packages"]["numpy"] == np.__version__
+    assert len(report["devices"]) == len(jax.devices())
+    assert report["memory_bytes"] > 0
+    assert set(report["oracles"]) == set(ORACLES)
+    reason = None if licensed else "no licence here"
+    assert report["oracles"]["mosek"] == {"available": licensed, "reason": reason}
+    rng = np.random.default_rng(0)
+    solution = simjax.solve_rows(
+        rng.normal(size=(9, 2)), rng.normal(size=(9, 1)), loss_weight=1.0, penalty=simjax.L1(1.0)
+    )
+    assert report["engine"]["description"] == solution.engine
+    lines = run("doctor").stdout.splitlines()
+    assert lines[0].split() == ["simjax", simjax.__version__]
+    assert any(line.startswith("oracle mosek") and line.endswith(reason or "available") for line in lines)
 
 
 def test_names_offered_are_the_library_s() -> None:

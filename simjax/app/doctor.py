@@ -1,0 +1,63 @@
+"""What simjax finds on this machine: versions, devices, the engine that "auto" takes, memory, oracles and licences."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+from typing import Any
+
+from simjax._version import __version__
+from simjax.rows.container import cores, memory_left
+from simjax.rows.engines.choose import choose
+from simjax.rows.options import SolveOptions
+from simjax.rows.oracles.interface import ORACLES, OracleUnavailable, oracle_module
+
+
+def doctor_report() -> dict[str, Any]:
+    """Everything, as JSON values; `memory_bytes` and `cores` are what is left to this process."""
+    engine = choose(SolveOptions())
+    return {
+        "simjax": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": _packages(),
+        "devices": _devices(),
+        "engine": {"name": engine.name, "description": engine.describe()},
+        "cores": cores(),
+        "memory_bytes": int(memory_left()),
+        "oracles": {name: _oracle(name) for name in ORACLES},
+    }
+
+
+def _packages() -> dict[str, str | None]:
+    """Installed versions of what simjax requires and of what its extras for users bring; None where not installed."""
+    try:
+        required = importlib.metadata.requires("simjax") or []
+    except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
+        required = []
+    wanted = [line for line in required if not re.search(r"extra == .(all|test|lint|docs|package|ray).", line)]
+    names = dict.fromkeys(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in wanted)
+    return {name: _version(name) for name in names}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[str]:
+    import jax  # here: the command line needs it for nothing else
+
+    return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+
+
+def _oracle(name: str) -> dict[str, Any]:
+    """Whether an oracle can run now, its licence included, and if not why."""
+    try:
+        oracle_module(name).check_available()
+    except OracleUnavailable as error:
+        return {"available": False, "reason": str(error)}
+    return {"available": True, "reason": None}
