@@ -167,7 +167,7 @@ def options(variant: Variant) -> dict[str, Any]:
         "kappa": 0.99,
         "support": "feedforward",
         "reduction": "mean",
-        "fit_intercept": True,
+        "fit_intercept": "penalised",
         "max_memory": variant.max_memory,
     }
 

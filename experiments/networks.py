@@ -172,9 +172,9 @@ def sparse_models(
     states: States, alphas: Sequence[float], options: Mapping[str, Any]
 ) -> list[tuple[float, simjax.FitResult]]:
     """A fit for each alpha, all with the adaptive weights of one coarse fit; intercepts are not penalised."""
-    relative = relative_weights(states, "perspective", fit_intercept=True, **options)
+    relative = relative_weights(states, "perspective", fit_intercept="penalised", **options)
     relative[:, -1] = 0.0
-    settings = {"kappa": KAPPA, "reduction": "mean", "support": "hollow", "fit_intercept": True, **options}
+    settings = {"kappa": KAPPA, "reduction": "mean", "support": "hollow", "fit_intercept": "penalised", **options}
     return [(alpha, simjax.fit(states, "perspective", alpha=alpha * relative, **settings)) for alpha in alphas]
 
 

@@ -150,6 +150,13 @@ def positive_scalar(name: str, value: Any, *, below: float = math.inf) -> float:
     return float(array)
 
 
+def boolean(name: str, value: Any) -> bool:
+    """`value` as a bool, which it has to be."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
 def positive_integer(name: str, value: Any) -> int:
     """`value` as an int ≥ 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

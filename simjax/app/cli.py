@@ -169,7 +169,12 @@ def fit(
     ] = _PLAN.support,
     rescale: Annotated[Rescale, typer.Option(help="How the states are rescaled to fit ‖A‖∞.")] = _PLAN.rescale,
     units: Annotated[Units, typer.Option(help="Units of loss and penalty.")] = _PLAN.units,
-    fit_intercept: Annotated[bool, typer.Option(help="Fit biases too.")] = _PLAN.fit_intercept,
+    fit_intercept: Annotated[
+        bool | None,
+        typer.Option(
+            help="Fit biases too, free of penalty; by default where the states come from a network with them."
+        ),
+    ] = None,
     refit: Annotated[
         list[str] | None,
         typer.Option(metavar="support|outputs", help="Solve again, on the support found or for C, D; repeatable."),
@@ -208,7 +213,7 @@ def fit(
                 support=support,
                 rescale=rescale,
                 units=units,
-                fit_intercept=fit_intercept,
+                fit_intercept=_PLAN.fit_intercept if fit_intercept is None else fit_intercept,
                 refit=refit,
                 solver=solver,
                 engine=engine,

@@ -90,13 +90,20 @@ def joined_certificates(parts: list[Certificate]) -> Certificate:
     return Certificate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] = ()) -> Certificate:
+def certify(
+    problem: RowProblem,
+    weights: ArrayLike,
+    duals: Sequence[ArrayLike] = (),
+    *,
+    intercept: np.ndarray | None = None,
+) -> Certificate:
     """Certify `weights` (R, d) with the best of y = 0, the residual y = 2λ(t − Φw) and the candidates in `duals`.
 
     Args:
       problem: the rows.
       weights: w, (R, d), anybody's: the certificate holds for any weights.
       duals: candidate y's, each (R, m); rows that contain NaN are ignored.
+      intercept: b, (R,), anybody's, of rows that have one; None means the best for these weights.
 
     Raises:
       ValueError: if the shapes do not fit the problem.
@@ -113,7 +120,10 @@ def certify(problem: RowProblem, weights: ArrayLike, duals: Sequence[ArrayLike] 
         if dual.shape != shape:
             raise ValueError(f"duals must be {shape}, got {dual.shape}.")
         candidates.append(dual)
-    return certify_until(problem, weights, [dual.__getitem__ for dual in candidates])
+    certificate = certify_until(problem, weights, [dual.__getitem__ for dual in candidates])
+    if intercept is None or problem.centring is None:
+        return certificate
+    return _with_intercept(certificate, problem, intercept - problem.centring.intercept(weights))
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -228,8 +238,26 @@ def _evaluate(problem: RowProblem, weights: np.ndarray) -> tuple[np.ndarray, np.
     objective = _value(problem, weights)
     if not problem.exact:
         objective = problem.loss_weight * square + objective
-    fit = np.sqrt(square) / np.where(target_square > 0.0, np.sqrt(target_square), 1.0)
+    fit = np.sqrt(square) / _positive(np.sqrt(target_square))
     return objective, residual, fit, objective_floor(problem)
+
+
+def _with_intercept(certificate: Certificate, problem: RowProblem, off: np.ndarray) -> Certificate:
+    """The certificate of intercepts that are `off` the best ones, (R,): Σ v off² is added to the squared residual."""
+    assert problem.centring is not None
+    excess = problem.centring.total * off**2
+    if problem.exact:
+        miss = np.sqrt(excess) / _positive(np.linalg.norm(problem.targets, axis=0))
+        return dataclasses.replace(certificate, infeasibility=np.hypot(certificate.infeasibility, miss))
+    objective = certificate.objective + problem.loss_weight * excess
+    gap = certificate.gap + problem.loss_weight * excess
+    scale = np.maximum(objective, objective_floor(problem))
+    relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))
+    return dataclasses.replace(certificate, objective=objective, gap=gap, relative_gap=relative_gap)
+
+
+def _positive(sizes: np.ndarray) -> np.ndarray:
+    return np.where(sizes > 0.0, sizes, 1.0)
 
 
 def _row_squares(rows: np.ndarray) -> np.ndarray:

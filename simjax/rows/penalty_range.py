@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from simjax._checks import choice, float_array, matrix
+from simjax._checks import choice, float_array
 from simjax.rows.penalties import PiecewisePenalty
-from simjax.rows.problem import RowProblem, support_mask
+from simjax.rows.problem import RowProblem, prepared_samples, support_mask
 
 _FAMILIES = ("l1", "elastic_net", "perspective", "ridge")
 
@@ -21,6 +21,8 @@ def alpha_max(
     loss_weight: ArrayLike = 1.0,
     weights: ArrayLike = 1.0,
     support: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    fit_intercept: bool = False,
 ) -> np.ndarray:
     """The smallest α of each row for which w = 0 is optimal, whatever the ball; `.max()` is that of all rows.
 
@@ -42,6 +44,7 @@ def alpha_max(
       loss_weight: λ > 0, scalar or (R,).
       weights: ω ≥ 0, the part of each coordinate in α: a scalar, (d,) or (R, d).
       support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
+      sample_weight, fit_intercept: as in `solve_rows`.
 
     Returns:
       (R,): 0 where w = 0 is optimal for any α, ∞ where it is for none.
@@ -49,11 +52,8 @@ def alpha_max(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
-    design, targets = matrix("design", design), matrix("targets", targets)
-    m, d = design.shape
-    rows = targets.shape[1]
-    if targets.shape[0] != m:
-        raise ValueError(f"targets must have as many rows as design ({m} samples), got shape {targets.shape}.")
+    design, targets, _ = prepared_samples(design, targets, sample_weight, fit_intercept)
+    d, rows = design.shape[1], targets.shape[1]
     choice("objective", objective, _FAMILIES)
     loss_weight = float_array("loss_weight", loss_weight)
     if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):

@@ -2,6 +2,8 @@
 
 penalised   min_w  λ ‖t − Φw‖² + h(w)          s.t.  w in the ball and the support     (SIM paper, eq. 7)
 exact       min_w  h(w)   s.t.  Φw = t,              w in the ball and the support     (SIM paper, eq. 2b–2c)
+
+Samples with weights, and rows with a free intercept, come down to the same: see `centring`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from simjax._checks import choice, float_array, matrix, plain_array
+from simjax._checks import boolean, choice, float_array, matrix, plain_array
 from simjax._values import Value
 from simjax.rows.arrays import pytree
+from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
 from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
@@ -42,6 +45,7 @@ class RowProblem(Value):
       bound: the constraint Σ ω|w| + δw ≤ κ of each row, or None.
       support: boolean (R, d), False where a weight must be zero; None for no restriction.
       matching: "penalty" or "exact".
+      centring: what was taken out of design and targets for a free intercept; None without one.
     """
 
     design: np.ndarray
@@ -51,6 +55,7 @@ class RowProblem(Value):
     bound: RowBound | None = None
     support: np.ndarray | None = None
     matching: str = "penalty"
+    centring: Centring | None = None
 
     @property
     def count(self) -> int:
@@ -73,6 +78,7 @@ class RowProblem(Value):
             penalty=take_rows(self.penalty, index),
             bound=None if self.bound is None else self.bound.take(index),
             support=None if self.support is None else self.support[index],
+            centring=None if self.centring is None else self.centring.take(index),
         )
 
 
@@ -92,12 +98,14 @@ class RowSource(Value):
       count: how many rows there are.
       matching: "penalty" or "exact".
       take: makes the `RowProblem` of the rows with given numbers (k,).
+      centring: as in `RowProblem`.
     """
 
     design: np.ndarray
     count: int
     matching: str
     take: Callable[[np.ndarray], RowProblem]
+    centring: Centring | None = None
 
     @property
     def width(self) -> int:
@@ -121,6 +129,8 @@ def row_problem(
     constraint: Constraint | None = None,
     support: Any = None,
     matching: str = "penalty",
+    sample_weight: Any = None,
+    fit_intercept: bool = False,
 ) -> RowProblem:
     """Check the parts of a row problem and put them together.
 
@@ -132,12 +142,16 @@ def row_problem(
       constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None (no constraint).
       support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
       matching: "penalty" or "exact".
+      sample_weight, fit_intercept: as in `prepared_samples`.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
+    design, targets, centring = prepared_samples(design, targets, sample_weight, fit_intercept)
     return rows_over(
-        *checked_samples(design, targets),
+        design,
+        targets,
+        centring=centring,
         loss_weight=loss_weight,
         penalty=penalty,
         constraint=constraint,
@@ -166,17 +180,36 @@ def checked_samples(design: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
     return design, targets
 
 
+def prepared_samples(
+    design: Any, targets: Any, sample_weight: Any = None, fit_intercept: bool = False
+) -> tuple[np.ndarray, np.ndarray, Centring | None]:
+    """Φ and T in float64, checked, weighted and centred, and what was taken out of them.
+
+    Args:
+      sample_weight: v ≥ 0, (m,): the loss of sample i counts v_i times. None means ones.
+      fit_intercept: whether each row has an intercept, free of penalty and constraint.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+    """
+    fit_intercept = boolean("fit_intercept", fit_intercept)
+    design, targets = checked_samples(design, targets)
+    sample_weight = checked_sample_weight(sample_weight, design.shape[0])
+    return weighted_and_centred(design, targets, sample_weight, fit_intercept)
+
+
 def rows_over(
     design: np.ndarray,
     targets: np.ndarray,
     *,
+    centring: Centring | None = None,
     loss_weight: Any,
     penalty: Penalty,
     constraint: Constraint | None,
     support: Any,
     matching: str,
 ) -> RowProblem:
-    """`row_problem` over samples that `checked_samples` has taken over: neither copied nor looked through again."""
+    """`row_problem` over samples that `prepared_samples` made: neither copied nor looked through again."""
     d, rows = design.shape[1], targets.shape[1]
     choice("matching", matching, MATCHINGS)
     loss_weight = float_array("loss_weight", loss_weight)
@@ -210,6 +243,7 @@ def rows_over(
         bound=constraint.bound(rows, d, mask),
         support=mask,
         matching=matching,
+        centring=centring,
     )
 
 

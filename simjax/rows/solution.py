@@ -35,8 +35,9 @@ class Solution(Value):
     Hand its arrays to compiled functions, not the whole: what stays is part of what they are compiled for.
 
     Attributes:
-      problem: the rows that were solved.
+      problem: the rows that were solved; with weights of the samples or an intercept, V^½(Φ − 1φ̄ᵀ) and V^½(T − 1t̄ᵀ).
       weights: (R, d), float64; CSR where `max_memory` only allowed for blocks of rows.
+      intercept: (R,), or None where none was asked for.
       certificate: one entry per row.
       status: (R,), strings; see `Status`.
       solver: the solver that ran.
@@ -50,6 +51,7 @@ class Solution(Value):
 
     problem: RowProblem | RowSource
     weights: Weights
+    intercept: np.ndarray | None
     certificate: Certificate
     status: np.ndarray
     solver: str
@@ -97,6 +99,7 @@ class Solution(Value):
             oracle=oracle,
             workers=workers,
             tol=self.tol,
+            intercept=None if self.intercept is None else self.intercept[numbers],
         )
 
     def summary(self) -> str:

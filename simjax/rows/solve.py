@@ -44,6 +44,8 @@ def solve_rows(
     constraint: Constraint | None = None,
     support: ArrayLike | None = None,
     matching: str = "penalty",
+    sample_weight: ArrayLike | None = None,
+    fit_intercept: bool = False,
     solver: str = SolveOptions.solver,
     engine: str = SolveOptions.engine,
     precision: str = SolveOptions.precision,
@@ -68,6 +70,10 @@ def solve_rows(
       constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None.
       support: boolean mask (d,) or (R, d) of the entries that may be nonzero, or None.
       matching: "penalty" or "exact".
+      sample_weight: v ≥ 0, (m,): the squared error of sample i counts v_i times, so that a weight of 2 is the sample
+        given twice, and samples of weight 0 are left out, under exact matching too. None means ones.
+      fit_intercept: whether each row has an intercept, φᵀw + b, free of penalty, constraint and support. Nothing is
+        added to the design: means are removed, and the certificate is that of the whole problem (docs/theory.md).
       solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint: see `SolveOptions`.
 
     Returns:
@@ -97,6 +103,8 @@ def solve_rows(
         constraint=constraint,
         support=support,
         matching=matching,
+        sample_weight=sample_weight,
+        fit_intercept=fit_intercept,
     )
     return solve_problem(problem, options)
 
@@ -148,13 +156,17 @@ def solve_problem(
         weights.append(scipy.sparse.csr_array(found.weights) if sparse else dense_rows(found.weights))
         solved.append(dataclasses.replace(found, weights=weights[-1][:0]))
     certificate = joined_certificates([found.certificate for found in solved])
+    found_weights = stacked(weights)
+    if problem.centring is not None:
+        certificate = dataclasses.replace(certificate, dual=problem.centring.orthogonal(certificate.dual))
     status = np.concatenate([found.status for found in solved])
     if np.any(status != Status.SOLVED):
         limited = np.concatenate([found.passes for found in solved]) >= options.max_iters
         warn(convergence_message(status, certificate, options.tol, options.solver, limited), ConvergenceWarning)
     return Solution(
         problem=problem,
-        weights=stacked(weights),
+        weights=found_weights,
+        intercept=None if problem.centring is None else problem.centring.intercept(found_weights),
         certificate=certificate,
         status=status,
         solver=options.solver,

@@ -25,6 +25,7 @@ from scipy.linalg import lapack
 
 from simjax._checks import matrix, positive_integer
 from simjax._typing import ArrayLike
+from simjax.rows.centring import checked_sample_weight
 
 _BLOCK = 4096  # samples that are reduced at once
 _PANEL = 64  # columns of a panel of LAPACK's blocked factorisation
@@ -50,7 +51,7 @@ class SufficientStatistics:
     def __init__(self, width: int, rows: int) -> None:
         self.width = positive_integer("width", width)
         self.rows = positive_integer("rows", rows)
-        self._m = 0
+        self._m, self._total = 0, 0.0
         self._triangle = np.zeros((self.width + self.rows,) * 2, order="F")
 
     @property
@@ -58,38 +59,75 @@ class SufficientStatistics:
         """Number of samples so far."""
         return self._m
 
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of the samples so far; their number if none were given."""
+        return self._total
+
     def __repr__(self) -> str:
         return f"SufficientStatistics(width={self.width}, rows={self.rows}, m={self.m})"
 
-    def update(self, design: ArrayLike, targets: ArrayLike) -> None:
+    def update(self, design: ArrayLike, targets: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
         """Take in one batch of k samples; a batch that is refused leaves the statistics as they were.
 
         Args:
           design: (k, d), real numbers of any type: they are converted to float64 here.
           targets: (k, R).
+          sample_weight: v ≥ 0, (k,): the squared error of a sample counts v times; None means once.
 
         Raises:
-          TypeError, ValueError: arrays that are not real, finite, two-dimensional and of these shapes.
+          TypeError, ValueError: arrays that are not real, finite, two-dimensional and of these shapes; weights that are
+            negative or all zero.
         """
         design, targets = matrix("design", design), matrix("targets", targets)
         if design.shape[1] != self.width:
             raise ValueError(f"design must have width = {self.width} columns, got shape {design.shape}.")
         if targets.shape != (design.shape[0], self.rows):
             raise ValueError(f"targets must be ({design.shape[0]}, {self.rows}), got shape {targets.shape}.")
+        weight = checked_sample_weight(sample_weight, design.shape[0])
         for start in range(0, design.shape[0], _BLOCK):
             part = slice(start, start + _BLOCK)
             block = np.asfortranarray(np.concatenate([design[part], targets[part]], axis=1))
+            if weight is not None:
+                block *= np.sqrt(weight[part, None])
             # QR of the triangle on top of the block, which makes use of the zeros below the diagonal.
             panel = min(_PANEL, self._triangle.shape[0])
             self._triangle, *_ = lapack.dtpqrt(0, panel, self._triangle, block, overwrite_a=True, overwrite_b=True)
         self._m += design.shape[0]
+        self._total += float(design.shape[0] if weight is None else weight.sum())
 
     def scaled(self, design_scale: ArrayLike, target_scale: ArrayLike) -> SufficientStatistics:
         """The statistics of the samples with their columns multiplied by `design_scale` (d,), `target_scale` (R,)."""
         scaled = SufficientStatistics(self.width, self.rows)
-        scaled._m = self._m
+        scaled._m, scaled._total = self._m, self._total
         scaled._triangle = np.asfortranarray(self._triangle * np.concatenate([design_scale, target_scale]))
         return scaled
+
+    def without_last(self) -> tuple[SufficientStatistics, np.ndarray]:
+        """The statistics with the best multiple of the last column of the design taken out of all others.
+
+        So a free intercept is had of a column of ones: the multiples are the means then.
+
+        Returns:
+          those of d − 1 columns, and the multiples (d − 1 + R,). Columns that are multiples of the last one to 1e-13 of
+          their norm are zero.
+
+        Raises:
+          ValueError: if d is 1, or the last column is zero.
+        """
+        last = self.width - 1
+        if last == 0:
+            raise ValueError("there must be a column before the last one, got width = 1.")
+        others = np.delete(np.arange(self.width + self.rows), last)
+        triangle: np.ndarray = np.linalg.qr(self._triangle[:, [last, *others]], mode="r")  # type: ignore[assignment]
+        if triangle[0, 0] == 0.0:
+            raise ValueError("the last column must not be zero.")
+        rest = SufficientStatistics(last, self.rows)
+        rest._m, rest._total = self._m, self._total
+        left = triangle[1:, 1:]
+        multiple = np.linalg.norm(left, axis=0) <= _RANK_TOL * np.linalg.norm(triangle[:, 1:], axis=0)
+        rest._triangle = np.asfortranarray(np.where(multiple, 0.0, left))
+        return rest, triangle[0, 1:] / triangle[0, 0]
 
     def compressed(self, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """At most d + 1 samples (Φ′, T′) with ‖t′ − Φ′w‖ = ‖t − Φw‖ for all weights w and every row.

@@ -84,19 +84,21 @@ def verify_rows(
     oracle: str = "clarabel",
     workers: int = 1,
     tol: float = 1e-6,
+    intercept: np.ndarray | None = None,
 ) -> Verification:
     """Have an oracle solve `problem` and compare; all arguments hold one entry per row of `problem`.
 
     Args:
       numbers: what to call the rows in the table.
       tol: the relative difference that is always allowed: what the rows were asked to be solved to.
+      intercept: of the rows, where they have one, (R,).
 
     Raises:
       OracleUnavailable: if the oracle's package or licence is missing.
     """
     answer = oracles.solve(problem, oracle=oracle, workers=workers)
     judged = certify(problem, answer.weights, [answer.duals])
-    found = certify(problem, weights, [certificate.dual, answer.duals])
+    found = certify(problem, weights, [certificate.dual, answer.duals], intercept=intercept)
     objective = found.objective
     scale = np.maximum(np.maximum(np.abs(objective), np.abs(judged.objective)), objective_floor(problem))
     difference = (objective - judged.objective) / np.where(scale > 0.0, scale, 1.0)

@@ -20,8 +20,8 @@ def adaptive_weights(
     Large entries pay little, zero entries pay most: `fit(states, alpha=1e-3 * adaptive_weights(…))`.
 
     Args:
-      source: a `FitResult` (its rows, in the units of the fit), an `ImplicitModel` such as `states.baseline` (without
-        biases), or an array (n + q, d).
+      source: a `FitResult` (its rows, in the units of the fit), an `ImplicitModel` such as `states.baseline`, whose
+        biases do not count, or an array (n + q, d).
       epsilon: ε > 0, in the units of the weights.
       exponent: > 0.
 
@@ -29,7 +29,7 @@ def adaptive_weights(
       (n + q, d).
 
     Raises:
-      TypeError, ValueError: for anything else, or a model with biases, whose column has to be given as an array.
+      TypeError, ValueError: for anything else.
 
     Source: Zou, The adaptive lasso and its oracle properties (2006).
     """
@@ -37,7 +37,7 @@ def adaptive_weights(
     if isinstance(source, FitResult):
         weights = dense_rows(source.weights)
     elif isinstance(source, ImplicitModel):
-        weights = model_rows(source, intercept=source.b is not None or source.c is not None)
+        weights = model_rows(source, intercept=False)
     else:
         weights = float_array("source", source)
     if weights.ndim != 2:

@@ -43,7 +43,8 @@ def fit(
     support: str | ArrayLike = PlanOptions.support,
     rescale: Rescale = PlanOptions.rescale,
     units: str = PlanOptions.units,
-    fit_intercept: bool = PlanOptions.fit_intercept,
+    sample_weight: ArrayLike | None = PlanOptions.sample_weight,
+    fit_intercept: bool | str = PlanOptions.fit_intercept,
     refit: str | Sequence[str] | None = PlanOptions.refit,
     solver: str = SolveOptions.solver,
     engine: str = SolveOptions.engine,
@@ -66,11 +67,12 @@ def fit(
       states: what the baseline did on m inputs; `StreamedStates` where these samples do not fit in memory.
       objective: "perspective", "l1", "elastic_net", "ridge", "least_squares", or a penalty object.
       alpha: weight of the penalty (β of the paper for "l1"): a scalar, one per coordinate (d,), or (n + q, d), with
-        d = n + p (+ 1 with an intercept). To be left out with a penalty object, which brings its own.
+        d = n + p (+ 1 with a penalised intercept). To be left out with a penalty object, which brings its own.
       mu: second weight of "perspective" (of Σt) and "elastic_net" (of w²); None means mu = alpha.
       kappa: bound of the constraint, in (0, 1), for "metzler" any number below 1; None removes the constraint.
       lambda_state, lambda_output: λ₁ and λ₂ > 0; not used under exact matching.
-      reduction: "sum" is the paper's loss; "mean" divides it by m, so that one alpha serves every m.
+      reduction: "sum" is the paper's loss; "mean" divides it by m, or the sum of the weights of the samples, so that
+        one alpha serves every m.
       matching: "penalty" (eq. 7) or "exact" (eq. 2b–2c).
       constraint: what kappa bounds, row by row: "ball" is ‖A‖∞ ≤ κ; "stacked_ball" ‖(A B)‖∞ ≤ κ; "metzler" is
         μ_η(A) = max_i a_ii + Σ_{j ≠ i} (η_j/η_i)|a_ij| ≤ κ, which lets a_ii go below −1 and is no less well-posed.
@@ -85,7 +87,12 @@ def fit(
         left as they are.
       units: where states are rescaled, "natural" keeps loss and penalty in the units of the unscaled network and only
         the ball sees the rescaled A; "rescaled" measures all three in rescaled units, as the paper does.
-      fit_intercept: append a constant 1 to the inputs, as the paper does for biases; the model then carries b and c.
+      sample_weight: v ≥ 0, (m,): the squared errors of sample i count v_i times, so that a weight of 2 is the sample
+        given twice; None means ones. Those of streamed states are given where they are streamed.
+      fit_intercept: whether the model has biases, x = φ(Ax + Bu + b), ŷ = Cx + Du + c. True leaves them free of
+        penalty, ball and support, by centring; "penalised" appends a constant 1 to the inputs, as the paper does,
+        and then they are penalised like any other weight; "auto" is True for states that are known to come from a
+        network with biases (`states.has_biases`), and False otherwise.
       refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
         states the fitted (A B) produces (not from streamed states); a sequence does both in that order.
       solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint: as in
@@ -111,6 +118,7 @@ def fit(
         support=support,
         rescale=rescale,
         units=units,
+        sample_weight=sample_weight,
         fit_intercept=fit_intercept,
         refit=refit,
     )
@@ -145,23 +153,26 @@ def fit_plan(
         rows_on_support = plan.rows_on_support(solutions[-1].weights)
         solutions.append(solve_problem(rows_on_support, options.stage("support"), workspace=workspace))
     last, every = solutions[-1], np.arange(plan.states.n + plan.states.q)
-    weights, certificate, status = last.weights, last.certificate, last.status
+    weights, intercept, certificate, status = last.weights, last.intercept, last.certificate, last.status
     sources = [CertifiedBlock(last, every, every)]
     if "outputs" in plan.refits:
-        solutions.append(solve_problem(plan.output_rows(weights), options.stage("outputs")))
+        solutions.append(solve_problem(plan.output_rows(weights, intercept), options.stage("outputs")))
         upper, rows = every[: plan.states.n], every[plan.states.n :]
         sources = [CertifiedBlock(last, upper, upper), CertifiedBlock(solutions[-1], rows, rows - plan.states.n)]
         last = solutions[-1]
         status = status.copy()
         status[rows] = last.status
         weights = _replace_weights(weights, rows, last.weights)
+        if intercept is not None and last.intercept is not None:
+            intercept = np.concatenate([intercept[: plan.states.n], last.intercept])
         certificate = _replace_rows(certificate, rows, last.certificate)
     settings = {**plan.settings, "solver": last.solver, "tol": last.tol}
     return FitResult(
-        model=plan.model(weights, settings),
+        model=plan.model(weights, intercept, settings),
         certificate=certificate,
         status=status,
         weights=weights,
+        intercept=intercept,
         solutions=tuple(solutions),
         settings=settings,
         sources=tuple(sources),
@@ -181,12 +192,16 @@ def _fit_low_rank(
     weights = dense_rows(first.weights).copy()
     weights[:n] = np.concatenate([factor[:, :rank] @ basis.T, factor[:, rank:]], axis=1)
     certificate = joined_certificates([upper.certificate, first.certificate.take(every[n:])])
+    intercept = None
+    if upper.intercept is not None and first.intercept is not None:
+        intercept = np.concatenate([upper.intercept, first.intercept[n:]])
     settings = {**plan.settings, "solver": upper.solver, "tol": upper.tol}
     return FitResult(
-        model=plan.model(weights, settings),
+        model=plan.model(weights, intercept, settings),
         certificate=certificate,
         status=np.concatenate([upper.status, first.status[n:]]),
         weights=weights,
+        intercept=intercept,
         solutions=(first, upper),
         settings=settings,
         sources=(CertifiedBlock(upper, every[:n], every[:n]), CertifiedBlock(first, every[n:], every[n:])),

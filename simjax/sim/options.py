@@ -19,6 +19,7 @@ CONSTRAINTS = ("ball", "stacked_ball", "metzler")
 REDUCTIONS = ("sum", "mean")
 RESCALES = ("auto", "inner", "none")
 UNITS = ("natural", "rescaled")
+INTERCEPTS = ("none", "free", "penalised")
 REFITS = ("support", "outputs")
 
 _USES_MU = ("perspective", "elastic_net")
@@ -49,7 +50,8 @@ class PlanOptions:
     support: str | ArrayLike = "auto"
     rescale: Rescale = "auto"
     units: str = "natural"
-    fit_intercept: bool = False
+    sample_weight: ArrayLike | None = None
+    fit_intercept: bool | str = "auto"
     refit: str | Sequence[str] | None = None
 
 
@@ -91,15 +93,26 @@ def checked_eta(eta: Any, constraint: str, n: int) -> np.ndarray:
     return array
 
 
-def checked_penalty(options: PlanOptions, states: States | StreamedStates) -> Penalty:
+def checked_intercept(fit_intercept: Any, states: States | StreamedStates) -> str:
+    """Which of `INTERCEPTS` the argument asks for, of these states."""
+    if isinstance(fit_intercept, str) and fit_intercept == "penalised":
+        return "penalised"
+    if isinstance(fit_intercept, str) and fit_intercept == "auto":
+        return "free" if states.has_biases else "none"
+    if not isinstance(fit_intercept, bool | np.bool_):
+        raise ValueError(f"fit_intercept must be True, False, 'auto' or 'penalised', got {fit_intercept!r}.")
+    return "free" if fit_intercept else "none"
+
+
+def checked_penalty(options: PlanOptions, states: States | StreamedStates, intercept: str) -> Penalty:
     objective, alpha, mu = options.objective, options.alpha, options.mu
     if isinstance(objective, str):
         choice("objective", objective, OBJECTIVES, synonyms=_SYNONYMS)
         if mu is not None and objective not in _USES_MU:
             raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
-        _check_weight("alpha", alpha, states, bool(options.fit_intercept))
+        alpha = _checked_weight("alpha", alpha, states, intercept)
         if mu is not None:
-            _check_weight("mu", mu, states, bool(options.fit_intercept))
+            mu = _checked_weight("mu", mu, states, intercept)
         return OBJECTIVES[objective](alpha, mu)
     if isinstance(objective, type) or not any(hasattr(objective, word) for word in ("value", "prox")):
         name = getattr(objective, "__name__", None)
@@ -110,15 +123,26 @@ def checked_penalty(options: PlanOptions, states: States | StreamedStates) -> Pe
     return objective
 
 
-def _check_weight(name: str, value: Any, states: States | StreamedStates, fit_intercept: bool) -> None:
-    rows, width = states.n + states.q, states.n + states.p + int(fit_intercept)
-    d = "d = n + p + 1" if fit_intercept else "d = n + p"
+def _checked_weight(name: str, value: Any, states: States | StreamedStates, intercept: str) -> Any:
+    """The weight as it was given, but for the zero that may be said for a free intercept."""
+    penalised = intercept == "penalised"
+    rows, width = states.n + states.q, states.n + states.p + int(penalised)
+    d = "d = n + p + 1" if penalised else "d = n + p"
     expected = f"a number >= 0, or an array of them of shape (d,) = ({width},) or (n + q, d) = ({rows}, {width}), {d}"
     if value is None or isinstance(value, str):
         raise TypeError(f"{name} must be {expected}; got {value!r}.")
-    shape = np.shape(float_array(name, value))
+    array = float_array(name, value)
+    shape = array.shape
+    if intercept == "free" and shape in ((width + 1,), (1, width + 1), (rows, width + 1)):
+        if np.any(array[..., -1] != 0.0):
+            raise ValueError(
+                f"{name} must be 0 in its last column, {name}[..., n + p], as the intercept is free, or have none; to "
+                "penalise the intercept, say fit_intercept='penalised'."
+            )
+        return array[..., :-1]
     if shape not in ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width)):
         raise ValueError(f"{name} must be {expected}; got shape {shape}.")
+    return value
 
 
 def checked_refits(refit: Any) -> tuple[str, ...]:

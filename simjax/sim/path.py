@@ -38,7 +38,8 @@ class Path(Value):
       parameter: what differs, "alpha" or "kappa".
       values: (k,).
       fits: k `FitResult`s, every row of each certified by itself.
-      misfit: (k,), ‖T − ΦWᵀ‖² / ‖T‖² over all rows, in the units of the fit: what the models leave unexplained.
+      misfit: (k,), ‖T − ΦWᵀ‖² / ‖T‖² over all rows, in the units of the fit, with a free intercept about the means of
+        the samples: what the models leave unexplained.
     """
 
     parameter: str
@@ -167,7 +168,7 @@ def path(
     workspace, start = None, None
     for number, position in enumerate(order):
         plan = plans.pop(int(position))
-        design, targets = plan.samples
+        design, targets, _ = plan.samples
         if workspace is None or workspace.design is not design:  # κ can change the units of the fit
             workspace = Workspace(design)
         result = fit_plan(plan, solve.stage(f"fit-{number:03d}"), workspace=workspace, start=start)

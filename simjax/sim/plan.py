@@ -13,9 +13,10 @@ from simjax._checks import choice, positive_scalar
 from simjax._typing import Weights
 from simjax.implicit.matrices import model_rows
 from simjax.implicit.model import ImplicitModel
+from simjax.rows.centring import Centring, checked_sample_weight
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import NoPenalty, Penalty, take_rows
-from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, row_problem, rows_over
+from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, prepared_samples, rows_over
 from simjax.rows.solution import dense_rows
 from simjax.sim.low_rank import LowRank
 from simjax.sim.options import (
@@ -27,6 +28,7 @@ from simjax.sim.options import (
     as_json,
     check_low_rank,
     checked_eta,
+    checked_intercept,
     checked_kappa,
     checked_penalty,
     checked_refits,
@@ -42,14 +44,28 @@ class Samples:
     """What all rows of a fit see."""
 
     states: States | StreamedStates
-    fit_intercept: bool
+    intercept: str  # "none"; "free"; or "penalised": a column of ones in the design
+    sample_weight: np.ndarray | None  # (m,)
 
     @functools.cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Design and targets: the samples, or the few that streamed states compress them to; checked here, once."""
-        if isinstance(self.states, StreamedStates):
-            return checked_samples(*self.states.compressed(self.fit_intercept))
-        return checked_samples(*design_and_targets(self.states, fit_intercept=self.fit_intercept))
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, Centring | None]:
+        """Design and targets, and what was taken out of them for a free intercept; checked here, once.
+
+        They are the samples, weighted, or the few that streamed states compress them to.
+        """
+        if isinstance(self.states, States):
+            return self.prepared(self.states.activations)
+        if self.intercept == "free":
+            design, targets, centring = self.states.centred()
+            return *checked_samples(design, targets), centring
+        return *checked_samples(*self.states.compressed(self.intercept == "penalised")), None
+
+    def prepared(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray, Centring | None]:
+        """The same with other activations X (m, n) in the design; of `States` alone."""
+        assert isinstance(self.states, States)
+        design, targets = design_and_targets(self.states, ones=self.intercept == "penalised")
+        design[:, : self.states.n] = activations
+        return prepared_samples(design, targets, self.sample_weight, self.intercept == "free")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Plan:
     loss_weight: np.ndarray  # (n + q,)
     matching: str
     support: RowSupports
-    fit_intercept: bool
+    intercept: str
     refits: tuple[str, ...]
     settings: dict[str, Any]
 
@@ -83,8 +99,10 @@ class Plan:
                 f"states must be simjax.States or StreamedStates, got {type(states).__name__}; "
                 f"build one from arrays with States(...)."
             )
-        support, matching, fit_intercept = options.support, options.matching, bool(options.fit_intercept)
-        penalty = checked_penalty(options, states)
+        support, matching = options.support, options.matching
+        intercept = checked_intercept(options.fit_intercept, states)
+        weight = _checked_weight(options.sample_weight, states)
+        penalty = checked_penalty(options, states, intercept)
         rank, constraint, named = None, options.constraint, options.constraint
         if isinstance(constraint, LowRank):
             rank, named = constraint.rank, f"LowRank({constraint.rank})"
@@ -110,10 +128,10 @@ class Plan:
         if isinstance(support, str) and choice("support", support, SUPPORTS) == "auto":
             support = "full" if constraint == "metzler" or rank is not None else "hollow"
         scale = state_scale(states, options.rescale, kappa)
-        allowed = RowSupports.make(support, states, fit_intercept)
+        allowed = RowSupports.make(support, states, states.n + states.p + int(intercept == "penalised"))
         loss_weight = np.repeat([lambda_state, lambda_output], [states.n, states.q])
         if options.reduction == "mean":
-            loss_weight = loss_weight / states.m
+            loss_weight = loss_weight / _total_weight(states, weight)
         settings = {
             "objective": as_json(options.objective),
             "alpha": as_json(options.alpha),
@@ -128,16 +146,17 @@ class Plan:
             "support": support if isinstance(support, str) else f"mask {np.shape(support)}",
             "rescale": options.rescale,
             "units": options.units,
-            "fit_intercept": fit_intercept,
+            "sample_weight": as_json(options.sample_weight),
+            "fit_intercept": {"none": False, "free": True}.get(intercept, intercept),
             "refit": list(refits),
         }
         unit, scale = (scale, np.ones(states.n)) if options.units == "rescaled" else (np.ones(states.n), scale)
-        if like is not None and like.fit_intercept == fit_intercept and np.array_equal(like.unit, unit):
+        if like is not None and like.intercept == intercept and np.array_equal(like.unit, unit):
             data = like.data
         else:
             if like is None and isinstance(states, States):
                 warn_if_implausible(states)
-            data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, fit_intercept)
+            data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, intercept, weight)
         return cls(
             data=data,
             unit=unit,
@@ -150,7 +169,7 @@ class Plan:
             loss_weight=loss_weight,
             matching=matching,
             support=allowed,
-            fit_intercept=fit_intercept,
+            intercept=intercept,
             refits=refits,
             settings=settings,
         )
@@ -161,48 +180,53 @@ class Plan:
         return self.data.states
 
     @property
-    def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Design and targets of all rows."""
+    def samples(self) -> tuple[np.ndarray, np.ndarray, Centring | None]:
+        """Design and targets of all rows, and what was taken out of them for a free intercept."""
         return self.data.arrays
 
     def rows(self) -> RowSource:
         """All n + q rows."""
-        return self._source(*self.samples, np.arange(self.loss_weight.size), self.support.rows)
+        return self._source(self.samples, np.arange(self.loss_weight.size), self.support.rows)
 
     def rows_on_support(self, weights: Weights) -> RowSource:
         """All rows by least squares on the support of `weights`: debiasing."""
         every = np.arange(self.loss_weight.size)
-        return self._source(*self.samples, every, functools.partial(_nonzero, weights), NoPenalty())
+        return self._source(self.samples, every, functools.partial(_nonzero, weights), NoPenalty())
 
-    def output_rows(self, weights: Weights) -> RowSource:
+    def output_rows(self, weights: Weights, intercept: np.ndarray | None) -> RowSource:
         """The q rows of (C D), on the states that the (A B) in `weights` produces."""
         n = self.states.n
         assert isinstance(self.states, States)  # `make` refuses this refit of streamed states
-        design, targets = self.samples[0].copy(), self.samples[1]
-        design[:, :n] = self.model(weights, {}).equilibrium(self.states.inputs) / self.scale
-        design, targets = checked_samples(design, targets)
-        return self._source(design, targets, np.arange(n, self.loss_weight.size), self.support.rows)
+        activations = self.model(weights, intercept, {}).equilibrium(self.states.inputs) / self.scale
+        samples = self.data.prepared(activations)
+        return self._source(samples, np.arange(n, self.loss_weight.size), self.support.rows)
 
     def rows_of_low_rank(self, basis: np.ndarray) -> RowProblem:
         """The n rows of (L B) for A = L Rᵀ with R = `basis` (n, r): see `simjax.sim.low_rank`."""
-        design, targets = self.samples
+        design, targets, centring = self.samples
         n, rank = self.states.n, basis.shape[1]
         constraint = None
         if self.kappa is not None:  # Σ_j |A_ij|/s_j ≤ Σ_k |L_ik| Σ_j |R_jk|/s_j ≤ κ/s_i
             reach = (np.abs(basis) / self.scale[:, None]).sum(axis=0)
             constraint = L1Ball(self.kappa / self.scale, size=rank, weights=np.where(reach > 0.0, reach, 1.0))
-        return row_problem(
-            np.concatenate([design[:, :n] @ basis, design[:, n:]], axis=1),
-            targets[:, :n],
+        if centring is not None:
+            means = np.concatenate([centring.design[:n] @ basis, centring.design[n:]])
+            centring = dataclasses.replace(centring.take(np.arange(n)), design=means)
+        return rows_over(
+            *checked_samples(np.concatenate([design[:, :n] @ basis, design[:, n:]], axis=1), targets[:, :n]),
+            centring=centring,
             loss_weight=self.loss_weight[:n],
             penalty=self.penalty,
             constraint=constraint,
+            support=None,
             matching=self.matching,
         )
 
-    def model(self, weights: Weights, settings: dict[str, Any]) -> ImplicitModel:
-        """The rows (n + q, d) as a model in the units in which ‖A‖∞ ≤ kappa holds."""
+    def model(self, weights: Weights, intercept: np.ndarray | None, settings: dict[str, Any]) -> ImplicitModel:
+        """The rows (n + q, d), and their intercepts (n + q,), as a model in the units in which ‖A‖∞ ≤ kappa holds."""
         n, p = self.states.n, self.states.p
+        if self.intercept == "penalised":
+            intercept = dense_rows(weights[:, [-1]])[:, 0]
         upper, lower = weights[:n], weights[n:]
         model = ImplicitModel(
             upper[:, :n],
@@ -210,14 +234,14 @@ class Plan:
             lower[:, :n],
             lower[:, n : n + p],
             activation=self.states.activation,
-            b=dense_rows(upper[:, [-1]])[:, 0] if self.fit_intercept else None,
-            c=dense_rows(lower[:, [-1]])[:, 0] if self.fit_intercept else None,
+            b=None if intercept is None else intercept[:n],
+            c=None if intercept is None else intercept[n:],
             metadata={"fit": settings},
         )
         return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
 
-    def weights(self, model: ImplicitModel) -> np.ndarray:
-        """The rows of a model in the units of the fit, (n + q, d): the inverse of `model`."""
+    def weights(self, model: ImplicitModel) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows (n + q, d) of a model and their free intercepts in the units of the fit: the inverse of `model`."""
         if (model.n, model.p, model.q) != (self.states.n, self.states.p, self.states.q):
             raise ValueError(
                 f"model has n, p, q = {model.n}, {model.p}, {model.q}, the states {self.states.n}, {self.states.p}, "
@@ -225,44 +249,47 @@ class Plan:
             )
         dense = model.to_dense()
         dense = dense.scaled(1.0 / self.scale) if np.any(self.scale != 1.0) else dense
-        return model_rows(dense, intercept=self.fit_intercept)
+        rows = model_rows(dense, intercept=self.intercept != "none")
+        return (rows[:, :-1], rows[:, -1]) if self.intercept == "free" else (rows, None)
 
     def _source(
         self,
-        design: np.ndarray,
-        targets: np.ndarray,
+        samples: tuple[np.ndarray, np.ndarray, Centring | None],
         numbers: np.ndarray,
         support: Callable[[np.ndarray], np.ndarray | None],
         penalty: Penalty | None = None,
     ) -> RowSource:
         """The rows with these numbers of the n + q, each made when it is asked for, over samples that are checked."""
-        take = functools.partial(self._taken, design, targets, numbers, support, penalty)  # which can be pickled
-        return RowSource(design, numbers.size, self.matching, take)
+        centring = samples[2]
+        take = functools.partial(self._taken, samples, numbers, support, penalty)  # which can be pickled
+        return RowSource(
+            samples[0], numbers.size, self.matching, take, None if centring is None else centring.take(numbers)
+        )
 
     def _taken(
         self,
-        design: np.ndarray,
-        targets: np.ndarray,
+        samples: tuple[np.ndarray, np.ndarray, Centring | None],
         numbers: np.ndarray,
         support: Callable[[np.ndarray], np.ndarray | None],
         penalty: Penalty | None,
         index: np.ndarray,
     ) -> RowProblem:
         rows = numbers[index]
-        return self._problem(design, targets, rows, support(rows), penalty)
+        return self._problem(samples, rows, support(rows), penalty)
 
     def _problem(
         self,
-        design: np.ndarray,
-        targets: np.ndarray,
+        samples: tuple[np.ndarray, np.ndarray, Centring | None],
         rows: np.ndarray,
         mask: np.ndarray | None,
         penalty: Penalty | None,
     ) -> RowProblem:
+        design, targets, centring = samples
         penalty = self.penalty if penalty is None else penalty
         return rows_over(
             design,
             targets[:, rows],
+            centring=None if centring is None else centring.take(rows),
             loss_weight=self.loss_weight[rows],
             penalty=penalty if rows.size == self.loss_weight.size else take_rows(penalty, rows),
             constraint=self._constraint(rows),
@@ -296,6 +323,22 @@ class Plan:
 
 def _nonzero(weights: Weights, index: np.ndarray) -> np.ndarray:
     return dense_rows(weights[index]) != 0.0
+
+
+def _checked_weight(sample_weight: Any, states: States | StreamedStates) -> np.ndarray | None:
+    if sample_weight is not None and not isinstance(states, States):
+        raise ValueError(
+            "sample_weight must be None for streamed states, which do not keep their samples: give it to stream_states "
+            "or StreamedStates.from_arrays."
+        )
+    return checked_sample_weight(sample_weight, states.m)
+
+
+def _total_weight(states: States | StreamedStates, sample_weight: np.ndarray | None) -> float:
+    """Σ v, by which the mean loss is divided: the number of samples where they have no weights."""
+    if isinstance(states, StreamedStates):
+        return states.statistics.total_weight
+    return float(states.m) if sample_weight is None else float(sample_weight.sum())
 
 
 def state_scale(states: States | StreamedStates, rescale: Rescale, kappa: float | None) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.linalg
 
+from simjax._typing import ArrayLike
 from simjax._values import Value
 from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import dual_scaling, raised_tilt, support_function
@@ -18,7 +19,7 @@ from simjax.rows.solution import dense_rows
 from simjax.sim.plan import state_scale
 from simjax.sim.result import FitResult
 from simjax.states.states import States
-from simjax.states.streamed import agreeing_batches, design_and_targets
+from simjax.states.streamed import design_and_targets, weighted_batches
 
 # Directions of the design weaker than this against the strongest one take no part in a lifted dual point.
 _LIFT_CUTOFF = 1e-12
@@ -33,6 +34,7 @@ class StreamedCertificate(Value):
     Attributes:
       objective, dual_objective, gap, relative_gap, infeasibility: as in `Certificate`, (R,).
       combination: (R, d + 1): the dual point that proves the row is y = Φa + βt, a the first d entries and β the last.
+        With a free intercept Φ and t are about the means of the fit, and y less its own mean is the point.
     """
 
     objective: np.ndarray
@@ -43,7 +45,9 @@ class StreamedCertificate(Value):
     combination: np.ndarray
 
 
-def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertificate:
+def recertify(
+    result: FitResult, batches: Iterable[States], *, sample_weight: ArrayLike | None = None
+) -> StreamedCertificate:
     """Certify the weights of a fit in one pass over the samples, without the statistics they were fitted from.
 
     The dual point of the fit is lifted to y = Φa + βt, which is evaluated sample by sample, and with it go the sums of
@@ -57,6 +61,7 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
     Args:
       result: of a `fit` to `States` or `StreamedStates`, without refit="outputs".
       batches: any iterable of `States`, gone through once: those of the fit, in batches of any size.
+      sample_weight: of all samples of the batches, as in `stream_states`.
 
     Returns:
       A `StreamedCertificate`. Under exact matching a row that `fit` proved infeasible is told by its infeasibility.
@@ -83,7 +88,7 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
     combination = _lifted(problem, result.certificate.dual)
     sums = _Sums.zero(problem)
     scale = None
-    for batch in agreeing_batches(batches):
+    for batch, weight in weighted_batches(batches, sample_weight):
         if scale is None:
             _check_belongs(result, batch)
             scale = np.ones(batch.n)
@@ -91,10 +96,16 @@ def recertify(result: FitResult, batches: Iterable[States]) -> StreamedCertifica
                 scale = state_scale(batch, result.settings["rescale"], result.settings["kappa"])
         if np.any(scale != 1.0):
             batch = batch.rescaled(scale)
-        design, targets = design_and_targets(batch, fit_intercept=result.settings["fit_intercept"])
-        sums.add(design, targets, weights, combination, gram=bool(flat.any()))
+        design, targets = design_and_targets(batch, ones=result.settings["fit_intercept"] == "penalised")
+        root = np.ones(batch.m) if weight is None else np.sqrt(weight)
+        if problem.centring is not None:
+            design, targets = design - problem.centring.design, targets - problem.centring.targets
+        design, targets = root[:, None] * design, root[:, None] * targets
+        sums.add(design, targets, root, weights, combination, gram=bool(flat.any()))
     if scale is None:
         raise ValueError("batches must hold at least one batch of simjax.States, got none.")
+    if problem.centring is not None:
+        sums.take_out_mean()
     if flat.any():
         combination = sums.project_out(flat, combination)
     return _certificate_from(sums, problem, weights, combination, flat, result.certificate.infeasibility)
@@ -139,6 +150,10 @@ class _Sums:
     mismatch_dual: np.ndarray  # eᵀy
     slopes: np.ndarray  # Φᵀy, (R, d)
     residual_slopes: np.ndarray  # Φᵀr, (R, d)
+    total: float  # uᵀu, for u = V^½1
+    along_design: np.ndarray  # Φᵀu, (d,)
+    along_dual: np.ndarray  # yᵀu
+    along_residual: np.ndarray  # rᵀu
 
     @classmethod
     def zero(cls, problem: RowProblem) -> _Sums:
@@ -156,12 +171,23 @@ class _Sums:
             mismatch_dual=np.zeros(rows),
             slopes=np.zeros((rows, width)),
             residual_slopes=np.zeros((rows, width)),
+            total=0.0,
+            along_design=np.zeros(width),
+            along_dual=np.zeros(rows),
+            along_residual=np.zeros(rows),
         )
 
     def add(
-        self, design: np.ndarray, targets: np.ndarray, weights: np.ndarray, combination: np.ndarray, *, gram: bool
+        self,
+        design: np.ndarray,
+        targets: np.ndarray,
+        root: np.ndarray,
+        weights: np.ndarray,
+        combination: np.ndarray,
+        *,
+        gram: bool,
     ) -> None:
-        """Take in the samples of one batch."""
+        """Take in the samples of one batch, weighted; `root` are the roots of their weights."""
         residual = targets - design @ weights.T
         dual = design @ combination[:, :-1].T + targets * combination[:, -1]
         mismatch = self.multiplier * residual - dual
@@ -175,8 +201,22 @@ class _Sums:
         self.mismatch_dual += np.sum(mismatch * dual, axis=0)
         self.slopes += dual.T @ design
         self.residual_slopes += residual.T @ design
+        self.total += float(root @ root)
+        self.along_design += root @ design
+        self.along_dual += root @ dual
+        self.along_residual += root @ residual
         if gram:
             self.gram += design.T @ design
+
+    def take_out_mean(self) -> None:
+        """Replace y by y − u (uᵀy)/(uᵀu): a free intercept demands uᵀy = 0."""
+        share = self.along_dual / self.total
+        along_mismatch = self.multiplier * self.along_residual - self.along_dual
+        self.mismatch_squares = self.mismatch_squares + share * (2.0 * along_mismatch + self.along_dual)
+        self.mismatch_dual = self.mismatch_dual - share * along_mismatch
+        self.dual_squares = self.dual_squares - share * self.along_dual
+        self.dual_residual = self.dual_residual - share * self.along_residual
+        self.slopes = self.slopes - share[:, None] * self.along_design
 
     def project_out(self, flat: np.ndarray, combination: np.ndarray) -> np.ndarray:
         """Replace y by y − Φb, b on the coordinates in `flat`, which makes their slopes vanish; returns the new (a, β).

@@ -34,8 +34,9 @@ class FitResult(Value):
       model: the implicit model (A, B, C, D), in the units in which ‖A‖∞ ≤ kappa holds.
       certificate: one entry per row, (n + q,): the n rows of (A B) first, then the q rows of (C D).
       status: (n + q,), strings; see `Status`.
-      weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with an intercept);
-        CSR, like the model, where `max_memory` was given and only allowed for blocks of rows.
+      weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with a penalised
+        intercept); CSR, like the model, where `max_memory` was given and only allowed for blocks of rows.
+      intercept: (n + q,), the free intercepts of the rows in these units, b and c of the model; None without.
       solutions: the solves in the order they ran; the last one to touch a row is the one certified here.
       settings: the arguments of the fit, as stored in the model's metadata.
       sources: for each block of rows, the solve that certifies them, their numbers here, and their numbers there.
@@ -46,6 +47,7 @@ class FitResult(Value):
     certificate: Certificate
     status: np.ndarray
     weights: Weights
+    intercept: np.ndarray | None
     solutions: tuple[Solution, ...]
     settings: dict[str, Any]
     sources: tuple[CertifiedBlock, ...] = ()
@@ -93,7 +95,7 @@ class FitResult(Value):
     def summary(self) -> str:
         """A few lines for a person: the model, what ran, how many rows are certified, and how well."""
         model = self.model
-        total = model.n * (model.n + model.p) + model.q * (model.n + model.p)
+        total = (model.n + model.q) * (model.n + model.p + int(model.b is not None))
         parts = [
             f"model           n={model.n}, p={model.p}, q={model.q}, activation {model.activation}",
             f"nonzeros        {model.nonzeros} of {total}",

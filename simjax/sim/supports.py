@@ -26,9 +26,8 @@ class RowSupports:
     layer_sizes: tuple[int, ...]
 
     @classmethod
-    def make(cls, support: ArrayLike, states: States | StreamedStates, fit_intercept: bool) -> RowSupports:
-        n, p, q = states.n, states.p, states.q
-        width = n + p + int(fit_intercept)
+    def make(cls, support: ArrayLike, states: States | StreamedStates, width: int) -> RowSupports:
+        n, q = states.n, states.q
         if isinstance(support, str):
             choice("support", support, SUPPORTS)
             if support == "feedforward" and states.layer_sizes is None:

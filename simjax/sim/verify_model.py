@@ -20,7 +20,7 @@ from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
 
 _OF_THE_SOLVE = {"solver", "tol"}  # settings that do not say what is solved
-_SINCE_0_1 = {"constraint", "eta"}  # settings that models of version 0.1 do not have
+_SINCE_0_1 = {"constraint", "eta", "sample_weight"}  # settings that models of version 0.1 do not have
 
 
 def verify_model(
@@ -48,7 +48,7 @@ def verify_model(
     settings = _fit_settings(model)
     arrays = [
         key
-        for key in ("objective", "alpha", "mu", "constraint", "eta", "support")
+        for key in ("objective", "alpha", "mu", "constraint", "eta", "support", "sample_weight")
         if _is_description(key, settings.get(key))
     ]
     if arrays:
@@ -59,25 +59,28 @@ def verify_model(
     tol = positive_scalar("tol of the fit", settings["tol"])
     # What models of version 0.1 do not state, they have by default.
     stated = {key: value for key, value in settings.items() if key not in _OF_THE_SOLVE}
+    if "sample_weight" not in stated and stated["fit_intercept"] is True:
+        stated["fit_intercept"] = "penalised"  # the only kind that version 0.1 had
     plan = Plan.make(states, PlanOptions(**stated))
-    weights = plan.weights(model)
+    weights, intercept = plan.weights(model)
     problem = plan.rows_on_support(weights) if "support" in plan.refits else plan.rows()
     upper = np.arange(states.n + states.q)
     blocks = [(problem, weights, upper)]
     if "outputs" in plan.refits:
         blocks = [(problem, weights[: states.n], upper[: states.n])]
-        blocks.append((plan.output_rows(weights), weights[states.n :], upper[states.n :]))
+        blocks.append((plan.output_rows(weights, intercept), weights[states.n :], upper[states.n :]))
     chosen = sample_rows(upper.size, rows, seed)
     parts = []
     for problem, block, numbers in blocks:
         keep = np.flatnonzero(np.isin(numbers, chosen))
         if keep.size:
-            certificate = certify(problem.take(keep), block[keep])
+            own = None if intercept is None else intercept[numbers[keep]]
+            certificate = certify(problem.take(keep), block[keep], intercept=own)
             status = row_status(certificate, tol, exact=problem.exact)
             parts.append(
                 verify_rows(
                     problem.take(keep), block[keep], certificate, status, numbers[keep],
-                    oracle=oracle, workers=workers, tol=tol,
+                    oracle=oracle, workers=workers, tol=tol, intercept=own,
                 )
             )  # fmt: skip
     return joined(parts)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simjax._checks import choice, matrix, plain_array, positive_integer, positive_scalar
+from simjax._checks import boolean, choice, matrix, plain_array, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
 from simjax._typing import ArrayLike
 from simjax._values import Value
@@ -49,6 +49,8 @@ class States(Value):
       layer_sizes: widths of the hidden layers, FIRST hidden layer first, summing to n; None if not layered, or as
         the lists say.
       baseline: the exact implicit form of the network that produced the states, or None if unknown.
+      has_biases: whether that network has biases, which `fit` then fits by default; None if unknown, or as the
+        baseline says.
 
     All array-likes of real numbers are accepted and kept in float64, read-only.
 
@@ -65,6 +67,7 @@ class States(Value):
     activation: str = "relu"
     layer_sizes: tuple[int, ...] | None = None
     baseline: ImplicitModel | None = None
+    has_biases: bool | None = None
 
     def __post_init__(self) -> None:
         self._stack_layers()
@@ -80,6 +83,9 @@ class States(Value):
             object.__setattr__(self, "layer_sizes", _checked_layer_sizes(self.layer_sizes, self.n))
         if self.baseline is not None:
             self._check_baseline(self.baseline)
+            object.__setattr__(self, "has_biases", self.baseline.b is not None or self.baseline.c is not None)
+        elif self.has_biases is not None:
+            object.__setattr__(self, "has_biases", boolean("has_biases", self.has_biases))
 
     @classmethod
     def from_layers(
@@ -259,6 +265,7 @@ class States(Value):
         """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         about: dict[str, Any] = {"activation": self.activation, "layer_sizes": self.layer_sizes, "baseline": None}
+        about["has_biases"] = self.has_biases
         if self.baseline is not None:
             tensors, about["baseline"] = tensors_of_model(self.baseline)
             arrays |= {_BASELINE_PREFIX + name: tensor for name, tensor in tensors.items()}
@@ -390,4 +397,5 @@ def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States
         activation=about["activation"],
         layer_sizes=about["layer_sizes"],
         baseline=baseline,
+        has_biases=about.get("has_biases"),
     )

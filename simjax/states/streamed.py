@@ -12,6 +12,7 @@ from simjax._checks import positive_integer
 from simjax._typing import ArrayLike
 from simjax._values import Value
 from simjax.implicit.model import ImplicitModel
+from simjax.rows.centring import Centring, checked_sample_weight
 from simjax.rows.statistics import SufficientStatistics
 from simjax.states.plausible import warn_of_no_negative_preactivation
 from simjax.states.states import Rescale, States
@@ -46,6 +47,8 @@ class StreamedStates(Value):
         activation: str = "relu",
         layer_sizes: tuple[int, ...] | None = None,
         baseline: ImplicitModel | None = None,
+        has_biases: bool | None = None,
+        sample_weight: ArrayLike | None = None,
         batch_size: int = 4096,
     ) -> StreamedStates:
         """The statistics of arrays that need not fit in memory.
@@ -53,7 +56,8 @@ class StreamedStates(Value):
         Args:
           inputs, preactivations, activations, outputs: as in `States`; anything with a shape that gives arrays when
             sliced, such as np.memmap or an HDF5 data set. `batch_size` samples are read at a time, each once.
-          activation, layer_sizes, baseline: as in `States`.
+          activation, layer_sizes, baseline, has_biases: as in `States`.
+          sample_weight: as in `stream_states`.
           batch_size: samples that are in memory at once.
 
         Raises:
@@ -87,11 +91,12 @@ class StreamedStates(Value):
                         activation=activation,
                         layer_sizes=layer_sizes,
                         baseline=baseline,
+                        has_biases=has_biases,
                     )
                 except ValueError as error:
                     raise ValueError(f"samples {start} … {start + len(parts['inputs']) - 1}: {error}") from error
 
-        return stream_states(batches())
+        return stream_states(batches(), sample_weight=checked_sample_weight(sample_weight, arrays["inputs"].shape[0]))
 
     @property
     def m(self) -> int:
@@ -128,6 +133,11 @@ class StreamedStates(Value):
         """The network that produced the states, or None."""
         return self.sample.baseline
 
+    @property
+    def has_biases(self) -> bool | None:
+        """Whether that network has biases; None if unknown."""
+        return self.sample.has_biases
+
     def __repr__(self) -> str:
         return repr(self.sample).replace("States", "StreamedStates").replace(f"m={self.sample.m}", f"m={self.m}")
 
@@ -144,12 +154,18 @@ class StreamedStates(Value):
         )
         return StreamedStates(sample, statistics)
 
-    def compressed(self, fit_intercept: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Design [X U], with `fit_intercept` [X U 1], and targets [Z Y]: at most d + 1 samples that stand for all m."""
-        return self.statistics.compressed(self.n + self.p + int(fit_intercept))
+    def compressed(self, ones: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Design [X U], with `ones` [X U 1], and targets [Z Y]: at most d + 1 samples that stand for all m."""
+        return self.statistics.compressed(self.n + self.p + int(ones))
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray, Centring]:
+        """Design [X U] and targets [Z Y] about their means, compressed as well, and these means."""
+        rest, means = self.statistics.without_last()
+        d = self.n + self.p
+        return *rest.compressed(), Centring(means[:d], means[d:], self.statistics.total_weight)
 
 
-def stream_states(batches: Iterable[States]) -> StreamedStates:
+def stream_states(batches: Iterable[States], *, sample_weight: ArrayLike | None = None) -> StreamedStates:
     """Stream the states of one network, batch by batch, into statistics that `fit` accepts in place of `States`.
 
         stream_states(collect_states(network, U[i : i + 4096]) for i in range(0, len(U), 4096))
@@ -158,25 +174,46 @@ def stream_states(batches: Iterable[States]) -> StreamedStates:
 
     Args:
       batches: any iterable of `States`, gone through once.
+      sample_weight: v ≥ 0, one number for each sample of all batches, in their order; None means ones. See `fit`.
 
     Raises:
       TypeError: if a batch is not `States`.
-      ValueError: if there is no batch, or batches differ in n, p, q, activation, layer sizes or baseline.
+      ValueError: if there is no batch, or batches differ in n, p, q, activation, layer sizes, baseline or has_biases;
+        or for weights that are negative, all zero, or of another number than the samples.
     """
     sample: States | None = None
     statistics: SufficientStatistics | None = None
     negative = False
-    for batch in agreeing_batches(batches):
+    for batch, weight in weighted_batches(batches, sample_weight):
         if sample is None or statistics is None:
             sample = _extreme_samples(batch)
             statistics = SufficientStatistics(batch.n + batch.p + 1, batch.n + batch.q)
-        statistics.update(*design_and_targets(batch, fit_intercept=True))
+        if weight is None or np.any(weight):
+            statistics.update(*design_and_targets(batch, ones=True), weight)
         negative = negative or bool(np.any(batch.preactivations < 0.0))
     if sample is None or statistics is None:
         raise ValueError("batches must hold at least one batch of simjax.States, got none.")
     if sample.activation == "relu" and sample.baseline is None and not negative:
         warn_of_no_negative_preactivation()
     return StreamedStates(sample, statistics)
+
+
+def weighted_batches(
+    batches: Iterable[States], sample_weight: ArrayLike | None
+) -> Iterator[tuple[States, np.ndarray | None]]:
+    """The batches, each checked against the first, with the weights of their samples."""
+    weight = None
+    if sample_weight is not None:
+        weight = checked_sample_weight(sample_weight, np.size(sample_weight))
+    done = 0
+    for batch in agreeing_batches(batches):
+        part = None if weight is None else weight[done : done + batch.m]
+        done += batch.m
+        if part is not None and part.size < batch.m:
+            raise ValueError(f"sample_weight must have one number for each sample, got {done - batch.m + part.size}.")
+        yield batch, part
+    if weight is not None and done and done != weight.size:
+        raise ValueError(f"sample_weight must have one number for each of the {done} samples, got {weight.size}.")
 
 
 def agreeing_batches(batches: Iterable[States]) -> Iterator[States]:
@@ -189,7 +226,7 @@ def agreeing_batches(batches: Iterable[States]) -> Iterator[States]:
             raise TypeError(f"batches must hold simjax.States, got {type(batch).__name__} as batch {number}.")
         if first is None:
             first = _extreme_samples(batch)
-        for name in ("n", "p", "q", "activation", "layer_sizes"):
+        for name in ("n", "p", "q", "activation", "layer_sizes", "has_biases"):
             if getattr(batch, name) != getattr(first, name):
                 raise ValueError(
                     f"batches must come from one network: batch {number} has {name} = {getattr(batch, name)!r}, "
@@ -220,10 +257,10 @@ def _same_array(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return one is other if one is None or other is None else np.array_equal(one, other)
 
 
-def design_and_targets(batch: States, *, fit_intercept: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Design [X U], with `fit_intercept` [X U 1], and targets [Z Y]."""
-    ones = [np.ones((batch.m, 1))] if fit_intercept else []
+def design_and_targets(batch: States, *, ones: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Design [X U], with `ones` [X U 1], and targets [Z Y]."""
+    last = [np.ones((batch.m, 1))] if ones else []
     return (
-        np.concatenate([batch.activations, batch.inputs, *ones], axis=1),
+        np.concatenate([batch.activations, batch.inputs, *last], axis=1),
         np.concatenate([batch.preactivations, batch.outputs], axis=1),
     )
