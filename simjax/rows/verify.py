@@ -13,7 +13,7 @@ from simjax.rows.certificate import Certificate, certify, infeasibility_margin
 from simjax.rows.problem import RowProblem, objective_floor
 from simjax.rows.status import Status
 
-_NOT_FEASIBLE = 1e-6  # an oracle's answer that violates a row by more than this, relatively, is none
+_NOT_FEASIBLE = 1e-6  # an answer that violates a row by more than this, relatively, is none
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +28,8 @@ class Verification(Value):
       difference: (P − P_oracle) / scale, with the scale of the relative gap.
       relative_gap: what the better of the row's own dual point and the oracle's proves of the weights.
       oracle_gap: what the certificate proves of the oracle's answer.
-      agrees: whether |difference| is within what the two gaps and the oracle's infeasibility allow; or the row is
+      agrees: whether the row is feasible to 1e-6 and |difference| within what the two gaps and the oracle's
+        infeasibility allow; or the row is
         called infeasible, its ray proves it, and the oracle says so too or found no feasible point.
     """
 
@@ -110,6 +111,7 @@ def verify_rows(
     proved = claimed & (infeasibility_margin(problem, certificate.dual) > 0.0) if claimed.any() else claimed
     oracle_infeasible = np.asarray(answer.status) == Status.INFEASIBLE
     both_infeasible = proved & (oracle_infeasible | (judged.infeasibility > _NOT_FEASIBLE))
+    feasible = found.infeasibility <= _NOT_FEASIBLE
     either_infeasible = claimed | oracle_infeasible
     return Verification(
         oracle=oracle,
@@ -119,7 +121,7 @@ def verify_rows(
         difference=np.where(both_infeasible, 0.0, difference),
         relative_gap=found.relative_gap,
         oracle_gap=judged.relative_gap,
-        agrees=both_infeasible | (~either_infeasible & (np.abs(difference) <= allowed)),
+        agrees=both_infeasible | (~either_infeasible & feasible & (np.abs(difference) <= allowed)),
     )
 
 

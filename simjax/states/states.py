@@ -49,8 +49,7 @@ class States(Value):
       layer_sizes: widths of the hidden layers, FIRST hidden layer first, summing to n; None if not layered, or as
         the lists say.
       baseline: the exact implicit form of the network that produced the states, or None if unknown.
-      has_biases: whether that network has biases, which `fit` then fits by default; None if unknown, or as the
-        baseline says.
+      has_biases: whether it has biases, which `fit` then fits by default; None if unknown, or as the baseline says.
 
     All array-likes of real numbers are accepted and kept in float64, read-only.
 

@@ -166,7 +166,7 @@ def test_the_intercept_carries_the_biases():
     assert fitted.model.b.shape == (states.n,)
     assert fitted.model.c.shape == (states.q,)
     np.testing.assert_allclose(fitted.model(states.inputs), states.outputs, atol=1e-9)
-    without = simjax.fit(states, "least_squares", support="feedforward", kappa=None)
+    without = simjax.fit(states, "least_squares", support="feedforward", kappa=None, fit_intercept=False)
     assert np.abs(without.model(states.inputs) - states.outputs).max() > 1e-3
 
 
@@ -252,7 +252,7 @@ def test_model_metadata_are_json_and_say_how_it_was_fitted(result, tmp_path):
             {"alpha": np.ones(3)},
             r"alpha must be .*\(d,\) = \(26,\) or \(n \+ q, d\) = \(17, 26\), d = n \+ p; got shape \(3,\)",
         ),
-        ({"alpha": np.ones(26), "fit_intercept": True}, r"\(27,\).* d = n \+ p \+ 1; got shape \(26,\)"),
+        ({"alpha": np.ones(26), "fit_intercept": "penalised"}, r"\(27,\).* d = n \+ p \+ 1; got shape \(26,\)"),
         ({"mu": np.ones(3)}, r"mu must be .*got shape \(3,\)"),
         ({"alpha": None}, "alpha must be a number >= 0, .*; got None"),
         ({"alpha": "large"}, "alpha must be a number >= 0, .*; got 'large'"),
