@@ -54,6 +54,7 @@ def fitted(gaps: list[float], tol: float = 1e-6) -> FitResult:
         certificate=Certificate(zeros, zeros, zeros, relative, zeros, np.zeros((rows, 3))),
         status=np.where(relative <= tol, "SOLVED", "MAX_ITERS"),
         weights=np.zeros((rows, model.n + model.p)),
+        intercept=None,
         solutions=(),
         settings={"tol": tol},
     )
