@@ -117,6 +117,8 @@ OTHER: dict[str, Any] = {
     "constraint": simjax.L1Ball(0.9),
     "support": np.arange(WIDTH) > 0,
     "matching": "exact",
+    "sample_weight": np.where(np.arange(len(DESIGN)) == 0, 2.0, 1.0),
+    "fit_intercept": True,
     "solver": "admm",
     "engine": "jax",
     "precision": "float64",
@@ -145,8 +147,11 @@ def test_every_argument_is_tried_or_said_to_have_no_effect() -> None:
 @pytest.mark.parametrize("name", OTHER)
 def test_what_differs_is_named(name: str) -> None:
     differences = mark(**{name: OTHER[name]}).differences(mark())
-    assert any(difference.split(" (")[0] == name for difference in differences)
+    seen = "design" if name == "sample_weight" else name  # weights are in the samples
+    assert any(difference.split(" (")[0] == seen for difference in differences)
+    samples = {"design", "targets"}
     also = {"mesh": {"engine"}, "matching": set(), "max_memory": set()}
+    also |= {"sample_weight": samples, "fit_intercept": samples}
     assert {difference.split(" (")[0] for difference in differences} - {name} <= also.get(name, set())
 
 
