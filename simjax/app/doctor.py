@@ -16,18 +16,26 @@ from simjax.rows.oracles.interface import ORACLES, OracleUnavailable, oracle_mod
 
 def doctor_report() -> dict[str, Any]:
     """Everything, as JSON values; `memory_bytes` and `cores` are what is left to this process."""
-    engine = choose(SolveOptions())
     return {
         "simjax": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": _packages(),
         "devices": _devices(),
-        "engine": {"name": engine.name, "description": engine.describe()},
+        "engine": _engine(),
         "cores": cores(),
         "memory_bytes": int(memory_left()),
         "oracles": {name: _oracle(name) for name in ORACLES},
     }
+
+
+def _engine() -> dict[str, Any]:
+    """The engine that "auto" takes; nameless, with the reason, where JAX lacks the platform that was asked for."""
+    try:
+        engine = choose(SolveOptions())
+    except RuntimeError as error:
+        return {"name": None, "description": f"none: {' '.join(str(error).split())}"}
+    return {"name": engine.name, "description": engine.describe()}
 
 
 def _packages() -> dict[str, str | None]:
@@ -51,7 +59,10 @@ def _version(package: str) -> str | None:
 def _devices() -> list[str]:
     import jax  # here: the command line needs it for nothing else
 
-    return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+    try:
+        return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+    except RuntimeError as error:  # a platform was asked for that is not there
+        return [f"none: {' '.join(str(error).split())}"]
 
 
 def _oracle(name: str) -> dict[str, Any]:

@@ -378,6 +378,15 @@ def test_doctor_says_what_is_here(licensed: bool, monkeypatch: pytest.MonkeyPatc
     assert any(line.startswith("oracle mosek") and line.endswith(reason or "available") for line in lines)
 
 
+def test_doctor_says_that_a_platform_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise RuntimeError("Unable to initialize\nbackend 'nonsense'")
+
+    monkeypatch.setattr(jax, "devices", missing)
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["devices"] == ["none: Unable to initialize backend 'nonsense'"]
+
+
 def test_names_offered_are_the_library_s() -> None:
     assert get_args(cli.DatasetName) == tuple(datasets.LOADERS) == tuple(demo.RECIPES)
     assert get_args(cli.SparseObjective) == demo.OBJECTIVES
