@@ -257,13 +257,15 @@ def test_no_room_is_said_and_loses_nothing(tmp_path: Path, solves: list[int]) ->
     assert solves == [10, 10]
 
 
-# A process of its own that says in a file which blocks it begins, and waits after each so that it can be stopped there.
+# A process of its own that says in a file which blocks it begins, and from the `first` line of that file on waits after
+# each, so that it can be stopped there.
 PROGRAM = """
 import sys, time
 import numpy as np, simjax
 from simjax.rows.attempts import RowBlock
 from simjax.rows.memory import bytes_per_row
 folder, log, rows, wait, block = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
+first = int(sys.argv[6])
 rng = np.random.default_rng(0)
 design = rng.normal(size=(60, 40))
 targets = design @ (rng.normal(size=(40, rows)) * (rng.random((40, rows)) < 0.2)) + 0.1 * rng.normal(size=(60, rows))
@@ -271,7 +273,8 @@ plain = RowBlock.solve
 def counting(self, start):
     with open(log, "a") as file:
         file.write(f"{self.problem.count}\\n")
-    time.sleep(wait)
+    if sum(1 for _ in open(log)) >= first:
+        time.sleep(wait)
     return plain(self, start)
 RowBlock.solve = counting
 memory = block * bytes_per_row(design.shape)
@@ -280,8 +283,8 @@ np.savez(log + ".npz", weights=found.weights.toarray(), dual=found.certificate.d
 """
 
 
-def run(folder: Path, log: Path, rows: int, wait: float, block: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(log), str(rows), str(wait), str(block)]
+def run(folder: Path, log: Path, rows: int, wait: float, block: int, first: int = 0) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(log), str(rows), str(wait), str(block), str(first)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -299,7 +302,7 @@ def test_killed_interrupted_and_terminated_it_goes_on_to_the_same_bits(tmp_path:
     rows, block = 80, 8
     whole = run(tmp_path / "whole", tmp_path / "all", rows, 0.0, block)
     for stop, number in ((signal.SIGKILL, 3), (signal.SIGINT, 5), (signal.SIGTERM, 7)):
-        process = run(tmp_path / "stopped", tmp_path / "log", rows, 0.2, block)
+        process = run(tmp_path / "stopped", tmp_path / "log", rows, 60.0, block, number)
         until = time.monotonic() + 60.0
         while begun(tmp_path / "log") < number and time.monotonic() < until:
             time.sleep(0.005)

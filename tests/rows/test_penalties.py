@@ -339,6 +339,8 @@ def test_check_names_the_missing_function(missing):
     with pytest.raises(TypeError, match=f"lacks {missing}"):
         check_penalty(type("Partial", (), functions)())
     with pytest.raises(TypeError, match="value, prox, conjugate"):
+        check_penalty(object())
+    with pytest.raises(TypeError, match=r"such as simjax\.L1\(0\.1\), got 'l1'"):
         check_penalty("l1")
 
 
