@@ -368,7 +368,7 @@ class Stages:
             return
         engine = NumpyEngine()
         with engine.session():
-            shared, row_bytes = (*self.systems, self.host[0]), 8 * (rank * rank + 80 * self.widths[0])
+            shared, row_bytes = (*self.systems, self.host[0]), 8 * rank * rank
             *found, steps = engine.collect(
                 by_interior_point,
                 shared,
