@@ -34,7 +34,7 @@ def _engine() -> dict[str, Any]:
     try:
         engine = choose(SolveOptions())
     except RuntimeError as error:
-        return {"name": None, "description": f"none: {' '.join(str(error).split())}"}
+        return {"name": None, "description": _none(error)}
     return {"name": engine.name, "description": engine.describe()}
 
 
@@ -62,7 +62,12 @@ def _devices() -> list[str]:
     try:
         return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
     except RuntimeError as error:  # a platform was asked for that is not there
-        return [f"none: {' '.join(str(error).split())}"]
+        return [_none(error)]
+
+
+def _none(error: RuntimeError) -> str:
+    """That there is none, and the reason on one line."""
+    return f"none: {' '.join(str(error).split())}"
 
 
 def _oracle(name: str) -> dict[str, Any]:

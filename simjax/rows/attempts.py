@@ -9,6 +9,7 @@ polished again. What is left of the rows without penalty goes to LAPACK.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -169,10 +170,8 @@ class RowBlock:
         problem, design = self.problem.take(live), self.workspace.scaled
         m, d = design.array.shape
         if m >= _TALL * d:
-            samples, coordinates = (
-                design.factorisation(precise=False),
-                design.coordinates(problem.targets, precise=False),
-            )
+            samples = design.factorisation(precise=False)
+            coordinates = design.coordinates(problem.targets, precise=False)
         else:
             samples, coordinates = design.itself(), problem.targets.T
         rows = canonical_rows(problem, samples, coordinates, self.workspace.column_scale)
@@ -241,10 +240,7 @@ class RowBlock:
                 single=single,
                 start=canonical_start,
             )
-
-        def duals(chosen: np.ndarray) -> np.ndarray:
-            return self._full_duals(problem, factorisation, rows, board, chosen)
-
+        duals = functools.partial(self._full_duals, problem, factorisation, rows, board)
         return board, _in_units(problem, board, rows), duals
 
     def _refine(self, problem: RowProblem, tol: float, guess: np.ndarray) -> tuple[RowAnswers, np.ndarray, Candidates]:
@@ -256,10 +252,7 @@ class RowBlock:
         with self.engine.session():
             factorisation = design.factorisation(precise=False)
             portfolio.refine(self.engine, factorisation, samples, rows, board, guess / rows.point_scale, self.reporter)
-
-        def duals(chosen: np.ndarray) -> np.ndarray:
-            return self._full_duals(problem, samples, rows, board, chosen)
-
+        duals = functools.partial(self._full_duals, problem, samples, rows, board)
         return board, _in_units(problem, board, rows), duals
 
     def _full_duals(
