@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import resource
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 
 import simjax
 from simjax._files import atomic_file
+from simjax.rows.container import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -136,11 +136,6 @@ def place() -> Record:
         **commit(),
         "date": now(),
     }
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def now() -> str:

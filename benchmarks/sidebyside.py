@@ -33,8 +33,9 @@ from benchmarks import problems
 from benchmarks.peers import environments
 from benchmarks.peers.common import FAILED, NOT_OFFERED, OVER_BUDGET, UNAVAILABLE, Unavailable, without_figures
 from benchmarks.peers.registry import PEERS, REFERENCE
-from benchmarks.records import RESULTS, ROOT, commit, cores, cpu_model, now, plain, read, write
+from benchmarks.records import RESULTS, ROOT, commit, cpu_model, now, plain, read, write
 from simjax._checks import positive_integer, positive_scalar
+from simjax.rows.container import cores
 
 OUTPUT = RESULTS / "sidebyside.json"
 QUICK = ("standard-m100-l1", "synthetic-60x80-m50-condition100-sparsity0.9-seed0-l1")
