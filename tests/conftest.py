@@ -6,6 +6,8 @@ import os
 import jax
 import pytest
 
+from simjax.rows.attempts import RowBlock
+
 
 def pytest_configure(config):
     """Keep compiled programs from one module, and one run, to the next; each process for itself, to need no locks."""
@@ -20,3 +22,16 @@ def released_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def solves(monkeypatch):
+    """Says of every block how many rows it had, when it is solved."""
+    counted, plain = [], RowBlock.solve
+
+    def counting(block, start):
+        counted.append(block.problem.count)
+        return plain(block, start)
+
+    monkeypatch.setattr(RowBlock, "solve", counting)
+    return counted

@@ -2,7 +2,11 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -290,3 +294,16 @@ class ByHand:
 
     def __init__(self, penalty):
         self.value, self.prox, self.conjugate = penalty.value, penalty.prox, penalty.conjugate
+
+
+def on_eight_devices(program):
+    """What a program prints in a process of its own, where JAX's CPU is eight devices."""
+    here = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -1,16 +1,11 @@
 """The functional solver: the host's answers, under every transformation of JAX, with derivatives."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BOUND, PENALTIES, ROWS, TALL, WIDE, WIDTH, generator, sparse_rows
+from helpers import BOUND, PENALTIES, ROWS, TALL, WIDE, WIDTH, generator, on_eight_devices, sparse_rows
 
 import simjax
 from simjax import functional
@@ -147,15 +142,7 @@ print("eight devices agree")
 
 
 def test_rows_over_eight_devices_exchange_nothing():
-    here = str(Path(__file__).parents[1])
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent)]),
-    }
-    done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "eight devices agree" in done.stdout
+    assert "eight devices agree" in on_eight_devices(EIGHT_DEVICES)
 
 
 @pytest.mark.slow

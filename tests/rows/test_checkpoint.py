@@ -22,7 +22,7 @@ from numpy.testing import assert_array_equal
 
 import simjax
 from simjax.rows import fingerprint as fingerprints
-from simjax.rows.attempts import RowBlock, Start
+from simjax.rows.attempts import Start
 from simjax.rows.engines import choose
 from simjax.rows.memory import bytes_per_row
 from simjax.rows.options import SolveOptions
@@ -52,20 +52,6 @@ def assert_same(found: Solution, wanted: Solution) -> None:
 
 def blocks_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("block-*.safetensors"))
-
-
-@pytest.fixture
-def solves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Says of every block how many rows it had, when it is solved."""
-    counted: list[int] = []
-    plain = RowBlock.solve
-
-    def counting(block: RowBlock, start: Start | None) -> np.ndarray:
-        counted.append(block.problem.count)
-        return plain(block, start)
-
-    monkeypatch.setattr(RowBlock, "solve", counting)
-    return counted
 
 
 # ---- going on ----------------------------------------------------------------------------------------------

@@ -1,15 +1,10 @@
 """Rows over several devices, in blocks, and from a start: the same answers as all at once on one device."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 import scipy.sparse
-from helpers import BOUND, TALL, WIDE, WIDTH, generator, sparse_rows
+from helpers import BOUND, TALL, WIDE, WIDTH, generator, on_eight_devices, sparse_rows
 
 import simjax
 from simjax.rows.attempts import Start
@@ -76,15 +71,7 @@ def problem_of(m, rows=20):
 
 
 def test_eight_devices_give_the_answer_of_one_and_exchange_nothing():
-    here = str(Path(__file__).parents[1])
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent)]),
-    }
-    done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "eight devices agree" in done.stdout
+    assert "eight devices agree" in on_eight_devices(EIGHT_DEVICES)
 
 
 def test_a_mesh_of_one_device_and_what_a_mesh_cannot_do():

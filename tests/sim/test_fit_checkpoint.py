@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import generator
 from numpy.testing import assert_array_equal
 
 import simjax
-from simjax.rows.attempts import RowBlock, Start
 from simjax.rows.memory import bytes_per_row
 from simjax.rows.solution import dense_rows
 
@@ -23,20 +21,6 @@ def states() -> simjax.States:
     rng = generator(30)
     weights = [rng.normal(size=(9, 6)) / 3, rng.normal(size=(8, 9)) / 3, rng.normal(size=(3, 8))]
     return simjax.States.from_layers(weights, None, "relu", rng.normal(size=(40, 6)))
-
-
-@pytest.fixture
-def solves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Says of every block how many rows it had, when it is solved."""
-    counted: list[int] = []
-    plain = RowBlock.solve
-
-    def counting(block: RowBlock, start: Start | None) -> np.ndarray:
-        counted.append(block.problem.count)
-        return plain(block, start)
-
-    monkeypatch.setattr(RowBlock, "solve", counting)
-    return counted
 
 
 def assert_same(found: simjax.FitResult, wanted: simjax.FitResult) -> None:
