@@ -246,7 +246,8 @@ def test_no_room_is_said_and_loses_nothing(tmp_path: Path, solves: list[int]) ->
 # A process of its own that says in a file which blocks it begins, and from the `first` line of that file on waits after
 # each, so that it can be stopped there.
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by inheritance
 import numpy as np, simjax
 from simjax.rows.attempts import RowBlock
 from simjax.rows.memory import bytes_per_row
