@@ -6,11 +6,13 @@ short path of others, saves them and draws the pictures. Nothing here prints: pr
 
 from __future__ import annotations
 
+import io
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +27,7 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._files import atomic_file, check_target
 from simjax._version import __version__
 from simjax.app.observer import Observer
+from simjax.app.recipes import OBJECTIVES, RECIPES, Recipe
 from simjax.app.reports import json_number, json_text
 from simjax.implicit.model import ImplicitModel
 from simjax.nn import MLP, RECOMMENDED, train
@@ -40,31 +43,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What the demo does with a data set unless told otherwise.
-
-    Attributes:
-      sizes: of the baseline's layers, from the inputs to the outputs.
-      samples: how many training samples to collect states on.
-      alpha: the penalty's weight, for the mean loss, of entries that the first fit left at zero.
-    """
-
-    sizes: tuple[int, ...]
-    samples: int
-    alpha: float
-
-
-# The alphas were chosen on training samples held out from the baseline: as sparse as costs about a quarter of
-# a point of its accuracy on Fashion-MNIST, and half a point on digits.
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "digits": Recipe(sizes=(64, 32, 16, 10), samples=1000, alpha=5e-4),
-        "fashion-mnist": Recipe(sizes=(784, 64, 32, 16, 10), samples=2000, alpha=1.5e-4),
-    }
-)
-# Penalties that make weights exactly zero.
-OBJECTIVES = ("perspective", "l1", "elastic_net")
 # Natural units, a hollow A, and a loss that does not grow with m; everything else as `fit` has it.
 _FIT: Mapping[str, Any] = MappingProxyType({"reduction": "mean", "support": "hollow"})
 # The first fit, which only says which weights are large.
@@ -184,11 +162,12 @@ def run_demo(
         path = tuple(_path_point(a, one, states, data) for a, one in sorted(fits.items()))
         results = _results(alpha, result, path, states, data)
     with watch("pictures", "Drawing"):
-        pictures = {
+        figures = {
             "pattern": plot_sparsity_pattern(result.model, _baseline(states)),
             "gaps": plot_gaps(result),
             "trade_off": plot_trade_off(path, results["baseline"]["test_accuracy"], alpha),
         }
+        pictures = {name: _png(figure) for name, figure in figures.items()}
     results = {
         "dataset": dataset,
         "samples": samples,
@@ -198,7 +177,7 @@ def run_demo(
         "seconds": watch.seconds,
         "environment": _environment(),
     }
-    _write(files, overwrite, network, states, result, results, pictures)
+    _write(files, overwrite, network, states, result, results, pictures, watch.observer)
     return DemoReport(states=states, result=result, path=path, results=results, files=files)
 
 
@@ -323,13 +302,27 @@ def _write(
     states: States,
     result: FitResult,
     results: dict[str, Any],
-    pictures: dict[str, Figure],
+    pictures: dict[str, bytes],
+    observer: Observer,
 ) -> None:
-    network.save(files["network"], overwrite)
-    states.save(files["states"], overwrite)
-    result.model.save(files["model"], overwrite)
-    with atomic_file(files["results"], overwrite) as file:
-        file.write(json_text(results).encode())
-    for name, figure in pictures.items():
-        with atomic_file(files[name], overwrite) as file:
-            figure.savefig(file, format="png")
+    contents = {"results": json_text(results).encode(), **pictures}
+    saves: dict[str, Callable[[Path, bool], None]] = {
+        "network": network.save,
+        "states": states.save,
+        "model": result.model.save,
+        **{name: partial(_write_bytes, content) for name, content in contents.items()},
+    }
+    for name, save in saves.items():
+        save(files[name], overwrite)
+        observer.written(files[name])
+
+
+def _write_bytes(content: bytes, path: Path, overwrite: bool) -> None:
+    with atomic_file(path, overwrite) as file:
+        file.write(content)
+
+
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()

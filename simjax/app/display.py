@@ -5,7 +5,8 @@ The only module that prints. Names of files and other people's words are shown a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,12 @@ def say_warning(message: object) -> None:
     _say("Warning:", "bold yellow", message)
 
 
+def say_interrupted(saved: Sequence[Path]) -> None:
+    """One line on standard error: what there is to show for it."""
+    what = f"saved: {', '.join(map(str, saved))}" if saved else "nothing saved"
+    _say("Interrupted;", "bold yellow", f"{what}.")
+
+
 def say_not_certified() -> None:
     """One line on standard error."""
     _say("Not every row is certified.", "bold yellow", "What was computed is saved all the same.")
@@ -63,9 +70,14 @@ def _say(head: str, style: str, rest: object) -> None:
 
 
 class Display(Observer):
-    """Stages as progress bars on standard error."""
+    """Stages as progress bars on standard error.
 
-    def __init__(self) -> None:
+    Args:
+      saved: files that are written are added to it.
+    """
+
+    def __init__(self, saved: list[Path]) -> None:
+        self._saved = saved
         self._bars = ProgressBars(
             SpinnerColumn(finished_text=Text("✓", style="green")),
             TextColumn("{task.description}", markup=False),
@@ -96,6 +108,9 @@ class Display(Observer):
     def rows(self, progress: Progress) -> None:
         note = f"{progress.solved} of {progress.rows} rows, worst gap {progress.worst_gap:.0e}"
         self._bars.update(self._task, total=progress.rows, completed=progress.solved, note=note)
+
+    def written(self, file: Path) -> None:
+        self._saved.append(file)
 
     def _finish(self) -> None:
         """Stops the stage's clock; a stage without steps counts as one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,3 +20,6 @@ class Observer:
 
     def rows(self, progress: Progress) -> None:
         """A solve has come so far."""
+
+    def written(self, file: Path) -> None:
+        """A file is there."""

@@ -23,7 +23,7 @@ INTERCEPTS = ("none", "free", "penalised")
 REFITS = ("support", "outputs")
 
 _USES_MU = ("perspective", "elastic_net")
-_SYNONYMS = {"lasso": "l1", "elasticnet": "elastic_net", "l2": "ridge", "tikhonov": "ridge", "ols": "least_squares"}
+SYNONYMS = {"lasso": "l1", "elasticnet": "elastic_net", "l2": "ridge", "tikhonov": "ridge", "ols": "least_squares"}
 
 
 class _Unstated(float):
@@ -107,7 +107,7 @@ def checked_intercept(fit_intercept: Any, states: States | StreamedStates) -> st
 def checked_penalty(options: PlanOptions, states: States | StreamedStates, intercept: str) -> Penalty:
     objective, alpha, mu = options.objective, options.alpha, options.mu
     if isinstance(objective, str):
-        choice("objective", objective, OBJECTIVES, synonyms=_SYNONYMS)
+        choice("objective", objective, OBJECTIVES, synonyms=SYNONYMS)
         if mu is not None and objective not in _USES_MU:
             raise ValueError(f"mu must be None for objective {objective!r}, which has no second weight; got {mu!r}.")
         alpha = _checked_weight("alpha", alpha, states, intercept)

@@ -87,7 +87,28 @@ def test_interrupts_have_a_code_of_their_own(monkeypatch: pytest.MonkeyPatch, tm
 
     small_model().save(tmp_path / "m")
     monkeypatch.setattr(display, "print_model", interrupted)
-    assert run("show", tmp_path / "m").exit_code == 130
+    stopped = run("show", tmp_path / "m")
+    assert (stopped.exit_code, stopped.stderr) == (130, "Interrupted; nothing saved.\n")
+
+
+def test_an_interrupt_says_what_is_there_already(
+    states_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(display, "print_fit", interrupted)
+        stopped = run("fit", states_file, "-o", tmp_path / "m")
+    assert (stopped.exit_code, (tmp_path / "m").exists()) == (130, True)
+    assert stopped.stderr.endswith(f"Interrupted; saved: {tmp_path / 'm'}.\n")
+    monkeypatch.setattr(simjax, "fit", interrupted)
+    kept = tmp_path / "kept"
+    for words in ("nothing saved.", f"saved: {kept}."):  # rows, once there are any
+        stopped = run("fit", states_file, "-o", tmp_path / "n", "--checkpoint", kept)
+        assert (stopped.exit_code, (tmp_path / "n").exists()) == (130, False)
+        assert stopped.stderr.endswith(f"Interrupted; {words}\n")
+        (kept / "rows").mkdir(parents=True, exist_ok=True)
 
 
 def test_a_closed_pipe_is_no_answer(tmp_path: Path) -> None:
