@@ -227,16 +227,7 @@ def read_npz(
       FileNotFoundError: there is no such file.
       ValueError: truncated, pickled or foreign, or of a newer version.
     """
-    _check_source(path)
-    try:
-        with Path(path).open("rb") as file:  # np.load leaves its own handle open when it fails
-            _check_zip(file)
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise ValueError("it is a single array")
-            arrays = {name: loaded[name] for name in loaded.files}
-    except (*_ZIP_ERRORS, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not an .npz file (truncated, pickled or foreign): {error}") from error
+    arrays = read_arrays(path)
     if plain and plain == set(arrays):
         return arrays, {}
     try:
@@ -250,6 +241,23 @@ def read_npz(
         )
     _check_version(path, about.get("format_version"), newest_version)
     return arrays, about
+
+
+def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, whoever wrote it; no pickle is executed.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: truncated, pickled or no npz.
+    """
+    _check_source(path)
+    try:
+        with Path(path).open("rb") as file:  # np.load leaves its own handle open when it fails
+            _check_zip(file)
+            loaded = np.load(file, allow_pickle=False)
+            return {name: loaded[name] for name in loaded.files}
+    except (*_ZIP_ERRORS, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not an .npz file (truncated, pickled or foreign): {error}") from error
 
 
 @contextmanager

@@ -65,12 +65,14 @@ class TradeOffPoint(Protocol):
 # ---- sparsity pattern --------------------------------------------------------------------------------------
 
 
-def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel) -> Figure:
+def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel, passes: int | None = None) -> Figure:
     """The pattern of (A B; C D) of `model` and, for comparison, of `baseline`: each nonzero weight is a dot.
 
     Args:
       model: the fitted model.
       baseline: the implicit form of the network imitated, such as `states.baseline`.
+      passes: through A that an output of the model took, such as `EquilibriumInfo.iterations`; said below the picture
+        if given, for a network takes one through each layer.
 
     Raises:
       ValueError: the two differ in n, p or q.
@@ -95,6 +97,9 @@ def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel) -> Figu
     axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
     for ax, (shown, title) in zip(axes, panels, strict=True):
         _draw_pattern(ax, shown, title)
+    if passes is not None:
+        words = f"Links back within A have their price: an output is a fixed point, {passes} passes through A here."
+        figure.supxlabel(words, x=0.01, ha="left", fontsize=_SMALL, color=_GREY)
     return figure
 
 
@@ -188,14 +193,18 @@ def _half_decades(exponents: np.ndarray, tol: float) -> np.ndarray:
 
 
 def plot_trade_off(
-    points: Sequence[TradeOffPoint], baseline_accuracy: float, chosen_alpha: float | None = None
+    points: Sequence[TradeOffPoint],
+    baseline_accuracy: float,
+    marked_alpha: float | None = None,
+    marked_as: str = "marked",
 ) -> Figure:
     """Accuracy against sparsity over a path of alphas, beside the baseline's accuracy.
 
     Args:
       points: at least one; each has `alpha`, `sparsity` and `accuracy`, the latter two as fractions.
       baseline_accuracy: a fraction.
-      chosen_alpha: the point with this alpha is marked.
+      marked_alpha: the point with this alpha is marked.
+      marked_as: why, in a word or two for the legend.
 
     Raises:
       ValueError: no points, or numbers that are not finite.
@@ -213,8 +222,8 @@ def plot_trade_off(
         sparsity, accuracy, color=_BLUE, linewidth=1.4, marker="o", markersize=5, label=r"implicit models, by $\alpha$"
     )
     for point, x, y in zip(ordered, sparsity, accuracy, strict=True):
-        if point.alpha == chosen_alpha:
-            ax.plot([x], [y], label=f"chosen: {x:.1f} %, {y:.1f} %", **_RING)
+        if point.alpha == marked_alpha:
+            ax.plot([x], [y], label=f"{marked_as}: {x:.1f} %, {y:.1f} %", **_RING)
         # Below and left of the point, since the curve falls to the right; slanted, so that near labels fit.
         ax.annotate(
             f"{point.alpha:.2g}",

@@ -70,6 +70,7 @@ def text_boxes(figure: Figure) -> list[tuple[str, Bbox]]:
             texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
         legend = ax.get_legend()
         texts += legend.get_texts() if legend is not None else []
+    texts += figure.texts + ([figure._supxlabel] if figure._supxlabel is not None else [])
     return [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text().strip()]
 
 
@@ -125,10 +126,12 @@ def test_pattern_states_the_counts() -> None:
         assert label.endswith(f"{block.shape[0]}×{block.shape[1]}: {np.count_nonzero(block):,} nonzeros")
 
 
+@pytest.mark.parametrize("passes", [None, 37])
 @pytest.mark.parametrize("p", [30, 784])
-def test_pattern_is_legible_side_by_side_and_stacked(p: int) -> None:
+def test_pattern_is_legible_side_by_side_and_stacked(p: int, passes: int | None) -> None:
     network = baseline(p, (64, 32, 16), 10)
-    figure = plot_sparsity_pattern(sparse_model(network), network)
+    figure = plot_sparsity_pattern(sparse_model(network), network, passes)
+    assert any("37 passes through A" in text for text, _ in text_boxes(figure)) == (passes is not None)
     assert overlapping_texts(figure) == []
     assert texts_outside(figure) == []
 
@@ -182,13 +185,13 @@ def test_gaps_are_legible_in_extreme_cases(gaps: list[float]) -> None:
 
 
 def test_trade_off_draws_the_points_in_percent_by_alpha() -> None:
-    figure = plot_trade_off(PATH, 0.885, chosen_alpha=1e-3)
+    figure = plot_trade_off(PATH, 0.885, marked_alpha=1e-3, marked_as="default")
     lines = {str(line.get_label()).split(",")[0].split(":")[0]: line for line in figure.axes[0].lines}
-    assert set(lines) == {"baseline", "implicit models", "chosen"}
+    assert set(lines) == {"baseline", "implicit models", "default"}
     np.testing.assert_allclose(lines["implicit models"].get_xdata(), [-20, 45, 80])
     np.testing.assert_allclose(lines["implicit models"].get_ydata(), [88.4, 88.3, 85])
     np.testing.assert_allclose(lines["baseline"].get_ydata(), 88.5)
-    np.testing.assert_allclose([*lines["chosen"].get_xdata(), *lines["chosen"].get_ydata()], [45, 88.3])
+    np.testing.assert_allclose([*lines["default"].get_xdata(), *lines["default"].get_ydata()], [45, 88.3])
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.0001", "0.001", "0.01"]
     assert texts_outside(figure) == []
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from simjax._checks import choice
 from simjax._extras import needs
 from simjax._files import check_target
+from simjax.app import display
 from simjax.rows.options import ENGINES, PRECISIONS, SOLVERS, SolveOptions
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.penalties import OBJECTIVES
@@ -148,3 +149,12 @@ def check_output(path: Path, force: bool, suffix: str = ".safetensors") -> None:
         check_target(path, overwrite=force, suffix=suffix)
     except FileExistsError:
         raise FileExistsError(f"{path} exists.") from None
+
+
+def place_of(output: Path, converged: bool) -> Path:
+    """Where a result is saved: one that is there gives way to none but a certified one."""
+    if converged or not output.exists():
+        return output
+    place = output.with_name(f"{output.stem}.uncertified{output.suffix}")
+    display.say_warning(f"{output} is left as it was, since not every row is certified; what is new is {place}.")
+    return place

@@ -27,6 +27,7 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._files import atomic_file, check_target
 from simjax._version import __version__
 from simjax.app.observer import Observer
+from simjax.app.page import results_page
 from simjax.app.recipes import OBJECTIVES, RECIPES, Recipe
 from simjax.app.reports import json_number, json_text
 from simjax.implicit.model import ImplicitModel
@@ -61,6 +62,7 @@ _FILES = MappingProxyType(
         "pattern": "sparsity.png",
         "gaps": "gaps.png",
         "trade_off": "trade_off.png",
+        "page": "results.html",
     }
 )
 
@@ -140,6 +142,7 @@ def run_demo(
     """
     recipe = RECIPES[choice("dataset", dataset, RECIPES)]
     choice("objective", objective, OBJECTIVES)
+    alpha_rule = "default" if alpha is None else "as asked"
     alpha = recipe.alpha if alpha is None else positive_scalar("alpha", alpha)
     samples = (_QUICK_SAMPLES if quick else recipe.samples) if samples is None else samples
     samples = positive_integer("samples", samples)
@@ -160,12 +163,12 @@ def run_demo(
     result = fits[alpha]
     with watch("evaluation", "Evaluating"):
         path = tuple(_path_point(a, one, states, data) for a, one in sorted(fits.items()))
-        results = _results(alpha, result, path, states, data)
+        results = _results(alpha, alpha_rule, result, path, states, data)
     with watch("pictures", "Drawing"):
         figures = {
-            "pattern": plot_sparsity_pattern(result.model, _baseline(states)),
+            "pattern": plot_sparsity_pattern(result.model, _baseline(states), results["model"]["passes"]),
             "gaps": plot_gaps(result),
-            "trade_off": plot_trade_off(path, results["baseline"]["test_accuracy"], alpha),
+            "trade_off": plot_trade_off(path, results["baseline"]["test_accuracy"], alpha, f"{alpha_rule} α"),
         }
         pictures = {name: _png(figure) for name, figure in figures.items()}
     results = {
@@ -228,15 +231,22 @@ def _path_point(alpha: float, result: FitResult, states: States, data: datasets.
 
 
 def _results(
-    alpha: float, result: FitResult, path: Sequence[PathPoint], states: States, data: datasets.Dataset
+    alpha: float,
+    alpha_rule: str,
+    result: FitResult,
+    path: Sequence[PathPoint],
+    states: States,
+    data: datasets.Dataset,
 ) -> dict[str, Any]:
     """What was measured, as JSON values."""
     baseline, model, certificate = _baseline(states), result.model, result.certificate
+    _, info = model.equilibrium(data.test_inputs, return_info=True)
     chosen = next(point for point in path if point.alpha == alpha)
     return {
         "fit": {
             **result.settings,
             "alpha": alpha,
+            "alpha_rule": alpha_rule,
             "adaptive": {"first_alpha": _FIRST_ALPHA, "first_tol": _FIRST_TOL, "epsilon": _EPSILON},
         },
         "baseline": {
@@ -248,6 +258,7 @@ def _results(
             "nonzeros": chosen.nonzeros,
             "sparsity": chosen.sparsity,
             "well_posedness": model.well_posedness,
+            "passes": info.iterations,
         },
         "rows": {
             "total": int(result.status.size),
@@ -305,7 +316,11 @@ def _write(
     pictures: dict[str, bytes],
     observer: Observer,
 ) -> None:
-    contents = {"results": json_text(results).encode(), **pictures}
+    contents = {
+        "results": json_text(results).encode(),
+        **pictures,
+        "page": results_page(results, pictures).encode(),
+    }
     saves: dict[str, Callable[[Path, bool], None]] = {
         "network": network.save,
         "states": states.save,

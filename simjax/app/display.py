@@ -5,6 +5,7 @@ The only module that prints. Names of files and other people's words are shown a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ class _Terminal(Console):
         raise BrokenPipeError  # what to do about it is for the command to say
 
 
-_out = _Terminal(highlight=False, markup=False, emoji=False)
+# Tables are as wide as what is in them, whatever the terminal: rich would cut numbers and names of files.
+_UNCUT = 100_000
+_out = _Terminal(highlight=False, markup=False, emoji=False, width=_UNCUT)
 _err = _Terminal(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -130,6 +133,13 @@ def print_json(report: Mapping[str, Any]) -> None:
     print(json_text(report), flush=True)
 
 
+def print_numbers(rows: np.ndarray) -> None:
+    """A line for each row on standard output, in digits enough to read the same numbers again; commas between them."""
+    for row in rows.tolist():
+        print(",".join(map(repr, row)))
+    sys.stdout.flush()
+
+
 def print_fit(title: str, report: Mapping[str, Any]) -> None:
     """What `fit_report` says."""
     sparsity = report["sparsity"]
@@ -147,18 +157,43 @@ def print_fit(title: str, report: Mapping[str, Any]) -> None:
 
 
 def print_evaluation(title: str, report: Mapping[str, Any]) -> None:
-    """Accuracy on the test samples, nonzeros, well-posedness."""
-    pairs = {
-        "test accuracy": f"{_percent(report['accuracy'])} of {report['samples']:,} samples",
-        "nonzeros": f"{report['nonzeros']:,}",
-        "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
-    }
+    """Accuracy on the samples, how far from a network's outputs, nonzeros, well-posedness."""
+    pairs = {"samples": f"{report['samples']:,}"}
+    if "accuracy" in report:
+        pairs["accuracy"] = _percent(report["accuracy"])
+    if "relative_error" in report:
+        pairs["error of the outputs"] = f"{report['relative_error']:.3g}, relative"
+    if "agreement" in report:
+        pairs["same class as the outputs"] = _percent(report["agreement"])
+    pairs["nonzeros"] = f"{report['nonzeros']:,}"
+    pairs["well-posedness"] = f"‖A‖∞ = {report['well_posedness']:.6g}"
     _print_pairs(title, pairs)
+
+
+def print_prediction(title: str, report: Mapping[str, Any]) -> None:
+    """How many samples, and where their outputs are."""
+    pairs = {"samples": f"{report['samples']:,}", "outputs": f"{report['q']:,} a sample", "saved as": report["outputs"]}
+    _print_pairs(title, pairs)
+
+
+def print_path(title: str, report: Mapping[str, Any], saved: str | None) -> None:
+    """What `path_report` says, a line for each model, numbered as the files are."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("model", "alpha", "nonzeros", "sparsity", "misfit", "worst gap", "rows certified"):
+        table.add_column(column, justify="right")
+    for number, one in enumerate(report["models"]):
+        certified = f"{one['rows_certified']} of {report['rows']}"
+        share = "" if one["sparsity"] is None else _percent(one["sparsity"])
+        cells = (f"{one['alpha']:.4g}", f"{one['nonzeros']:,}", share, f"{one['misfit']:.2e}")
+        table.add_row(str(number), *cells, _gap(one["worst_relative_gap"]), certified)
+    _print_table(title, table)
+    if saved is not None:
+        _out.print(f"  saved in {saved}")
 
 
 def print_model(title: str, report: Mapping[str, Any]) -> None:
     """What `model_report` says."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("block")
     for column in ("shape", "nonzeros", "share"):
         table.add_column(column, justify="right")
@@ -166,7 +201,7 @@ def print_model(title: str, report: Mapping[str, Any]) -> None:
         share = about["nonzeros"] / int(np.prod(about["shape"]))
         shape = "×".join(map(str, about["shape"]))
         table.add_row(block, shape, f"{about['nonzeros']:,}", _percent(share))
-    _out.print(table)
+    _print_table(title, table)
     pairs = {
         "activation": report["activation"],
         "storage": report["storage"],
@@ -199,18 +234,14 @@ def print_doctor(report: Mapping[str, Any]) -> None:
     }
     width = max(map(len, pairs))
     for name, value in pairs.items():
-        _out.print(f"{name:<{width}}  {value}", soft_wrap=True)
+        _out.print(f"{name:<{width}}  {value}")
 
 
 def print_demo(report: DemoReport) -> None:
     """Baseline beside implicit model, the path, and the files written."""
     results = report.results
     baseline, model, rows = results["baseline"], results["model"], results["rows"]
-    table = Table(
-        title=f"{results['dataset']}, {results['samples']:,} samples",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("baseline", "implicit model"):
         table.add_column(column, justify="right")
@@ -221,8 +252,8 @@ def print_demo(report: DemoReport) -> None:
     table.add_row("rows certified", "", f"{rows['certified']} of {rows['total']}")
     table.add_row("worst relative gap", "", _gap(rows["worst_relative_gap"]))
     table.add_row("seconds to solve", "", f"{rows['seconds']:.1f}")
-    _out.print(table)
-    path = Table(title="path of alphas", title_justify="left", box=box.SIMPLE_HEAD)
+    _print_table(f"{results['dataset']}, {results['samples']:,} samples", table)
+    path = Table(box=box.SIMPLE_HEAD)
     for column in ("alpha", "sparsity", "test accuracy", "rows certified"):
         path.add_column(column, justify="right")
     for point in report.path:
@@ -232,14 +263,14 @@ def print_demo(report: DemoReport) -> None:
             _percent(point.accuracy),
             f"{point.rows_certified} of {rows['total']}",
         )
-    _out.print(path)
+    _print_table("path of alphas", path)
     for name, file in report.files.items():
-        _out.print(f"  {name.replace('_', ' '):<10} {file}", soft_wrap=True)
+        _out.print(f"  {name.replace('_', ' '):<10} {file}")
 
 
 def print_verification(found: Verification) -> None:
     """Row by row: what was claimed, what the oracle found, whether they agree."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{found.rows.size} rows solved again by {found.oracle}")
+    table = Table(box=box.SIMPLE_HEAD)
     for title in ("row", "objective", found.oracle, "difference", "gap", f"gap of {found.oracle}"):
         table.add_column(title, justify="right")
     table.add_column("agrees")
@@ -253,15 +284,21 @@ def print_verification(found: Verification) -> None:
             f"{found.oracle_gap[k]:.1e}",
             "yes" if found.agrees[k] else Text("NO", style="bold red"),
         )
-    _out.print(table)
+    _print_table(f"{found.rows.size} rows solved again by {found.oracle}", table)
 
 
 def _print_pairs(title: str | None, pairs: Mapping[str, str]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    table = Table(show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     table.add_column()
     for name, value in pairs.items():
         table.add_row(name, value)
+    _print_table(title, table)
+
+
+def _print_table(title: str | None, table: Table) -> None:
+    if title is not None:
+        _out.print(Text(title, style="italic"))
     _out.print(table)
 
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simjax.rows.status import Status
+
 if TYPE_CHECKING:
     from simjax.implicit.model import ImplicitModel
     from simjax.rows.verify import Verification
+    from simjax.sim.path import Path as FitPath
     from simjax.sim.result import FitResult
     from simjax.states.states import States
 
@@ -34,6 +37,32 @@ def fit_report(result: FitResult, states: States, output: Path) -> dict[str, Any
         "well_posedness": model.well_posedness,
         "seconds": round(result.seconds, 3),
         "settings": result.settings,
+    }
+
+
+def path_report(path: FitPath, states: States) -> dict[str, Any]:
+    """Of a path, a dictionary per model; the sparsity is None where the network's own weights are not known."""
+    baseline = states.baseline
+    models = [
+        {
+            "model": f"model-{number:03d}.safetensors",
+            "alpha": value,
+            "nonzeros": fit.model.nonzeros,
+            "sparsity": None if baseline is None else fit.model.sparsity(baseline.nonzeros),
+            "misfit": float(misfit),
+            "worst_relative_gap": json_number(fit.certificate.relative_gap.max()),
+            "rows_certified": int(np.count_nonzero(fit.status == Status.SOLVED)),
+            "well_posedness": fit.model.well_posedness,
+        }
+        for number, (value, fit, misfit) in enumerate(zip(path.values.tolist(), path.fits, path.misfit, strict=True))
+    ]
+    settings = {name: value for name, value in path.fits[0].settings.items() if name not in ("alpha", "mu")}
+    return {
+        "rows": int(path.fits[0].status.size),
+        "certified": path.converged,
+        "seconds": round(path.seconds, 3),
+        "models": models,
+        "settings": settings,
     }
 
 

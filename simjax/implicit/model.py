@@ -166,12 +166,16 @@ class ImplicitModel(Value):
 
     # ---- what it does --------------------------------------------------------------------------------------
 
-    def __call__(self, inputs: Any) -> np.ndarray:
+    def predict(self, inputs: Any) -> np.ndarray:
         """Outputs ŷ = Cx + Du + c at the equilibrium x, (m, q) float64, for `inputs` (m, p).
+
+        `model(inputs)` is the same in short. The class of a sample is that of its largest output, `outputs.argmax(1)`.
 
         Warns and raises as `equilibrium`, whose default tolerance and limit it uses.
         """
         return self._outputs(self._checked_inputs(inputs))
+
+    __call__ = predict
 
     @overload
     def equilibrium(

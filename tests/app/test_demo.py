@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ FILES = {
     "sparsity.png",
     "gaps.png",
     "trade_off.png",
+    "results.html",
 }
 
 
@@ -81,6 +84,7 @@ def test_results_are_those_of_the_saved_files(demo: tuple[DemoReport, Recorder, 
         "nonzeros": model.nonzeros,
         "sparsity": model.sparsity(baseline.nonzeros),
         "well_posedness": model.well_posedness,
+        "passes": model.equilibrium(data.test_inputs, return_info=True)[1].iterations,
     }
     assert results["baseline"]["test_accuracy"] == baseline.accuracy(data.test_inputs, data.test_labels)
     assert states.m == results["samples"] == 1000
@@ -88,6 +92,51 @@ def test_results_are_those_of_the_saved_files(demo: tuple[DemoReport, Recorder, 
     assert results["rows"]["worst_relative_gap"] == report.result.certificate.relative_gap.max()
     for name in ("sparsity.png", "gaps.png", "trade_off.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+class Page(HTMLParser):
+    """The cells of the tables, the sources of pictures, and what else is asked for from outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: list[list[str]] = []
+        self.pictures: list[str] = []
+        self.outside: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        named = dict(attrs)
+        self.pictures += [named["src"]] if tag == "img" else []
+        self.outside += [value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")]
+        self.cells += [[]] if tag == "tr" else []
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1].append(data)
+
+
+def test_the_page_is_one_file_with_all_of_it(demo: tuple[DemoReport, Recorder, Path]) -> None:
+    report, _, folder = demo
+    page = Page((folder / "results.html").read_text(encoding="utf-8"))
+    pictures = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures}
+    assert pictures == {(folder / name).read_bytes() for name in ("sparsity.png", "gaps.png", "trade_off.png")}
+    assert page.outside == []
+    results = report.results
+    said = [cell for cell in page.cells if cell]
+    assert ["rows certified", "58 of 58"] in said
+    assert ["nonzero weights", f"{results['baseline']['nonzeros']:,}", f"{results['model']['nonzeros']:,}"] in said
+    for point in report.path:
+        row = [f"{point.alpha:.4g}", f"{100 * point.sparsity:.1f} %", f"{100 * point.accuracy:.1f} %", "58 of 58"]
+        assert row in said
+    for name, value in results["fit"].items():
+        assert value is None or [name, str(value)] in said
 
 
 def test_path_grows_sparser_with_alpha_and_holds_the_model_chosen(demo: tuple[DemoReport, Recorder, Path]) -> None:

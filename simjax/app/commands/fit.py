@@ -17,6 +17,7 @@ from simjax.app.arguments import (
     States,
     check_output,
     fit_arguments,
+    place_of,
     with_fit_options,
 )
 from simjax.app.exits import exit_by, reporting
@@ -50,7 +51,7 @@ def fit(
         with display.Display(saved) as observer:
             observer.stage("Fit")
             result = simjax.fit(loaded, alpha=alpha, mu=mu, progress=observer.rows, checkpoint=checkpoint, **arguments)
-        place = _place_of(output, result.converged)
+        place = place_of(output, result.converged)
         result.model.save(place, overwrite=force)
         saved.append(place)
         report = reports.fit_report(result, loaded, place)
@@ -59,12 +60,3 @@ def fit(
         else:
             display.print_fit(f"Implicit model of {states}", report)
         exit_by(result.converged)
-
-
-def _place_of(output: Path, converged: bool) -> Path:
-    """Where a model is saved: a model that is there gives way to none but a certified one."""
-    if converged or not output.exists():
-        return output
-    place = output.with_name(f"{output.stem}.uncertified{output.suffix}")
-    display.say_warning(f"{output} is left as it was, since not every row is certified; the new model is {place}.")
-    return place
