@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from simjax._checks import choice, matrix
+from simjax._checks import choice, matrix, positive_integer
 from simjax._typing import ArrayLike
-from simjax.implicit.matrices import Storage, assembled, checked_bias
+from simjax.implicit.matrices import Parts, Storage, assembled, checked_bias
 
 
 def implicit_form(
@@ -38,6 +39,36 @@ def implicit_form(
         "b": np.concatenate(full[-2::-1]) if has_bias else None,
         "c": full[-1] if has_bias else None,
     }
+
+
+def layers_of(model: Parts, layer_sizes: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+    """Weights W_1, …, W_{L+1} and biases of the layered network whose implicit form the model is.
+
+    Args:
+      layer_sizes: widths of the hidden layers, the first hidden layer first.
+
+    Raises:
+      ValueError: sizes that are not positive or do not sum to n, or a weight from another layer than the one before.
+    """
+    sizes = [positive_integer(f"layer_sizes[{k}]", size) for k, size in enumerate(layer_sizes)]
+    if sum(sizes) != model.n:
+        raise ValueError(f"layer_sizes {tuple(sizes)} sum to {sum(sizes)}, expected the model's n = {model.n}.")
+    dense = model.to_dense()
+    ends = model.n - np.cumsum([0, *sizes])  # hidden layer ℓ is ends[ℓ] … ends[ℓ − 1] of the stack
+    parts = [slice(int(low), int(high)) for high, low in pairwise(ends)]
+    inner = [dense.A[own, before] for before, own in pairwise(parts)]
+    weights = [dense.B[parts[0]], *inner, dense.C[:, parts[-1]]]
+    kept = sum(np.count_nonzero(W) for W in weights)
+    there = sum(np.count_nonzero(getattr(dense, name)) for name in "ABCD")
+    if kept < there:
+        raise ValueError(
+            f"model has {there - kept} weights from elsewhere than the layer before, which a network of the layers "
+            f"{tuple(sizes)} has not: fit with support='architecture'."
+        )
+    biases = [*(None if model.b is None else model.b[part] for part in parts), model.c]
+    return [W.copy() for W in weights], [
+        None if b is None else b.copy() for b in biases
+    ]
 
 
 def checked_layers(

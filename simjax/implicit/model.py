@@ -18,7 +18,7 @@ from simjax._values import Value
 from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
 from simjax.implicit.iteration import iterate
-from simjax.implicit.layered import implicit_form
+from simjax.implicit.layered import implicit_form, layers_of
 from simjax.implicit.matrices import (
     Storage,
     checked_bias,
@@ -278,6 +278,43 @@ class ImplicitModel(Value):
         # By its name, as something that is plugged in: networks are built on this module.
         nn = importlib.import_module("simjax.nn.implicit")
         return nn.layer_of_model(self, kappa=kappa, constraint=constraint, keep_support=keep_support, solver=solver)
+
+    def to_torch(self, *, dtype: Any = None, max_iters: int = MAX_ITERS) -> Any:
+        """The model as a `torch.nn.Module` on the CPU: u (…, p) to ŷ (…, q), with implicit derivatives.
+
+        A, B, C, D, b and c are its parameters, zeros among them; training by them keeps neither ‖A‖∞ < 1 nor zeros.
+
+        Args:
+          dtype: of the parameters; None means PyTorch's default, float32 unless it was changed.
+          max_iters: most passes through A, of the states and of their gradients.
+
+        Raises:
+          ModuleNotFoundError: PyTorch is not installed.
+          ValueError, TypeError: max_iters is not a positive integer.
+        """
+        positive_integer("max_iters", max_iters)
+        torch_module = importlib.import_module("simjax.implicit.torch_module")  # by its name, as something plugged in
+        return torch_module.TorchImplicit(self, dtype, max_iters)
+
+    def to_layers(self, layer_sizes: Sequence[int] | None = None) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        """Weights W_1, …, W_{L+1} and biases b_1, …, b_{L+1} of the network that the model is: `from_layers` undone.
+
+        Args:
+          layer_sizes: widths of the hidden layers, first hidden layer first; None means those in the metadata, where
+            a fit with support="architecture" puts them.
+
+        Returns:
+          Weights (outputs, inputs) of each layer, and its bias or None.
+
+        Raises:
+          ValueError: sizes that are unknown or do not fit, or weights from elsewhere than the layer before.
+        """
+        sizes = self.metadata.get("layer_sizes") if layer_sizes is None else layer_sizes
+        if sizes is None:
+            raise ValueError(
+                "layer_sizes must be given: only models of support='architecture' know those of their own."
+            )
+        return layers_of(self, sizes)
 
     def scaled(self, scale: Any) -> ImplicitModel:
         """The model with states x′ = s·x and unchanged outputs: A′ = SAS⁻¹, B′ = SB, b′ = Sb, C′ = CS⁻¹.

@@ -273,3 +273,19 @@ def feedforward_support(layer_sizes: Sequence[int], p: int, rows: np.ndarray | N
     depth = np.repeat(np.arange(len(layer_sizes)), layer_sizes)[::-1]
     own = depth if rows is None else depth[rows]
     return np.concatenate([own[:, None] > depth[None, :], np.ones((own.size, p), dtype=bool)], axis=1)
+
+
+def architecture_support(layer_sizes: Sequence[int], p: int, q: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """What a layered network has itself, in the stacked order (last hidden layer first): boolean (n + q, n + p).
+
+    A state depends on those of the layer before alone, those of the first layer on the inputs alone, and outputs on the
+    last layer alone: A is block superdiagonal, B and C have a block each, D = 0.
+
+    Args:
+      layer_sizes: widths of the hidden layers, the first hidden layer first.
+      rows: only these rows of the mask; None means all.
+    """
+    hidden = np.repeat(np.arange(1, len(layer_sizes) + 1), layer_sizes)[::-1]
+    depth = np.concatenate([hidden, np.full(q, len(layer_sizes) + 1)])
+    own = depth if rows is None else depth[rows]
+    return own[:, None] == np.concatenate([hidden, np.zeros(p, dtype=int)])[None, :] + 1

@@ -80,8 +80,9 @@ def fit(
         those of L and B for this R (see `sim.low_rank`). It goes with a scalar alpha and support="auto" or "full".
       eta: η > 0, (n,), of "metzler", in the units of the model; None means ones.
       support: which entries of A may be nonzero: "full", "hollow" (A_ii = 0), "feedforward" (from earlier layers only;
-        needs layer sizes), "auto" ("hollow" for balls, otherwise "full"), or a boolean mask of shape (n, d) for (A B),
-        or (n + q, d) for all rows.
+        needs layer sizes), "architecture" (from the layer before only, and outputs from the last: the network's own, so
+        that `model.to_layers()` gives its weights back, pruned; likewise), "auto" ("hollow" for balls, otherwise
+        "full"), or a boolean mask of shape (n, d) for (A B), or (n + q, d) for all rows.
       rescale: "inner" scales hidden-to-hidden weights so that the baseline itself satisfies ‖A‖∞ ≤ κ; "none" does not;
         "auto" is "inner" where the states know a layered, positively homogeneous network. Plain arrays are
         left as they are.

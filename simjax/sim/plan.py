@@ -228,6 +228,7 @@ class Plan:
         if self.intercept == "penalised":
             intercept = dense_rows(weights[:, [-1]])[:, 0]
         upper, lower = weights[:n], weights[n:]
+        layers = {"layer_sizes": list(self.support.layer_sizes)} if self.support.kind == "architecture" else {}
         model = ImplicitModel(
             upper[:, :n],
             upper[:, n : n + p],
@@ -236,7 +237,7 @@ class Plan:
             activation=self.states.activation,
             b=None if intercept is None else intercept[:n],
             c=None if intercept is None else intercept[n:],
-            metadata={"fit": settings},
+            metadata={"fit": settings, **layers},
         )
         return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
 

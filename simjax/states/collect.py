@@ -7,6 +7,7 @@ from typing import Any
 
 from simjax._typing import ArrayLike
 from simjax.states.states import States
+from simjax.states.torch_layers import is_torch_module, read_torch_layers
 
 
 def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, layers: int | None = None) -> States:
@@ -17,10 +18,10 @@ def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, la
 
         * an object with a method `states(inputs)` that returns `States`, such as `simjax.nn.MLP`, with an
           argument `layers` if it lets one choose;
-        * a Flax NNX module, run in evaluation mode on a copy;
+        * a Flax NNX module or a PyTorch module, run in evaluation mode on a copy;
         * a Flax Linen module, with `variables`.
 
-        A Flax module must be a chain of `Linear` (Linen: `Dense`) layers with one known activation
+        A module must be a chain of `Linear` (Linen: `Dense`) layers with one known activation
         between all of them; dropout, inactive in evaluation, may stand anywhere, and how the module is
         written does not matter. This is not taken on trust: the module is run on some samples, and what
         enters each layer must be what the chain gives.
@@ -43,7 +44,12 @@ def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, la
         if not isinstance(states, States):
             raise TypeError(f"network.states(inputs) must return simjax.States, got {type(states).__name__}.")
         return states
-    from simjax.states.flax_layers import read_layers  # here, so that plain arrays need no Flax
+    if is_torch_module(network):
+        if variables is not None:
+            raise ValueError("variables is for Flax Linen modules; a PyTorch module carries its own.")
+        flat, weights, biases, name = read_torch_layers(network, inputs)
+    else:
+        from simjax.states.flax_layers import read_layers  # here, so that plain arrays need no Flax
 
-    flat, weights, biases, name = read_layers(network, inputs, variables)
+        flat, weights, biases, name = read_layers(network, inputs, variables)
     return States.from_layers(weights, biases, name, flat, layers)

@@ -196,7 +196,7 @@ def test_a_model_gives_way_to_no_uncertified_one(states_file: Path, tmp_path: Pa
         (["--objective", "l2"], "Invalid value for '--objective': it must be one of 'perspective', 'l1',"),
         (["--objective", "lasso"], "got 'lasso'. Did you mean 'l1'?"),
         (["--support", "hollw"], "Did you mean 'hollow'?"),
-        (["--alpha", "small"], "Invalid value for '--alpha': 'small' is not a valid float"),
+        (["--alpha", "small"], "Invalid value for '--alpha'"),
         (["--support", "feedforward"], "layer_sizes"),
         (["--refit", "inputs"], "refit must be one of 'support', 'outputs'"),
         (["--tol", "0"], "tol must be a positive number"),
