@@ -58,6 +58,11 @@ print(simjax.ImplicitModel(np.zeros((1, 1)), [[1.0]], [[2.0]], [[0.0]]).nonzeros
             "from simjax import datasets; datasets.load_newsgroups(['quotes'])",
             "needs scikit-learn: pip install 'simjax[datasets]'",
         ),
+        (
+            "torch",
+            "import simjax; simjax.ImplicitModel([[0.0]], [[1.0]], [[1.0]], [[0.0]]).to_torch()",
+            "ImplicitModel.to_torch needs torch: pip install 'simjax[torch]'",
+        ),
         ("typer", "import simjax.app.cli", "the command simjax needs typer: pip install 'simjax[cli]'"),
         ("rich", "import simjax.app.cli", "the command simjax needs rich: pip install 'simjax[cli]'"),
     ],

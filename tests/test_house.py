@@ -121,7 +121,7 @@ def test_dependencies_and_extras_are_what_is_imported() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = {_import_name(line) for line in project["dependencies"]}
     extras = {name: {_import_name(line) for line in lines} for name, lines in project["optional-dependencies"].items()}
-    optional = extras["cli"] | extras["plot"] | extras["datasets"] | extras["oracles"]
+    optional = extras["cli"] | extras["plot"] | extras["datasets"] | extras["oracles"] | extras["torch"]
     imported = set()
     for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

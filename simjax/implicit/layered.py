@@ -66,9 +66,7 @@ def layers_of(model: Parts, layer_sizes: Sequence[int]) -> tuple[list[np.ndarray
             f"{tuple(sizes)} has not: fit with support='architecture'."
         )
     biases = [*(None if model.b is None else model.b[part] for part in parts), model.c]
-    return [W.copy() for W in weights], [
-        None if b is None else b.copy() for b in biases
-    ]
+    return [W.copy() for W in weights], [None if b is None else b.copy() for b in biases]
 
 
 def checked_layers(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -117,17 +115,3 @@ def test_a_network_is_pruned_and_comes_back(bias: bool) -> None:
         assert float((after - before).abs().max()) <= error
         np.testing.assert_allclose(after.numpy(), model(u.numpy()), rtol=0, atol=1e-6)
         np.testing.assert_allclose(model.to_torch()(u).detach().numpy(), model(u.numpy()), rtol=0, atol=1e-6)
-
-
-def test_what_is_missing_is_named() -> None:
-    program = """
-import sys
-sys.modules["torch"] = None
-import simjax
-try:
-    simjax.ImplicitModel([[0.0]], [[1.0]], [[1.0]], [[0.0]]).to_torch()
-except ModuleNotFoundError as error:
-    print(error)
-"""
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "ImplicitModel.to_torch needs torch: pip install 'simjax[torch]'"
