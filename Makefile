@@ -7,6 +7,7 @@
 PYTHON ?=
 VENV ?= .venv
 DEMO ?= --dataset digits
+DIST ?=
 PACKAGE_PYTHONS ?= $(BIN)/python
 PYTEST ?= -n auto --dist loadfile
 
@@ -45,9 +46,10 @@ format: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Builds dist/, checks it, and tries the wheel, without extras, on each of PACKAGE_PYTHONS in a new environment.
+# Builds, checks, and tries the wheel, without extras, on each of PACKAGE_PYTHONS in a new environment; with DIST=folder,
+# what was built is left there.
 package: $(VENV)/.installed-package
-	.ci/package $(BIN)/python $(PACKAGE_PYTHONS)
+	DIST="$(DIST)" .ci/package $(BIN)/python $(PACKAGE_PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

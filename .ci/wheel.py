@@ -47,6 +47,7 @@ def missing_extras() -> None:
         "plot": ("matplotlib", lambda: simjax.plotting.plot_path),
         "datasets": ("sklearn", lambda: datasets.load("digits")),
         "oracles": ("clarabel", oracle),
+        "torch": ("torch", simjax.ImplicitModel([[0.0]], [[1.0]], [[1.0]], [[0.0]]).to_torch),
     }
     offered = set(importlib.metadata.metadata("simjax").get_all("Provides-Extra"))
     assert set(asked) == offered - {"all", "test", "lint", "docs", "package", "ray"}, offered

@@ -70,7 +70,7 @@ def text_boxes(figure: Figure) -> list[tuple[str, Bbox]]:
             texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
         legend = ax.get_legend()
         texts += legend.get_texts() if legend is not None else []
-    texts += figure.texts + ([figure._supxlabel] if figure._supxlabel is not None else [])
+    texts += figure.texts
     return [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text().strip()]
 
 

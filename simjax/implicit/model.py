@@ -169,9 +169,7 @@ class ImplicitModel(Value):
     def predict(self, inputs: Any) -> np.ndarray:
         """Outputs ŷ = Cx + Du + c at the equilibrium x, (m, q) float64, for `inputs` (m, p).
 
-        `model(inputs)` is the same in short. The class of a sample is that of its largest output, `outputs.argmax(1)`.
-
-        Warns and raises as `equilibrium`, whose default tolerance and limit it uses.
+        `model(inputs)` is the same in short. Warns and raises as `equilibrium`, with its default tolerance and limit.
         """
         return self._outputs(self._checked_inputs(inputs))
 
@@ -302,9 +300,6 @@ class ImplicitModel(Value):
         Args:
           layer_sizes: widths of the hidden layers, first hidden layer first; None means those in the metadata, where
             a fit with support="architecture" puts them.
-
-        Returns:
-          Weights (outputs, inputs) of each layer, and its bias or None.
 
         Raises:
           ValueError: sizes that are unknown or do not fit, or weights from elsewhere than the layer before.

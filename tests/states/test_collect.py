@@ -155,7 +155,7 @@ class Broken(nnx.Module):
         raise RuntimeError("out of order")
 
 
-NOT_UNDERSTOOD = r"between linear layers 1 and 2 is not understood\..* Accepted are chains of Flax"
+NOT_UNDERSTOOD = r"between linear layers 1 and 2 is not understood\..* Accepted are chains of linear layers"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ NOT_UNDERSTOOD = r"between linear layers 1 and 2 is not understood\..* Accepted 
         (Normalising(), TypeError, "changes its inputs before the first linear layer"),
         (Broken(), TypeError, r"could not be run .* \(RuntimeError: out of order\)"),
         (nnx.Sequential(linear(3, 4), nnx.relu, linear(4, 2)), ValueError, "takes 3 numbers a sample; it received 5"),
-        (nnx.Sequential(lambda x: x), TypeError, "ran no Flax Linear or Dense"),
+        (nnx.Sequential(lambda x: x), TypeError, "ran no linear layer that is read"),
         (nnx.Sequential(linear(5, 4, dtype=jnp.bfloat16), nnx.relu, linear(4, 2)), TypeError, "got bfloat16"),
         (lambda x: x, TypeError, "network is a function, which is not understood"),
         (linear(5, 2), ValueError, "no hidden layer"),
