@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from simjax._version import __version__ as __version__
 
 if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, which a test compares
-    from simjax import datasets, equilibrium, functional, nn, plotting, rescaling, robustness, states  # noqa: F401
+    from simjax import cluster, datasets, equilibrium, functional, nn, plotting, rescaling, robustness, states  # noqa: F401
     from simjax.implicit.model import ImplicitModel
     from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
     from simjax.rows.certificate import Certificate, certify
@@ -62,7 +62,17 @@ _NAMES = {
     "simjax.states.streamed": ("StreamedStates", "stream_states"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-_SUBMODULES = ("datasets", "equilibrium", "functional", "nn", "plotting", "rescaling", "robustness", "states")
+_SUBMODULES = (
+    "cluster",
+    "datasets",
+    "equilibrium",
+    "functional",
+    "nn",
+    "plotting",
+    "rescaling",
+    "robustness",
+    "states",
+)
 
 __all__ = [
     "L1",

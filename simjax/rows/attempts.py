@@ -17,6 +17,7 @@ import numpy as np
 from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
 from simjax.rows.arrays import largest
+from simjax.rows.blocks import BlockAnswers
 from simjax.rows.certificate import Candidates, Certificate, bound_violation, certify_until
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
@@ -77,6 +78,18 @@ class RowBlock:
         rows, m = problem.count, problem.design.shape[0]
         answers = RowAnswers.empty(rows, problem.width, m, options.tol)
         return cls(problem, workspace, options, engine, reporter, answers, Certificate.unknown(answers.dual))
+
+    def answered(self, start: Start | None) -> BlockAnswers:
+        """Solve and certify all rows; what was found and proved."""
+        status, answers = self.solve(start), self.answers
+        return BlockAnswers(
+            weights=answers.weights,
+            certificate=self.certificate,
+            status=status,
+            passes=answers.passes,
+            newton_steps=answers.newton_steps,
+            polished=answers.polished,
+        )
 
     def solve(self, start: Start | None) -> np.ndarray:
         """Solve and certify all rows; the status of each, (R,)."""

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from simjax._typing import Weights
-from simjax.rows.certificate import Certificate
+from simjax.rows.certificate import Certificate, joined_certificates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,41 @@ class BlockAnswers:
     passes: np.ndarray
     newton_steps: np.ndarray
     polished: np.ndarray
+
+
+class AnswersOfBlocks:
+    """The answers to all blocks, put in as they come.
+
+    Args:
+      count: how many blocks there are.
+      sparse: whether their weights are kept as CSR; otherwise as arrays.
+    """
+
+    def __init__(self, count: int, *, sparse: bool) -> None:
+        self._sparse = sparse
+        self._blocks: list[BlockAnswers | None] = [None] * count
+
+    def put(self, number: int, answers: BlockAnswers) -> None:
+        """The answers to the block `number`."""
+        weights = answers.weights
+        if self._sparse:
+            weights = scipy.sparse.csr_array(weights)
+        elif not isinstance(weights, np.ndarray):
+            weights = weights.toarray()
+        self._blocks[number] = dataclasses.replace(answers, weights=weights)
+
+    def joined(self) -> BlockAnswers:
+        """Those to the rows of all blocks, in their order, once they are all there."""
+        blocks = [block for block in self._blocks if block is not None]
+        assert len(blocks) == len(self._blocks)
+        return BlockAnswers(
+            weights=stacked([block.weights for block in blocks]),
+            certificate=joined_certificates([block.certificate for block in blocks]),
+            status=np.concatenate([block.status for block in blocks]),
+            passes=np.concatenate([block.passes for block in blocks]),
+            newton_steps=np.concatenate([block.newton_steps for block in blocks]),
+            polished=np.concatenate([block.polished for block in blocks]),
+        )
 
 
 def stacked(parts: list[Weights]) -> Weights:

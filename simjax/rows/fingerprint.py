@@ -18,7 +18,7 @@ from simjax.rows.problem import RowProblem, RowSource
 
 _ROWS = 1024  # that are looked at at once, whatever the blocks are in which they are solved
 # The options that change no answer. Every other field, also one that is added, is part of the fingerprint.
-WITHOUT_EFFECT = frozenset({"workers", "progress", "checkpoint"})
+WITHOUT_EFFECT = frozenset({"workers", "progress", "checkpoint", "executor"})
 _NAMES = {"bound": "constraint", "centring": "fit_intercept"}  # what a user calls the field
 
 

@@ -13,6 +13,7 @@ from simjax.rows.container import memory_left
 _ARRAYS_OF_D = 40
 _ARRAYS_OF_M = 8
 
+TASK_ROWS = 64  # that a worker of an executor is given at once for each of its threads
 _KEPT = 2.0**28  # bytes of the working arrays of a block that is kept in a checkpoint
 
 
@@ -22,12 +23,15 @@ def bytes_per_row(shape: tuple[int, int]) -> int:
     return 8 * (_ARRAYS_OF_D * d + _ARRAYS_OF_M * m)
 
 
-def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devices: int = 1) -> list[np.ndarray]:
+def row_blocks(
+    rows: int, shape: tuple[int, int], max_memory: float | None, devices: int = 1, most: int | None = None
+) -> list[np.ndarray]:
     """Row numbers in blocks of equal size whose working arrays fit into `max_memory` bytes on each device.
 
     Args:
       shape: (m, d) of the design, which itself does not count.
       max_memory: None means half of what is free, and eight rows at least.
+      most: rows of a block, whatever the memory; None means any number.
 
     Raises:
       ValueError: if not even eight rows fit.
@@ -41,7 +45,7 @@ def row_blocks(rows: int, shape: tuple[int, int], max_memory: float | None, devi
             f"max_memory must allow for eight rows, {8 * each / 2**20:.0f} MiB for a design of shape {shape}, "
             f"got {max_memory / 2**20:.0f} MiB."
         )
-    count = -(-rows // fit)
+    count = -(-rows // (fit if most is None else min(fit, most)))
     size = -(-rows // count)
     return [np.arange(i, min(i + size, rows)) for i in range(0, rows, size)]
 

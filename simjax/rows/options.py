@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.rows.oracles.interface import ORACLES, oracle_module
+from simjax.rows.pool import Pool
 from simjax.rows.progress import ProgressCallback
 
 if TYPE_CHECKING:
@@ -42,6 +46,9 @@ class SolveOptions:
       checkpoint: a folder in which every finished block of rows is kept, new, empty or that of the same call before,
         which then goes on where it was stopped, with the same answers to the bit on the same software and number of
         cores. Without max_memory a block takes 256 MiB, or eight rows. Not for a penalty of your own.
+      executor: whose workers solve the blocks: a `concurrent.futures.Executor`, a function that makes one and is called
+        again where a worker's death breaks it, or what `simjax.cluster` gives. Without max_memory a block is 64 rows
+        for each thread of a worker, or what takes 256 MiB. "auto" is the engine "numpy" then. Not with a mesh.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
@@ -57,6 +64,7 @@ class SolveOptions:
     max_memory: float | None = None
     progress: ProgressCallback | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    executor: Executor | Callable[[], Executor] | Pool | None = None
 
     def __post_init__(self) -> None:
         choice("solver", self.solver, (*SOLVERS, *ORACLES))
@@ -79,6 +87,10 @@ class SolveOptions:
             if not os.fspath(self.checkpoint):
                 raise ValueError("checkpoint must be a folder's path or None, got ''.")
             self._set("checkpoint", Path(self.checkpoint))
+        if self.executor is not None:
+            self._set("executor", Pool.of(self.executor))
+            if self.workers != 1:
+                raise ValueError(f"workers must be 1 with an executor, which has its own; got {self.workers}.")
         self._check_mesh()
 
     def _check_mesh(self) -> None:
@@ -88,6 +100,8 @@ class SolveOptions:
 
         if not isinstance(self.mesh, Mesh):
             raise TypeError(f"mesh must be a jax.sharding.Mesh or None, got {type(self.mesh).__name__}.")
+        if self.executor is not None:
+            raise ValueError("mesh must be None with an executor: its devices are those of this process.")
         if self.solver in ORACLES:
             raise ValueError(
                 f"mesh must be None for solver={self.solver!r}, which runs on the host; use workers instead."
@@ -103,6 +117,19 @@ class SolveOptions:
         if self.checkpoint is None:
             return self
         return dataclasses.replace(self, checkpoint=Path(self.checkpoint) / name)
+
+    def of_a_worker(self, engine: str) -> SolveOptions:
+        """The options with which a worker solves a block: without what is the caller's alone."""
+        return dataclasses.replace(self, engine=engine, max_memory=None, progress=None, checkpoint=None, executor=None)
+
+    def holding_executor(self) -> AbstractContextManager[Any]:
+        """Around several solves: one executor serves them all, and has each design once."""
+        return nullcontext() if self.pool is None else self.pool
+
+    @property
+    def pool(self) -> Pool | None:
+        """The executor, and how to use it."""
+        return None if self.executor is None else Pool.of(self.executor)
 
     def check(self, matching: str) -> None:
         """Check that the solver can serve the matching mode and, if an oracle, that it is installed and licensed.

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 
 from simjax._typing import ArrayLike
 from simjax._warnings import warn
 from simjax.rows.attempts import RowBlock, Start
-from simjax.rows.blocks import BlockAnswers, stacked
-from simjax.rows.certificate import joined_certificates
+from simjax.rows.blocks import AnswersOfBlocks, BlockAnswers
 from simjax.rows.checkpoint import Checkpoint
 from simjax.rows.constraints import Constraint
-from simjax.rows.engines import choose
+from simjax.rows.engines import Engine, choose
 from simjax.rows.fingerprint import fingerprint
-from simjax.rows.memory import kept_block_memory, row_blocks
+from simjax.rows.memory import TASK_ROWS, kept_block_memory, row_blocks
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import Penalty
+from simjax.rows.pool import Pool
 from simjax.rows.problem import RowProblem, RowSource, row_problem
 from simjax.rows.progress import ProgressCallback, Reporter
-from simjax.rows.solution import Solution, dense_rows
+from simjax.rows.solution import Solution
+from simjax.rows.spread import Task, solve_by
 from simjax.rows.status import ConvergenceWarning, Status, convergence_message
 from simjax.rows.workspace import Workspace
 
@@ -56,6 +59,7 @@ def solve_rows(
     max_memory: float | None = SolveOptions.max_memory,
     progress: ProgressCallback | None = SolveOptions.progress,
     checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
+    executor: Executor | Callable[[], Executor] | Pool | None = SolveOptions.executor,
 ) -> Solution:
     """Solve R independent rows over one design, all at once.
 
@@ -74,14 +78,16 @@ def solve_rows(
         given twice, and samples of weight 0 are left out, under exact matching too. None means ones.
       fit_intercept: whether each row has an intercept, φᵀw + b, free of penalty, constraint and support. Nothing is
         added to the design: means are removed, and the certificate is that of the whole problem (docs/theory.md).
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint: see `SolveOptions`.
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor: see
+        `SolveOptions`.
 
     Returns:
       A `Solution`. Rows that miss `tol` carry another status than SOLVED, and one `ConvergenceWarning` is issued.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
-      OSError: a checkpoint that cannot be written; what it has is whole.
+      OSError: a checkpoint that cannot be written; what it has is whole. No room for an executor's design.
+      RuntimeError: what an executor's worker could not solve; the message names the rows.
     """
     options = SolveOptions(
         solver=solver,
@@ -94,6 +100,7 @@ def solve_rows(
         max_memory=max_memory,
         progress=progress,
         checkpoint=checkpoint,
+        executor=executor,
     )
     problem = row_problem(
         design,
@@ -123,15 +130,12 @@ def solve_problem(
       start: where to begin; any weights and dual points are safe.
     """
     options.check(problem.matching)
-    engine = choose(options)
+    engine, pool = choose(options), options.pool
     began = time.perf_counter()
     if workspace is None:
         workspace = Workspace(problem.design)
     workspace.check(problem)
-    limit = options.max_memory
-    if options.checkpoint is not None and limit is None:
-        limit = kept_block_memory(problem.design.shape)
-    blocks = row_blocks(problem.count, problem.design.shape, limit, engine.devices)
+    blocks = _blocks(problem, options, engine)
     if len(blocks) == 1 and isinstance(problem, RowSource):
         problem = problem.take(blocks[0])
     kept = None
@@ -140,60 +144,84 @@ def solve_problem(
         kept = Checkpoint.open(Path(options.checkpoint), mark, len(blocks))
     reporter = Reporter(options.progress, problem.count)
     # What type they have follows from the arguments alone, not from the memory that happens to be free.
-    sparse = options.max_memory is not None and len(blocks) > 1
-    solved, weights = [], []
-    for number, numbers in enumerate(blocks):
-        found = None if kept is None else kept.load(number)
-        if found is None:
-            part = problem if len(blocks) == 1 and isinstance(problem, RowProblem) else problem.take(numbers)
-            block = RowBlock.make(part, workspace, options, engine, reporter)
-            found = _answers(block, None if start is None else start.take(numbers))
-            if kept is not None:
-                found = kept.save(number, found)
-        else:
-            _report(found, reporter)
-        reporter.done += numbers.size
-        weights.append(scipy.sparse.csr_array(found.weights) if sparse else dense_rows(found.weights))
-        solved.append(dataclasses.replace(found, weights=weights[-1][:0]))
-    certificate = joined_certificates([found.certificate for found in solved])
-    found_weights = stacked(weights)
+    answers = AnswersOfBlocks(len(blocks), sparse=options.max_memory is not None and len(blocks) > 1)
+    _solve_blocks(problem, blocks, workspace, options, engine, start, kept, reporter, answers)
+    found = answers.joined()
+    certificate, status = found.certificate, found.status
     if problem.centring is not None:
         certificate = dataclasses.replace(certificate, dual=problem.centring.orthogonal(certificate.dual))
-    status = np.concatenate([found.status for found in solved])
     if np.any(status != Status.SOLVED):
-        limited = np.concatenate([found.passes for found in solved]) >= options.max_iters
+        limited = found.passes >= options.max_iters
         warn(convergence_message(status, certificate, options.tol, options.solver, limited), ConvergenceWarning)
     return Solution(
         problem=problem,
-        weights=found_weights,
-        intercept=None if problem.centring is None else problem.centring.intercept(found_weights),
+        weights=found.weights,
+        intercept=None if problem.centring is None else problem.centring.intercept(found.weights),
         certificate=certificate,
         status=status,
         solver=options.solver,
-        passes=np.concatenate([found.passes for found in solved]),
-        newton_steps=np.concatenate([found.newton_steps for found in solved]),
-        polished=np.concatenate([found.polished for found in solved]),
-        engine=engine.describe(),
+        passes=found.passes,
+        newton_steps=found.newton_steps,
+        polished=found.polished,
+        engine=engine.describe() if pool is None else pool.describe(engine.name),
         seconds=time.perf_counter() - began,
         tol=options.tol,
     )
 
 
-def _answers(block: RowBlock, start: Start | None) -> BlockAnswers:
-    """Solve the rows of a block."""
-    status, answers = block.solve(start), block.answers
-    return BlockAnswers(
-        weights=answers.weights,
-        certificate=block.certificate,
-        status=status,
-        passes=answers.passes,
-        newton_steps=answers.newton_steps,
-        polished=answers.polished,
-    )
+def _blocks(problem: RowProblem | RowSource, options: SolveOptions, engine: Engine) -> list[np.ndarray]:
+    """The numbers of the rows that are solved together; where nothing is asked for, all that fit into memory."""
+    limit, shape, most = options.max_memory, problem.design.shape, problem.count
+    if limit is None and options.pool is not None:
+        most = TASK_ROWS * options.pool.threads
+    if limit is None and (options.checkpoint is not None or options.pool is not None):
+        limit = kept_block_memory(shape)
+    return row_blocks(problem.count, shape, limit, engine.devices, most)
 
 
-def _report(found: BlockAnswers, reporter: Reporter) -> None:
-    """Tell of a block that was solved before."""
+def _solve_blocks(
+    problem: RowProblem | RowSource,
+    blocks: list[np.ndarray],
+    workspace: Workspace,
+    options: SolveOptions,
+    engine: Engine,
+    start: Start | None,
+    kept: Checkpoint | None,
+    reporter: Reporter,
+    answers: AnswersOfBlocks,
+) -> None:
+    """Put the answers to all blocks where they belong: those that are kept, then those that are solved."""
+
+    def made(number: int) -> tuple[RowProblem, Start | None]:
+        rows = blocks[number]
+        part = problem if len(blocks) == 1 and isinstance(problem, RowProblem) else problem.take(rows)
+        return part, None if start is None else start.take(rows)
+
+    def done(number: int, found: BlockAnswers, told: str | None = None) -> None:
+        answers.put(number, found if kept is None or told == "checkpoint" else kept.save(number, found))
+        if told is not None:
+            _report(found, reporter, told)
+        reporter.done += blocks[number].size
+
+    missing = []
+    for number in range(len(blocks)):
+        found = None if kept is None else kept.load(number)
+        if found is None:
+            missing.append(number)
+        else:
+            done(number, found, "checkpoint")
+    if options.pool is None:
+        for number in missing:
+            part, part_start = made(number)
+            done(number, RowBlock.make(part, workspace, options, engine, reporter).answered(part_start))
+    else:
+        tasks = [Task(number, blocks[number], functools.partial(made, number)) for number in missing]
+        told = functools.partial(done, told="executor")
+        solve_by(options.pool, tasks, workspace, options.of_a_worker(engine.name), told)
+
+
+def _report(found: BlockAnswers, reporter: Reporter, stage: str) -> None:
+    """Tell of a block that was not solved here and now."""
     solved = int(np.count_nonzero(found.status == Status.SOLVED))
     worst = float(found.certificate.relative_gap.max(initial=0.0))
-    reporter(solved, worst, int(found.passes.max(initial=0)), "checkpoint")
+    reporter(solved, worst, int(found.passes.max(initial=0)), stage)

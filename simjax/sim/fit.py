@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import scipy.sparse
@@ -15,6 +16,7 @@ from simjax.rows.attempts import Start
 from simjax.rows.certificate import Certificate, joined_certificates
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import Penalty
+from simjax.rows.pool import Pool
 from simjax.rows.progress import ProgressCallback
 from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_problem
@@ -56,6 +58,7 @@ def fit(
     max_memory: float | None = SolveOptions.max_memory,
     progress: ProgressCallback | None = SolveOptions.progress,
     checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
+    executor: Executor | Callable[[], Executor] | Pool | None = SolveOptions.executor,
 ) -> FitResult:
     """Fit an implicit model x = φ(Ax + Bu), ŷ = Cx + Du to the states of a baseline (SIM paper, eq. 2 and 7).
 
@@ -96,7 +99,7 @@ def fit(
         network with biases (`states.has_biases`), and False otherwise.
       refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
         states the fitted (A B) produces (not from streamed states); a sequence does both in that order.
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint: as in
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor: as in
         `solve_rows`; each solve of a refit or of `LowRank` has its own folder in that of the checkpoint.
 
     Returns:
@@ -104,6 +107,7 @@ def fit(
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
+      OSError, RuntimeError: as `solve_rows`, for checkpoint and executor.
     """
     stated = PlanOptions(
         objective,
@@ -134,9 +138,12 @@ def fit(
         max_memory=max_memory,
         progress=progress,
         checkpoint=checkpoint,
+        executor=executor,
     )
     options.check(matching)
-    return fit_plan(Plan.make(states, stated), options)
+    plan = Plan.make(states, stated)
+    with options.holding_executor():
+        return fit_plan(plan, options)
 
 
 def fit_plan(

@@ -166,17 +166,18 @@ def path(
     fits: dict[int, FitResult] = {}
     misfit = np.zeros(values.size)
     workspace, start = None, None
-    for number, position in enumerate(order):
-        plan = plans.pop(int(position))
-        design, targets, _ = plan.samples
-        if workspace is None or workspace.design is not design:  # κ can change the units of the fit
-            workspace = Workspace(design)
-        result = fit_plan(plan, solve.stage(f"fit-{number:03d}"), workspace=workspace, start=start)
-        fits[int(position)] = result
-        residual = targets - (result.weights @ design.T).T
-        misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)
-        first = result.solutions[0]
-        start = Start(dense_rows(first.weights), first.certificate.dual)
+    with solve.holding_executor():
+        for number, position in enumerate(order):
+            plan = plans.pop(int(position))
+            design, targets, _ = plan.samples
+            if workspace is None or workspace.design is not design:  # κ can change the units of the fit
+                workspace = Workspace(design)
+            result = fit_plan(plan, solve.stage(f"fit-{number:03d}"), workspace=workspace, start=start)
+            fits[int(position)] = result
+            residual = targets - (result.weights @ design.T).T
+            misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)
+            first = result.solutions[0]
+            start = Start(dense_rows(first.weights), first.certificate.dual)
     return Path(name[:-1], values, tuple(fits[k] for k in range(values.size)), misfit)
 
 

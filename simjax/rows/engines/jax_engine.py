@@ -53,8 +53,15 @@ class JaxEngine:
         self.mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
         self.devices = 1 if mesh is None else mesh.size
         self.reason = reason
-        self.backend = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self._on_cpu = self.backend == "cpu"
+
+    @functools.cached_property
+    def backend(self) -> str:
+        """The platform; asked for when work begins, for it is then that JAX takes hold of devices."""
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.backend == "cpu"
 
     def describe(self) -> str:
         devices = f"{self.devices} devices" if self.devices > 1 else "1 device"

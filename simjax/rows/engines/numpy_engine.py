@@ -28,13 +28,14 @@ class NumpyEngine:
 
     Args:
       reason: why it was chosen, for a person.
+      threads: that it uses; None means one for each processor of this process.
     """
 
     name = "numpy"
     devices = 1
 
-    def __init__(self, reason: str = "as asked") -> None:
-        self.threads = thread_count()
+    def __init__(self, reason: str = "as asked", threads: int | None = None) -> None:
+        self.threads = thread_count() if threads is None else threads
         self.reason = reason
         self._pool: ThreadPoolExecutor | None = None
 
