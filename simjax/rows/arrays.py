@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from simjax.rows.sparse_design import SparseDesign
+
 T = TypeVar("T")
 
 _waiting: list[Callable[[], Any]] = []
@@ -45,14 +47,18 @@ def norms(vectors: Any) -> Any:
 
 def column_norms(matrix: Any) -> Any:
     """‖φ_j‖ of the columns of a matrix, (d,); in NumPy without a temporary of its size."""
+    if isinstance(matrix, SparseDesign):
+        return matrix.column_norms()
     xp = namespace(matrix)
     if xp is not np:
         return xp.linalg.norm(matrix, axis=0)
     return np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
 
 
-def largest(matrix: np.ndarray) -> float:
-    """max |φ_ij| of a NumPy matrix, likewise; 0 without entries."""
+def largest(matrix: Any) -> float:
+    """max |φ_ij| of a NumPy matrix, likewise; 0 without entries. Of a sparse design, max ‖φ_j‖, which is no less."""
+    if isinstance(matrix, SparseDesign):
+        return float(matrix.column_norms().max())
     return float(max(matrix.max(initial=0.0), -matrix.min(initial=0.0)))
 
 

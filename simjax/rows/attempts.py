@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from simjax._warnings import warn
 from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
 from simjax.rows.arrays import largest
@@ -29,8 +30,9 @@ from simjax.rows.progress import Reporter
 from simjax.rows.solvers import portfolio
 from simjax.rows.solvers.canonical import CanonicalRows, canonical_rows
 from simjax.rows.solvers.direct import least_squares
-from simjax.rows.solvers.factor import Factorisation
+from simjax.rows.solvers.factor import FactoredDesign, Factorisation
 from simjax.rows.solvers.supported import solve_supported_rows
+from simjax.rows.sparse_design import fits_as_array
 from simjax.rows.status import Status, row_status
 from simjax.rows.threads import one_thread_each
 from simjax.rows.workspace import Workspace
@@ -123,12 +125,17 @@ class RowBlock:
         if self._on_this_cpu():
             penalty: Any = problem.penalty
             live = self._sparse(live, start) if np.any(penalty.slope) else self._supported(live)
+        if live.size and not self.workspace.scaled.has_room:
+            warn(_no_room(live.size, self.workspace.scaled))
+            live = live[:0]
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
                 break
             part, tol = (problem if live.size == rows else problem.take(live)), share * options.tol
             self.reporter.done += rows - live.size
+            if way == "samples" and self.workspace.scaled.sparse and self.engine.name != "numpy":
+                continue  # a sparse matrix is no array of JAX's: what is left goes on with a precise factorisation
             if way == "samples":
                 board, weights, duals = self._refine(part, tol, answers.weights[live])
             else:
@@ -140,7 +147,7 @@ class RowBlock:
             solved = self._keep(live, part, weights, duals)
             # Only rows that the solver takes for solved and the certificate does not have anything to gain.
             live = live[~solved & ((board.gap <= tol) | board.settled | (way == "samples"))]
-        if options.solver == "auto" and not problem.exact:
+        if options.solver == "auto" and not problem.exact and fits_as_array(problem.design):
             self._least_squares()
         untouched = np.flatnonzero(np.isinf(answers.gap))
         if untouched.size:  # not even w = 0 has been certified
@@ -160,7 +167,8 @@ class RowBlock:
     def _supported(self, live: np.ndarray) -> np.ndarray:
         """Rows of a quadratic objective, each on its own support, where no ball binds; those still open."""
         penalty: Any = self.problem.penalty
-        if live.size == 0 or np.any(penalty.knot):
+        m, d = self.problem.design.shape
+        if live.size == 0 or np.any(penalty.knot) or (self.workspace.scaled.sparse and d > m):
             return live
         problem: Any = self.problem.take(live)
         curvature = problem.penalty.curvature / (2.0 * problem.loss_weight[:, None])
@@ -182,7 +190,7 @@ class RowBlock:
             return live
         problem, design = self.problem.take(live), self.workspace.scaled
         m, d = design.array.shape
-        if m >= _TALL * d:
+        if m >= _TALL * d and (not design.sparse or d * d <= design.array.matrix.nnz):
             samples = design.factorisation(precise=False)
             coordinates = design.coordinates(problem.targets, precise=False)
         else:
@@ -326,6 +334,15 @@ def _in_units(problem: RowProblem, board: RowAnswers, rows: CanonicalRows) -> np
     """The weights in the units of the problem, and in the ball there, too: a change of units rounds."""
     weights = board.weights * rows.point_scale
     return weights if problem.bound is None else np.asarray(problem.bound.inside(weights))
+
+
+def _no_room(rows: int, design: FactoredDesign) -> str:
+    """What is said of rows that need a factorisation for which there is no memory."""
+    return (
+        f"{rows} rows are not solved: working sets are not for them, and all else factorises the sparse design of "
+        f"shape {design.array.shape}, which takes about {design.bytes_of_factorisation / 1e9:.3g} GB, more than is free. "
+        "A stronger penalty makes rows sparser."
+    )
 
 
 def _linear_rows(problem: RowProblem) -> np.ndarray:

@@ -15,12 +15,14 @@ v > 0.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from simjax._checks import float_array
 from simjax._typing import ArrayLike, Weights
 from simjax.rows.arrays import pytree
+from simjax.rows.sparse_design import SparseDesign, centred, with_columns
 
 # A column that varies by less than this share of its norm is constant: what centring leaves of it is rounding.
 _CONSTANT = 1e-15
@@ -77,24 +79,40 @@ def checked_sample_weight(sample_weight: ArrayLike | None, m: int) -> np.ndarray
 
 
 def weighted_and_centred(
-    design: np.ndarray, targets: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool
-) -> tuple[np.ndarray, np.ndarray, Centring | None]:
-    """Φ′, T′ and what was taken out of them; None without an intercept. `design` and `targets` are changed in place."""
+    design: Any, targets: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool
+) -> tuple[Any, np.ndarray, Centring | None]:
+    """Φ′, T′ and what was taken out of them; None without an intercept. Arrays are changed in place."""
     root = None if sample_weight is None else np.sqrt(sample_weight)
     centring = None
     if fit_intercept:
         weight = np.ones(design.shape[0]) if sample_weight is None else sample_weight
         direction = np.ones(design.shape[0]) if root is None else root
+        if isinstance(design, SparseDesign):
+            means, design = _centred_sparse(design, weight)
+        else:
+            means = _take_out_mean(design, weight)
         centring = Centring(
-            _take_out_mean(design, weight),
+            means,
             _take_out_mean(targets, weight),
             float(weight.sum()),
             direction / np.linalg.norm(direction),
         )
     if root is not None:
-        design *= root[:, None]
+        if isinstance(design, SparseDesign):
+            design = design.weighted(root)
+        else:
+            design *= root[:, None]
         targets *= root[:, None]
     return design, targets, centring
+
+
+def _centred_sparse(design: SparseDesign, weight: np.ndarray) -> tuple[np.ndarray, SparseDesign]:
+    """The weighted means and Φ − 1φ̄ᵀ; columns whose digits that would cost are centred entry by entry."""
+    means, rest, far = centred(design, weight)
+    numbers = np.flatnonzero(far)
+    columns = design[:, numbers]
+    means[numbers] = _take_out_mean(columns, weight)
+    return means, with_columns(rest, numbers, columns)
 
 
 def _take_out_mean(columns: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from simjax.rows.gathered import project_out
 from simjax.rows.own_penalty import traceable
 from simjax.rows.penalties import soft
 from simjax.rows.problem import RowProblem
+from simjax.rows.sparse_design import SparseDesign, fits_as_array
 
 _SWEEPS = 5
 # What is left of a demand s_j = 0 after a projection, in units of √m ‖φ_j‖ ‖y‖; a hundred times what it mostly is.
@@ -98,10 +99,12 @@ def project_out_flat(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) ->
         return dual
     patterns, which = np.unique(flat, axis=0, return_inverse=True)
     which, done = which.reshape(-1), np.zeros(flat.shape[0], dtype=bool)
-    if len(patterns) > _FEW_PATTERNS:
+    if len(patterns) > _FEW_PATTERNS or _tall_and_sparse(problem):
         dual, done = project_out(problem.design, problem.design.T @ problem.design, flat, dual)
     else:
         dual = dual.copy()
+    if not fits_as_array(problem.design):
+        return dual
     for k, pattern in enumerate(patterns):
         rows = (which == k) & ~done
         if pattern.any() and rows.any():
@@ -115,6 +118,11 @@ def project_out_flat(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) ->
     return dual
 
 
+def _tall_and_sparse(problem: RowProblem) -> bool:
+    """Whether ΦᵀΦ is smaller than the columns as an array."""
+    return isinstance(problem.design, SparseDesign) and problem.design.shape[0] >= problem.width
+
+
 def _project_into_domain(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """y moved by the least change that brings the slopes outside of their domain a rounding's width inside it.
 
@@ -122,6 +130,8 @@ def _project_into_domain(problem: RowProblem, dual: np.ndarray, flat: np.ndarray
     leave their domain by it. Returns y and the coordinates that were moved, (R, d).
     """
     dual, members = dual.copy(), np.zeros(flat.shape, dtype=bool)
+    if not fits_as_array(problem.design):
+        return dual, members
     for _ in range(_SWEEPS):
         slopes = dual @ problem.design
         nearest = nearest_in_domain(problem.penalty, problem.bound, slopes, problem.support)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from simjax._version import __version__
 from simjax.rows.attempts import Start
@@ -125,6 +126,10 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
         yield f"sequence {len(value)} ".encode()
         for entry in value:
             yield from _pieces(entry)
+    elif scipy.sparse.issparse(value):
+        entries = value.tocsr()
+        yield from _pieces({"sparse": value.shape, "data": entries.data})
+        yield from _pieces([entries.indices.astype(np.int64), entries.indptr.astype(np.int64)])
     elif hasattr(value, "__array__"):
         array = np.ascontiguousarray(value)
         if array.dtype.hasobject:

@@ -32,7 +32,7 @@ def inconsistency_rays(problem: RowProblem) -> np.ndarray:
     norms = column_norms(problem.design)
     for number, pattern in enumerate(patterns):
         rows = np.flatnonzero(which.reshape(-1) == number)
-        columns = (problem.design / np.where(norms > 0.0, norms, 1.0))[:, pattern]
+        columns = problem.design[:, pattern] / np.where(norms > 0.0, norms, 1.0)[pattern]
         left, singular, _ = np.linalg.svd(columns, full_matrices=False)
         basis = left[:, singular > 1e-13 * singular.max(initial=0.0)]
         residual = problem.targets[:, rows].T

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from simjax._checks import boolean, choice, float_array, matrix, plain_array
 from simjax._values import Value
@@ -21,6 +22,7 @@ from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_c
 from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
+from simjax.rows.sparse_design import SparseDesign, sparse_design
 
 MATCHINGS = ("penalty", "exact")
 
@@ -38,7 +40,7 @@ class RowProblem(Value):
     """R rows with the same design. Build it with `row_problem`, which checks everything.
 
     Attributes:
-      design: Φ, (m, d).
+      design: Φ, (m, d); a `SparseDesign` where a sparse matrix was given.
       targets: T, (m, R), one column per row.
       loss_weight: λ > 0, (R,); not used under exact matching.
       penalty: h, with parameters that broadcast against (R, d).
@@ -135,7 +137,7 @@ def row_problem(
     """Check the parts of a row problem and put them together.
 
     Args:
-      design: Φ, (m, d).
+      design: Φ, (m, d), an array or a matrix of scipy.sparse.
       targets: (m, R), one column per row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h; scalar parameters, (d,) or (R, d).
@@ -161,17 +163,25 @@ def row_problem(
 
 
 def checked_samples(design: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Φ (m, d) and T (m, R) in float64, taken over and checked.
+    """Φ (m, d) and T (m, R) in float64, taken over and checked; a sparse Φ as a `SparseDesign`.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
-    design, targets = matrix("design", design), matrix("targets", targets)
+    if scipy.sparse.issparse(design):
+        design = sparse_design("design", design, HUGE)
+    else:
+        design = matrix("design", design)
+    if scipy.sparse.issparse(targets):  # residuals are dense, whatever the targets are
+        targets = sparse_design("targets", targets, HUGE).toarray()
+    targets = matrix("targets", targets)
     if targets.shape[0] != design.shape[0]:
         raise ValueError(
             f"targets must have as many rows as design ({design.shape[0]} samples), got shape {targets.shape}."
         )
     for name, array in (("design", design), ("targets", targets)):
+        if isinstance(array, SparseDesign):
+            continue
         largest = np.abs(array).max()
         if largest > HUGE:
             raise ValueError(

@@ -48,6 +48,8 @@ class Workspace:
 
     def check(self, problem: RowProblem | RowSource) -> None:
         """Raise a ValueError if the problem has another design."""
-        same = self.design is problem.design or np.array_equal(self.design, problem.design)
+        same = self.design is problem.design
+        if isinstance(self.design, np.ndarray) and isinstance(problem.design, np.ndarray):
+            same = same or np.array_equal(self.design, problem.design)
         if not same:
             raise ValueError("workspace was made for another design than that of the problem.")

@@ -17,6 +17,7 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax.rows.oracles.conic_row import check_conic, conic_row
 from simjax.rows.oracles.interface import ORACLES, ConicSolution, OracleUnavailable, oracle_module
 from simjax.rows.oracles.pool import RowSettings, solve_here, solve_in_processes
+from simjax.rows.sparse_design import as_array
 
 if TYPE_CHECKING:
     from simjax.rows.problem import RowProblem
@@ -76,6 +77,7 @@ def solve(
     Raises:
       TypeError: if the penalty has no conic form.
       ValueError: for an argument out of range, named.
+      MemoryError: for a sparse design that does not fit as an array.
       OracleUnavailable: if the package or the licence is missing.
     """
     began = time.perf_counter()
@@ -83,6 +85,7 @@ def solve(
     workers, tol = positive_integer("workers", workers), positive_scalar("tol", tol, below=1.0)
     check_conic(problem, form)
     chosen = _row_numbers(rows, problem.count)
+    design = as_array(problem.design)
     oracle_module(oracle).check_available()
 
     done = 0
@@ -96,10 +99,10 @@ def solve(
     conic_rows = [conic_row(problem, number) for number in chosen]
     settings = RowSettings(oracle, tol, form)
     if workers == 1 or chosen.size <= 1:
-        answers = solve_here(problem.design, conic_rows, settings, one_more)
+        answers = solve_here(design, conic_rows, settings, one_more)
     else:
-        answers = solve_in_processes(problem.design, conic_rows, settings, workers, one_more)
-    samples, width = problem.design.shape
+        answers = solve_in_processes(design, conic_rows, settings, workers, one_more)
+    samples, width = design.shape
     return OracleSolution(
         weights=np.array([answer.weights for answer in answers]).reshape(-1, width),
         duals=np.array([answer.dual for answer in answers]).reshape(-1, samples),

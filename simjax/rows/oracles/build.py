@@ -33,6 +33,7 @@ from simjax.rows.oracles.program import (
     triplets,
 )
 from simjax.rows.problem import OBJECTIVE_FLOOR, RowProblem
+from simjax.rows.sparse_design import as_array
 
 # |c − 2ab| up to this fraction of c is rounding: the penalty is a perspective.
 _SAME = 1e-12
@@ -110,7 +111,7 @@ def conic_program(problem: RowProblem, row: int, *, form: str = "residual") -> R
       IndexError: if there is no such row.
     """
     check_conic(problem, form)
-    return build_program(SharedDesign(problem.design), conic_row(problem, row), form)
+    return build_program(SharedDesign(as_array(problem.design)), conic_row(problem, row), form)
 
 
 def objective_unit(design: SharedDesign, row: ConicRow) -> float:

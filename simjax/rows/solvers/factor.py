@@ -9,6 +9,7 @@ r equations, and a step of ADMM for any ρ is two products with V.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ import scipy.linalg
 
 from simjax._typing import Array
 from simjax.rows.arrays import matmul, namespace, pytree, rounding_unit
+from simjax.rows.container import memory_left
+from simjax.rows.sparse_design import SparseDesign
 
 # From this many samples per coordinate on, ΦᵀΦ alone is used, and Φ not looked at again.
 _MOMENTS_FROM = 4
 _RANK_TOL_QR = 1e-15
 _RANK_TOL_GRAM = 1e-14
+_BLOCK = 4096  # samples of a sparse design that are dense at once
 _GREY_GRAM = 1e-10  # eigenvalues between the two may be zero or not: ask Φ itself
 
 
@@ -67,6 +71,22 @@ class FactoredDesign:
         self._made: dict[bool, tuple[Factorisation, np.ndarray | None]] = {}
         self._itself: Factorisation | None = None
 
+    @property
+    def sparse(self) -> bool:
+        """Whether it is a `SparseDesign`."""
+        return isinstance(self.array, SparseDesign)
+
+    @functools.cached_property
+    def bytes_of_factorisation(self) -> float:
+        """About what a factorisation takes: its Gram matrix and, unless ΦᵀΦ is enough, bases of the size of Φ."""
+        m, d = self.array.shape
+        return 8.0 * (4 * min(m, d) ** 2 + (0 if m >= _MOMENTS_FROM * d else 3 * m * d))
+
+    @functools.cached_property
+    def has_room(self) -> bool:
+        """Whether a factorisation of a sparse design fits into the memory that is left."""
+        return not self.sparse or self.bytes_of_factorisation <= memory_left()
+
     def factorisation(self, *, precise: bool) -> Factorisation:
         """Φ = U S Vᵀ.
 
@@ -81,6 +101,8 @@ class FactoredDesign:
             made = None
             if not precise:
                 made = _by_moments(self.array) if m >= _MOMENTS_FROM * d else _by_gram(self.array)
+            if made is None and isinstance(self.array, SparseDesign):
+                made = _of_sparse(self.array)
             self._made[precise] = _by_qr_svd(self.array) if made is None else made
         return self._made[precise][0]
 
@@ -120,6 +142,18 @@ def _by_qr_svd(design: np.ndarray) -> tuple[Factorisation, np.ndarray]:
     return _factorisation(singular[:keep], right[:, :keep], precise=True), left[:, :keep]
 
 
+def _of_sparse(design: SparseDesign) -> tuple[Factorisation, np.ndarray | None]:
+    """From Φ itself: where it is tall, from its triangular factor, block by block of samples."""
+    m, d = design.shape
+    if m < d:
+        return _by_qr_svd(design.toarray())
+    triangle, rows = np.zeros((0, d)), design.by_rows()
+    for start in range(0, m, block := max(_BLOCK, d)):
+        part = rows[start : start + block].toarray()
+        triangle = np.linalg.qr(np.concatenate([triangle, part]), mode="r")
+    return _by_qr_svd(triangle)[0], None
+
+
 def _by_gram(design: np.ndarray) -> tuple[Factorisation, np.ndarray] | None:
     """From ΦΦᵀ or ΦᵀΦ, whichever is smaller, or None where its rank is in doubt.
 
@@ -152,7 +186,7 @@ def _by_moments(design: np.ndarray) -> tuple[Factorisation, None]:
 def in_samples(design: Array) -> Factorisation:
     """Φ in its own coordinates, U = I: V is Φᵀ, (d, m), not orthonormal; scale is ‖Φ‖_F, or 1, and S one over it."""
     xp = namespace(design)
-    norm = xp.linalg.norm(design)
+    norm = np.asarray(design.norm()) if isinstance(design, SparseDesign) else xp.linalg.norm(design)
     scale = xp.asarray(xp.where(norm > 0.0, norm, 1.0))
     return Factorisation(design.T, xp.full(design.shape[:1], 1.0, design.dtype) / scale, scale, True)
 

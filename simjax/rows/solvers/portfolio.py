@@ -98,7 +98,7 @@ def sparse(
     Args:
       start: weights (R, d) to begin from.
     """
-    columns = Columns.of((np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)).T)
+    columns = Columns.of((factorisation.basis * factorisation.singular_values).T)
     pilot = np.unique(np.linspace(0, board.count - 1, _PILOT).astype(int))
     widths = (board.weights.shape[1], board.dual.shape[1], None)
     by_row = (rows, board.weights if start is None else start)

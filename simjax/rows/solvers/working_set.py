@@ -18,6 +18,7 @@ import numpy as np
 
 from simjax.rows.problem import CANONICAL_FLOOR
 from simjax.rows.solvers.orthant_newton import Subproblems, solve_subproblems
+from simjax.rows.sparse_design import SparseDesign
 
 _FIRST_SIZE = 32
 _LEAST_BOUND = 64
@@ -56,21 +57,25 @@ class Columns:
     """The design that all rows share, made once for all tiles of rows.
 
     Attributes:
-      rows: Kᵀ, (d, m), contiguous: a column of the design is a row of it. None where only the Gram matrix is at hand.
+      rows: Kᵀ, (d, m), contiguous or CSR: a column of the design is a row of it. None where only the Gram matrix is at
+        hand.
       gram: KᵀK, (d, d), or None: then its blocks are made of the columns.
       norms: of the columns, (d,); 1 where zero.
     """
 
-    rows: np.ndarray | None
+    rows: Any
     gram: np.ndarray | None
     norms: np.ndarray
 
     @classmethod
-    def of(cls, design: np.ndarray | None, gram: np.ndarray | None = None) -> Columns:
+    def of(cls, design: Any, gram: np.ndarray | None = None) -> Columns:
         """That of K (m, d), of its Gram matrix (d, d), or of both."""
-        rows = None if design is None else np.ascontiguousarray(design.T, dtype=np.float64)
-        squares = np.diagonal(gram) if gram is not None else _squares(rows)
-        norms = np.sqrt(np.maximum(squares, 0.0))
+        rows: Any = None
+        if isinstance(design, SparseDesign):
+            rows, norms = design.T.by_rows(), design.column_norms()
+        else:
+            rows = None if design is None else np.ascontiguousarray(design.T, dtype=np.float64)
+            norms = np.sqrt(np.maximum(np.diagonal(gram) if gram is not None else _squares(rows), 0.0))
         return cls(rows, gram, np.where(norms > 0.0, norms, 1.0))
 
     @property
