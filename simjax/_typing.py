@@ -11,9 +11,11 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     import jax
 
+# A design: an array, or a matrix of scipy.sparse.
+MatrixLike: TypeAlias = ArrayLike | scipy.sparse.sparray | scipy.sparse.spmatrix
 # What the functions shared by NumPy and JAX take and give.
 Array: TypeAlias = Union[np.ndarray, "jax.Array"]
 # Rows of weights: an array, or CSR.
 Weights: TypeAlias = np.ndarray | scipy.sparse.csr_array
 
-__all__ = ["Array", "ArrayLike", "Weights"]
+__all__ = ["Array", "ArrayLike", "MatrixLike", "Weights"]

@@ -190,7 +190,7 @@ class RowBlock:
             return live
         problem, design = self.problem.take(live), self.workspace.scaled
         m, d = design.array.shape
-        if m >= _TALL * d and (not design.sparse or d * d <= design.array.matrix.nnz):
+        if m >= _TALL * d and (not design.sparse or d * d <= design.stored):
             samples = design.factorisation(precise=False)
             coordinates = design.coordinates(problem.targets, precise=False)
         else:
@@ -340,8 +340,8 @@ def _no_room(rows: int, design: FactoredDesign) -> str:
     """What is said of rows that need a factorisation for which there is no memory."""
     return (
         f"{rows} rows are not solved: working sets are not for them, and all else factorises the sparse design of "
-        f"shape {design.array.shape}, which takes about {design.bytes_of_factorisation / 1e9:.3g} GB, more than is free. "
-        "A stronger penalty makes rows sparser."
+        f"shape {design.array.shape}, which takes about {design.bytes_of_factorisation / 1e9:.3g} GB, more than is "
+        "free. A stronger penalty makes rows sparser."
     )
 
 

@@ -127,8 +127,9 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
         for entry in value:
             yield from _pieces(entry)
     elif scipy.sparse.issparse(value):
-        entries = value.tocsr()
-        yield from _pieces({"sparse": value.shape, "data": entries.data})
+        given: Any = value
+        entries = given.tocsr()
+        yield from _pieces({"sparse": entries.shape, "data": entries.data})
         yield from _pieces([entries.indices.astype(np.int64), entries.indptr.astype(np.int64)])
     elif hasattr(value, "__array__"):
         array = np.ascontiguousarray(value)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from simjax._checks import choice, float_array
+from simjax._typing import ArrayLike, MatrixLike
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import RowProblem, prepared_samples, support_mask
 
@@ -13,8 +13,8 @@ _FAMILIES = ("l1", "elastic_net", "perspective", "ridge")
 
 
 def alpha_max(
-    design: ArrayLike,
-    targets: ArrayLike,
+    design: MatrixLike,
+    targets: MatrixLike,
     *,
     objective: str = "l1",
     mu: ArrayLike | None = None,
@@ -37,7 +37,7 @@ def alpha_max(
     | "ridge"       | `Ridge(α ω)`                     | 0             | ∞ unless s_j = 0    |
 
     Args:
-      design: Φ, (m, d).
+      design: Φ, (m, d), an array or a matrix of scipy.sparse.
       targets: T, (m, R), one column per row.
       objective: "l1", "elastic_net", "perspective" or "ridge".
       mu: μ ≥ 0 of "perspective": a scalar, (d,) or (R, d); None for μ = α ω. The others do not depend on it.

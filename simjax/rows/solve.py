@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simjax._typing import ArrayLike
+from simjax._typing import ArrayLike, MatrixLike
 from simjax._warnings import warn
 from simjax.rows.attempts import RowBlock, Start
 from simjax.rows.blocks import AnswersOfBlocks, BlockAnswers
@@ -39,8 +39,8 @@ _DEFAULTS = SolveOptions()
 
 
 def solve_rows(
-    design: ArrayLike,
-    targets: ArrayLike,
+    design: MatrixLike,
+    targets: MatrixLike,
     *,
     loss_weight: ArrayLike = 1.0,
     penalty: Penalty,
@@ -67,8 +67,8 @@ def solve_rows(
         exact     min_w  h(w)  s.t.  Φw = t,          w in the constraint and the support     (SIM paper, eq. 2b–2c)
 
     Args:
-      design: Φ, (m, d), any array-like.
-      targets: (m, R), one column per row.
+      design: Φ, (m, d), any array-like, or a matrix of scipy.sparse, of which no array is made: see docs/theory.md.
+      targets: (m, R), one column per row; made an array where sparse, as residuals are.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h, e.g. `L1(1e-3)`; parameters scalar, (d,) or (R, d).
       constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None.

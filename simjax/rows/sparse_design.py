@@ -33,8 +33,8 @@ class SparseDesign:
     """
 
     matrix: Any
-    left: np.ndarray | None = None
-    right: np.ndarray | None = None
+    left: Any = None
+    right: Any = None
 
     ndim = 2
     dtype = np.dtype(np.float64)
@@ -87,9 +87,7 @@ class SparseDesign:
 
     def take_columns(self, columns: np.ndarray) -> SparseDesign:
         """Some of the columns, by number or as a mask."""
-        return SparseDesign(
-            self.matrix[:, columns], self.left, None if self.right is None else self.right[columns]
-        )
+        return SparseDesign(self.matrix[:, columns], self.left, None if self.right is None else self.right[columns])
 
     def by_rows(self) -> SparseDesign:
         """The same, with its rows at hand."""

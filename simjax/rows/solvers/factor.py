@@ -76,6 +76,11 @@ class FactoredDesign:
         """Whether it is a `SparseDesign`."""
         return isinstance(self.array, SparseDesign)
 
+    @property
+    def stored(self) -> int:
+        """How many entries are stored."""
+        return self.array.matrix.nnz if isinstance(self.array, SparseDesign) else self.array.size
+
     @functools.cached_property
     def bytes_of_factorisation(self) -> float:
         """About what a factorisation takes: its Gram matrix and, unless ΦᵀΦ is enough, bases of the size of Φ."""
@@ -147,7 +152,8 @@ def _of_sparse(design: SparseDesign) -> tuple[Factorisation, np.ndarray | None]:
     m, d = design.shape
     if m < d:
         return _by_qr_svd(design.toarray())
-    triangle, rows = np.zeros((0, d)), design.by_rows()
+    rows = design.by_rows()
+    triangle: Any = np.zeros((0, d))
     for start in range(0, m, block := max(_BLOCK, d)):
         part = rows[start : start + block].toarray()
         triangle = np.linalg.qr(np.concatenate([triangle, part]), mode="r")
