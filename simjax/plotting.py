@@ -1,4 +1,4 @@
-"""Pictures: sparsity pattern, row gaps, accuracy against sparsity, the misfit along a path.
+"""Pictures: sparsity pattern, row gaps and how they fell, accuracy against sparsity, the misfit along a path.
 
 Each function returns a `matplotlib.figure.Figure` of its own: no backend is chosen, no rcParams are changed,
 and nothing is shown or saved. Save one with `figure.savefig(path)`, which needs no display.
@@ -20,10 +20,12 @@ with needs("plot", "matplotlib", "simjax.plotting"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+from simjax.sim.result import FitResult
+
 if TYPE_CHECKING:
     from simjax.implicit.model import ImplicitModel
+    from simjax.rows.solution import Solution
     from simjax.sim.path import Path
-    from simjax.sim.result import FitResult
 
 # After Okabe and Ito: told apart by all common kinds of colour vision.
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#A0488A"
@@ -187,6 +189,44 @@ def _half_decades(exponents: np.ndarray, tol: float) -> np.ndarray:
     below = np.ceil(2 * (anchor - lowest)) + 1
     above = np.ceil(2 * (highest - anchor)) + 1
     return anchor + 0.5 * np.arange(-below, above + 1)
+
+
+def plot_history(result: Solution | FitResult) -> Figure:
+    """The relative duality gap of every row against the passes over the design that it took, the tolerance as a line.
+
+    A line for each row, which ends with its last check, and the median of gaps and passes at each check, those that
+    have ended as they ended. If no row took a pass, as those that working sets solve, the number of checks is in its
+    place. Gaps below 1e-16 are drawn there, infinite ones not.
+
+    Args:
+      result: from `solve_rows` or `fit` with `history=True`.
+
+    Raises:
+      ValueError: without a history.
+    """
+    history = result.history
+    if history is None:
+        raise ValueError("result must have a history, got None: ask for it by history=True where rows are solved.")
+    tol = result.settings["tol"] if isinstance(result, FitResult) else result.tol
+    gap = np.where(np.isfinite(history.gap), np.maximum(history.gap, _SMALLEST_GAP), np.nan)
+    checks, rows = gap.shape
+    took_passes = bool(history.passes.any())
+    places = history.passes if took_passes else np.tile(np.arange(1, checks + 1)[:, None], (1, rows))
+    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    ax = figure.add_subplot()
+    opacity = float(np.clip(12.0 / rows, 0.06, 0.8))
+    for row in range(rows):
+        label = f"rows ({rows})" if row == 0 else None
+        ax.semilogy(places[:, row], gap[:, row], color=_BLUE, linewidth=0.8, alpha=opacity, label=label)
+        ax.plot(places[-1:, row], gap[-1:, row], color=_BLUE, marker=".", markersize=4, alpha=opacity)
+    middle = np.median(np.where(np.isnan(gap), np.inf, gap), axis=1)
+    middle[~np.isfinite(middle)] = np.nan
+    ax.plot(np.median(places, axis=1), middle, color=_VERMILION, linewidth=1.6, label="median")
+    ax.axhline(tol, color="black", linewidth=1.1, linestyle="--", label=f"tolerance {_power(tol)}")
+    _label(ax, "How the gaps fell", "passes over the design" if took_passes else "checks", "relative duality gap")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    _legend_above(ax)
+    return figure
 
 
 # ---- accuracy against sparsity -----------------------------------------------------------------------------

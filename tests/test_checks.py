@@ -93,9 +93,9 @@ def test_weights_to_certify_may_not_be_masked() -> None:
 
 def test_a_sparse_matrix_where_none_is_taken_is_told_the_remedy() -> None:
     with pytest.raises(
-        TypeError, match=r"targets must be a dense array, got a scipy.sparse csr_array: pass its toarray"
+        TypeError, match=r"loss_weight must be a dense array, got a scipy.sparse csr_array: pass its toarray"
     ):
-        simjax.solve_rows(X, scipy.sparse.csr_array(T), penalty=simjax.L1(0.1))
+        simjax.solve_rows(X, T, penalty=simjax.L1(0.1), loss_weight=scipy.sparse.csr_array(T))
 
 
 @pytest.mark.parametrize(

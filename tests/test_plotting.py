@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+import simjax
 from simjax import Certificate, FitResult, ImplicitModel
-from simjax.plotting import plot_gaps, plot_sparsity_pattern, plot_trade_off
+from simjax.plotting import plot_gaps, plot_history, plot_sparsity_pattern, plot_trade_off
+from simjax.rows.history import History
+from simjax.sim.result import CertifiedBlock
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,60 @@ def test_gaps_are_legible_in_extreme_cases(gaps: list[float]) -> None:
     figure = plot_gaps(fitted(gaps))
     assert overlapping_texts(figure) == []
     assert texts_outside(figure) == []
+
+
+def told(gap: list[list[float]], passes: list[list[int]], tol: float = 1e-6) -> FitResult:
+    """A result whose rows had these gaps after these passes, (checks, rows)."""
+    history = History(np.array(gap, dtype=float), np.array(passes))
+    return dataclasses.replace(fitted(gap[-1], tol), sources=(history_of(history),))
+
+
+def history_of(history: History) -> CertifiedBlock:
+    rows = np.arange(history.gap.shape[1])
+    return CertifiedBlock(SimpleNamespace(history=history), rows, rows)  # type: ignore[arg-type]
+
+
+def test_every_row_has_a_line_from_its_first_check_to_its_last() -> None:
+    gap = np.array([[1e-1, 1e-2, np.inf, 1e-1, 0.5, 1.0, 1.0], [1e-3, 1e-8, 0.0, 1e-7, 1e-7, 1e-7, 1e-2]])
+    passes = np.array([[63] * 7, [126, 63, 126, 126, 126, 126, 189]])
+    figure = plot_history(told(gap.tolist(), passes.tolist()))
+    (ax,) = figure.axes
+    lines = [line for line in ax.lines if line.get_linewidth() == 0.8]
+    for row, line in enumerate(lines):
+        expected = np.maximum(gap[:, row], 1e-16)
+        np.testing.assert_array_equal(line.get_xdata(), passes[:, row])
+        np.testing.assert_array_equal(line.get_ydata(), np.where(np.isfinite(expected), expected, np.nan))
+    assert len(lines) == 7
+    by_label = {line.get_label(): line for line in ax.lines}
+    np.testing.assert_allclose(by_label["median"].get_ydata(), [0.5, 1e-7])
+    np.testing.assert_array_equal(by_label["median"].get_xdata(), [63, 126])
+    np.testing.assert_allclose(by_label["tolerance $10^{-6}$"].get_ydata(), 1e-6)
+    assert ax.get_xlabel() == "passes over the design"
+    assert overlapping_texts(figure) == []
+    assert texts_outside(figure) == []
+
+
+def test_rows_without_passes_are_drawn_by_checks() -> None:
+    figure = plot_history(told([[0.5] * 6, [1e-9] * 6], [[0] * 6] * 2))
+    assert figure.axes[0].get_xlabel() == "checks"
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [1, 2])
+
+
+@pytest.mark.parametrize("gaps", [[0.0] * 6, [np.inf] * 6, [1.0] * 600])
+def test_histories_are_legible_in_extreme_cases(gaps: list[float]) -> None:
+    figure = plot_history(told([gaps] * 3, [[0] * len(gaps), [63] * len(gaps), [63] * len(gaps)]))
+    assert overlapping_texts(figure) == []
+    assert texts_outside(figure) == []
+
+
+def test_a_solution_has_a_history_to_draw_or_is_refused() -> None:
+    design, targets = np.eye(6), np.ones((6, 2))
+    solved = simjax.solve_rows(design, targets, penalty=simjax.L1(0.5), history=True)
+    assert plot_history(solved).axes[0].get_title(loc="left") == "How the gaps fell"
+    with pytest.raises(ValueError, match="history=True"):
+        plot_history(fitted([1e-8] * 6))
+    with pytest.raises(ValueError, match="history=True"):
+        plot_history(simjax.solve_rows(design, targets, penalty=simjax.L1(0.5)))
 
 
 # ---- accuracy against sparsity -----------------------------------------------------------------------------

@@ -80,5 +80,6 @@ class RowAnswers:
 
     def report(self, reporter: Reporter, stage: str) -> None:
         """Tell how far these rows are."""
+        reporter.note(self.gap, self.passes)
         solved = int(np.count_nonzero(self.gap <= self.tol))
         reporter(solved, float(self.gap.max(initial=0.0)), int(self.passes.max(initial=0)), stage)

@@ -22,6 +22,7 @@ from simjax.rows.blocks import BlockAnswers
 from simjax.rows.certificate import Candidates, Certificate, bound_violation, certify_until
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
+from simjax.rows.history import Checks
 from simjax.rows.options import SolveOptions
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.penalties import PiecewisePenalty
@@ -79,11 +80,12 @@ class RowBlock:
     ) -> RowBlock:
         rows, m = problem.count, problem.design.shape[0]
         answers = RowAnswers.empty(rows, problem.width, m, options.tol)
+        reporter.checks = Checks(rows) if options.history else None
         return cls(problem, workspace, options, engine, reporter, answers, Certificate.unknown(answers.dual))
 
     def answered(self, start: Start | None) -> BlockAnswers:
         """Solve and certify all rows; what was found and proved."""
-        status, answers = self.solve(start), self.answers
+        status, answers, checks = self.solve(start), self.answers, self.reporter.checks
         return BlockAnswers(
             weights=answers.weights,
             certificate=self.certificate,
@@ -91,6 +93,7 @@ class RowBlock:
             passes=answers.passes,
             newton_steps=answers.newton_steps,
             polished=answers.polished,
+            history=None if checks is None else checks.history(self.certificate.relative_gap, answers.passes),
         )
 
     def solve(self, start: Start | None) -> np.ndarray:
@@ -133,15 +136,14 @@ class RowBlock:
             if live.size == 0 or max_iters <= 0:
                 break
             part, tol = (problem if live.size == rows else problem.take(live)), share * options.tol
-            self.reporter.done += rows - live.size
             if way == "samples" and self.workspace.scaled.sparse and self.engine.name != "numpy":
                 continue  # a sparse matrix is no array of JAX's: what is left goes on with a precise factorisation
-            if way == "samples":
-                board, weights, duals = self._refine(part, tol, answers.weights[live])
-            else:
-                part_start = None if start is None else start.take(live)
-                board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", part_start)
-            self.reporter.done -= rows - live.size
+            with self.reporter.only(live, answers.passes):
+                if way == "samples":
+                    board, weights, duals = self._refine(part, tol, answers.weights[live])
+                else:
+                    part_start = None if start is None else start.take(live)
+                    board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", part_start)
             answers.add_costs(live, board)
             max_iters -= int(board.passes.max(initial=0))
             solved = self._keep(live, part, weights, duals)
@@ -197,7 +199,7 @@ class RowBlock:
             samples, coordinates = design.itself(), problem.targets.T
         rows = canonical_rows(problem, samples, coordinates, self.workspace.column_scale)
         board = _board(samples, rows, _ATTEMPTS[0][1] * self.options.tol)
-        with self.engine.session():
+        with self.engine.session(), self.reporter.only(live, self.answers.passes):
             weights = None if start is None else start.weights[live] / rows.point_scale
             portfolio.sparse(self.engine, samples, rows, board, weights, self.reporter)
         solved, weights = np.flatnonzero(board.gap <= board.tol), _in_units(problem, board, rows)
@@ -232,6 +234,8 @@ class RowBlock:
         chosen = index[better]
         answers.weights[chosen], answers.gap[chosen] = weights[better], certificate.relative_gap[better]
         self.certificate.put(chosen, certificate.take(better))
+        if self.reporter.checks is not None:
+            self.reporter.checks.note(index, answers.gap[index], answers.passes[index])
         return solved
 
     def _attempt(

@@ -9,6 +9,7 @@ import scipy.sparse
 
 from simjax._typing import Weights
 from simjax.rows.certificate import Certificate, joined_certificates
+from simjax.rows.history import History, joined_histories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class BlockAnswers:
       certificate: one entry per row.
       status: (k,), strings; see `Status`.
       passes, newton_steps, polished: (k,), as in `Solution`.
+      history: of the k rows, or None.
     """
 
     weights: Weights
@@ -28,6 +30,7 @@ class BlockAnswers:
     passes: np.ndarray
     newton_steps: np.ndarray
     polished: np.ndarray
+    history: History | None = None
 
 
 class AnswersOfBlocks:
@@ -62,6 +65,7 @@ class AnswersOfBlocks:
             passes=np.concatenate([block.passes for block in blocks]),
             newton_steps=np.concatenate([block.newton_steps for block in blocks]),
             polished=np.concatenate([block.polished for block in blocks]),
+            history=joined_histories([block.history for block in blocks if block.history is not None]),
         )
 
 

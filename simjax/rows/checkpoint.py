@@ -18,6 +18,7 @@ from simjax._version import __version__
 from simjax.rows.blocks import BlockAnswers
 from simjax.rows.certificate import Certificate
 from simjax.rows.fingerprint import Fingerprint, digest
+from simjax.rows.history import History
 from simjax.rows.status import Status
 
 _MARKER, _VERSION = "simjax-checkpoint", 1
@@ -147,6 +148,8 @@ def _tensors(answers: BlockAnswers) -> dict[str, np.ndarray]:
     tensors |= {name: getattr(answers, name) for name in _COUNTS}
     for field in dataclasses.fields(Certificate):
         tensors[f"certificate.{field.name}"] = getattr(answers.certificate, field.name)
+    if answers.history is not None:
+        tensors |= {"history.gap": answers.history.gap, "history.passes": answers.history.passes}
     return tensors
 
 
@@ -158,4 +161,5 @@ def _answers(tensors: dict[str, np.ndarray]) -> BlockAnswers:
         certificate=Certificate(*(tensors[f"certificate.{name}"] for name in names)),
         status=np.array(_STATUSES, dtype="<U13")[tensors["status"]],
         **{name: tensors[name] for name in _COUNTS},
+        history=History(tensors["history.gap"], tensors["history.passes"]) if "history.gap" in tensors else None,
     )

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simjax._checks import choice, positive_integer, positive_scalar
+from simjax._checks import boolean, choice, positive_integer, positive_scalar
 from simjax.rows.oracles.interface import ORACLES, oracle_module
 from simjax.rows.pool import Pool
 from simjax.rows.progress import ProgressCallback
@@ -43,6 +43,7 @@ class SolveOptions:
       max_memory: bytes that the solver's working arrays may take: more rows than fit are solved in blocks, and their
         weights kept as CSR. None means blocks that fit into half of the memory that is free, and an array.
       progress: called with a `Progress` now and then.
+      history: whether `Solution.history` is to hold the gap of every row at every check; it takes 16 bytes for each.
       checkpoint: a folder in which every finished block of rows is kept, new, empty or that of the same call before,
         which then goes on where it was stopped, with the same answers to the bit on the same software and number of
         cores. Without max_memory a block takes 256 MiB, or eight rows. Not for a penalty of your own.
@@ -65,6 +66,7 @@ class SolveOptions:
     progress: ProgressCallback | None = None
     checkpoint: str | os.PathLike[str] | None = None
     executor: Executor | Callable[[], Executor] | Pool | None = None
+    history: bool = False
 
     def __post_init__(self) -> None:
         choice("solver", self.solver, (*SOLVERS, *ORACLES))
@@ -81,6 +83,7 @@ class SolveOptions:
             self._set("max_memory", positive_scalar("max_memory", self.max_memory))
         if self.progress is not None and not callable(self.progress):
             raise TypeError(f"progress must be callable or None, got {type(self.progress).__name__}.")
+        self._set("history", boolean("history", self.history))
         if self.checkpoint is not None:
             if not isinstance(self.checkpoint, str | os.PathLike):
                 raise TypeError(f"checkpoint must be a folder's path or None, got {type(self.checkpoint).__name__}.")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import positive_integer
+from simjax.rows.sparse_design import SparseDesign
 
 KEPT = 2  # designs: that of the rows, and that of a refit on other states, which take turns along a path
 
@@ -137,7 +138,9 @@ class Pool:
         if isinstance(self.executor, SharingExecutor):
             handle = self.executor.share(design)
         else:
-            handle = None if self.in_threads else _written(design, token, removal)
+            # A sparse design is small, and sent with the first block of each worker.
+            to_file = not (self.in_threads or isinstance(design, SparseDesign))
+            handle = _written(design, token, removal) if to_file else None
         placed = Placed(token, design, handle)
         self._placed.append((placed, removal))
         return placed, removal

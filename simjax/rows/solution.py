@@ -10,6 +10,7 @@ from simjax._typing import Weights
 from simjax._values import Value, html_facts
 from simjax.rows.arrays import pytree_of
 from simjax.rows.certificate import Certificate
+from simjax.rows.history import History
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.status import Status
@@ -24,7 +25,7 @@ def dense_rows(weights: Weights) -> np.ndarray:
 
 
 @pytree_of(
-    ("weights", "certificate", "passes", "newton_steps", "polished"),
+    ("weights", "intercept", "certificate", "passes", "newton_steps", "polished", "history"),
     ("problem", "status", "solver", "engine", "seconds", "tol"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +48,7 @@ class Solution(Value):
       engine: what it ran on, and why.
       seconds: wall time of the solve, compilation included.
       tol: the relative gap that was asked for.
+      history: the gap of every row at every check, where `history=True` asked for it; otherwise None.
     """
 
     problem: RowProblem | RowSource
@@ -61,6 +63,7 @@ class Solution(Value):
     engine: str
     seconds: float
     tol: float
+    history: History | None = None
 
     @property
     def converged(self) -> bool:

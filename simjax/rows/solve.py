@@ -60,6 +60,7 @@ def solve_rows(
     progress: ProgressCallback | None = SolveOptions.progress,
     checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
     executor: Executor | Callable[[], Executor] | Pool | None = SolveOptions.executor,
+    history: bool = SolveOptions.history,
 ) -> Solution:
     """Solve R independent rows over one design, all at once.
 
@@ -78,7 +79,7 @@ def solve_rows(
         given twice, and samples of weight 0 are left out, under exact matching too. None means ones.
       fit_intercept: whether each row has an intercept, φᵀw + b, free of penalty, constraint and support. Nothing is
         added to the design: means are removed, and the certificate is that of the whole problem (docs/theory.md).
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor: see
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor, history: see
         `SolveOptions`.
 
     Returns:
@@ -101,6 +102,7 @@ def solve_rows(
         progress=progress,
         checkpoint=checkpoint,
         executor=executor,
+        history=history,
     )
     problem = row_problem(
         design,
@@ -166,6 +168,7 @@ def solve_problem(
         engine=engine.describe() if pool is None else pool.describe(engine.name),
         seconds=time.perf_counter() - began,
         tol=options.tol,
+        history=found.history,
     )
 
 

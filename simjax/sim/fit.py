@@ -59,6 +59,7 @@ def fit(
     progress: ProgressCallback | None = SolveOptions.progress,
     checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
     executor: Executor | Callable[[], Executor] | Pool | None = SolveOptions.executor,
+    history: bool = SolveOptions.history,
 ) -> FitResult:
     """Fit an implicit model x = φ(Ax + Bu), ŷ = Cx + Du to the states of a baseline (SIM paper, eq. 2 and 7).
 
@@ -99,8 +100,8 @@ def fit(
         network with biases (`states.has_biases`), and False otherwise.
       refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
         states the fitted (A B) produces (not from streamed states); a sequence does both in that order.
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor: as in
-        `solve_rows`; each solve of a refit or of `LowRank` has its own folder in that of the checkpoint.
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor, history:
+        as in `solve_rows`; each solve of a refit or of `LowRank` has its own folder in that of the checkpoint.
 
     Returns:
       A `FitResult`. Rows that miss `tol` carry another status than SOLVED, and a `ConvergenceWarning` is issued.
@@ -139,6 +140,7 @@ def fit(
         progress=progress,
         checkpoint=checkpoint,
         executor=executor,
+        history=history,
     )
     options.check(matching)
     plan = Plan.make(states, stated)

@@ -12,6 +12,7 @@ from simjax._values import Value, html_facts
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure
 from simjax.rows.certificate import Certificate
+from simjax.rows.history import History, joined_histories
 from simjax.rows.solution import INDENT, Solution, certified_rows
 from simjax.rows.status import Status
 from simjax.rows.verify import Verification, joined, sample_rows
@@ -57,6 +58,18 @@ class FitResult(Value):
     def converged(self) -> bool:
         """Whether every row is certified to the tolerance."""
         return bool(np.all(self.status == Status.SOLVED))
+
+    @property
+    def history(self) -> History | None:
+        """The gap of every row at every check of the solve that certifies it, where `history=True` asked for it."""
+        parts, rows = [], []
+        for source in self.sources:
+            if source.solution.history is None:
+                return None
+            parts.append(source.solution.history.take(source.numbers))
+            rows.append(source.rows)
+        whole = joined_histories(parts)
+        return None if whole is None else whole.take(np.argsort(np.concatenate(rows)))
 
     @property
     def seconds(self) -> float:

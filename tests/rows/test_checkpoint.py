@@ -113,6 +113,7 @@ OTHER: dict[str, Any] = {
     "max_iters": 999,
     "mesh": jax.make_mesh((1,), ("rows",)),
     "max_memory": 2 * MEMORY,
+    "history": True,
 }
 
 

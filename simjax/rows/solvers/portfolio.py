@@ -42,6 +42,7 @@ _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes long
 # The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came.
 _FOR_NO_START, _FOR_A_START, _WARM = 1e-9, 1e-11, 2 * CHECK_EVERY
 _NEWTON_ARRAYS = 40  # of a row in Newton's method on the dual, of d numbers each
+_SYSTEM_BYTES = 2**30  # a support with a larger system is left as it is: that of an early pass on a wide design
 _PILOT = 8  # rows on which working sets are tried before all others
 _ROUNDING_AT_MOST = 1e-4  # a larger gap is more than rounding, whatever a method says of its active set
 
@@ -322,7 +323,7 @@ class Stages:
         active = np.count_nonzero(guess[index], axis=1)
         placed = self.engine.spread((guess,))
         sizes = self.engine.system_sizes(active, guess.shape[1])
-        for size in np.unique(sizes):
+        for size in np.unique(sizes[8.0 * sizes.astype(float) ** 2 <= _SYSTEM_BYTES]):
             part = index[sizes == size]
             shared, by_row, row_bytes = (self.shared, self.gram), (self.rows, placed), 8 * int(size) ** 2
             (weights[part],) = self.engine.collect(

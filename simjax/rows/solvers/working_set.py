@@ -79,8 +79,15 @@ class Columns:
         return cls(rows, gram, np.where(norms > 0.0, norms, 1.0))
 
     @property
+    def patient(self) -> bool:
+        """Whether no row is given up that may be solved: what comes after would make an array of a sparse design."""
+        return isinstance(self.rows, SparseDesign)
+
+    @property
     def most(self) -> int:
-        """The largest support that pays: a sixth of min(m, d), and 64 in any case."""
+        """The largest support that pays: a sixth of min(m, d), 64 in any case; of sparse columns all of min(m, d)."""
+        if self.patient:
+            return min(self.rows.shape)
         return max(_LEAST_BOUND, (self.norms.size if self.rows is None else min(self.rows.shape)) // 6)
 
     def blocks(self, sets: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -261,7 +268,8 @@ class _Rows:
         if step > 0:
             # What the first set misses says little, what the second one misses nearly all: about half of it stays.
             missed = np.count_nonzero(violated & ~used, axis=1)
-            fits &= (missed > 0) & ((step == 1) | (count + (missed + 1) // 2 <= most))
+            hopeful = (step == 1) | self.columns.patient | (count + (missed + 1) // 2 <= most)
+            fits &= (missed > 0) & hopeful
         size = np.minimum(np.maximum(2 * count, _FIRST_SIZE), max(most, 1))
         width = min(max(int(size[fits].max(initial=1)), 1), score.shape[1])
         score = np.where(used, np.inf, score)
