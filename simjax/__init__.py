@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax import cluster, datasets, equilibrium, functional, nn, plotting, rescaling, robustness, states  # noqa: F401
     from simjax.implicit.model import ImplicitModel
     from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
+    from simjax.pruning.layer import prune_layer
+    from simjax.pruning.result import PrunedLayer
+    from simjax.pruning.statistics import LayerStatistics
     from simjax.rows.certificate import Certificate, certify
     from simjax.rows.constraints import Free, L1Ball, MetzlerRow
     from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
@@ -39,6 +42,9 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
 _NAMES = {
     "simjax.implicit.model": ("ImplicitModel",),
     "simjax.implicit.report": ("EquilibriumInfo", "EquilibriumWarning"),
+    "simjax.pruning.layer": ("prune_layer",),
+    "simjax.pruning.result": ("PrunedLayer",),
+    "simjax.pruning.statistics": ("LayerStatistics",),
     "simjax.rows.certificate": ("Certificate", "certify"),
     "simjax.rows.constraints": ("Free", "L1Ball", "MetzlerRow"),
     "simjax.rows.penalties": ("L1", "ElasticNet", "NoPenalty", "Penalty", "Perspective", "Ridge"),
@@ -85,6 +91,7 @@ __all__ = [
     "Free",
     "ImplicitModel",
     "L1Ball",
+    "LayerStatistics",
     "LowRank",
     "MetzlerRow",
     "NoPenalty",
@@ -92,6 +99,7 @@ __all__ = [
     "Penalty",
     "Perspective",
     "Progress",
+    "PrunedLayer",
     "Ridge",
     "RowProblem",
     "Solution",
@@ -107,6 +115,7 @@ __all__ = [
     "collect_states",
     "fit",
     "path",
+    "prune_layer",
     "recertify",
     "row_problem",
     "solve_rows",

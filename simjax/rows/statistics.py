@@ -1,12 +1,13 @@
 """Samples out of memory: batches streamed into statistics that state the same rows with at most d + 1 samples.
 
-A row problem sees its m samples only through inner products of the columns of Φ and T, and these are kept by the
-triangular factor of a QR factorisation of [Φ T], which is updated batch by batch:
+A row problem sees its m samples only through inner products of the columns of Φ and those of Φ with its own target, and
+these are kept by a QR factorisation of Φ, which is updated batch by batch and applied to T:
 
-    [Φ T] = Q [R₁₁ R₁₂]        λ‖t − Φw‖² = λ‖R₁₂ e − R₁₁ w‖² + λ‖R₂₂ e‖²        for every w, with t = T e
-              [ 0  R₂₂]
+    Qᵀ [Φ T] = [R₁₁ R₁₂]        λ‖t − Φw‖² = λ‖R₁₂ e − R₁₁ w‖² + λ‖R₂₂ e‖²        for every w, with t = T e
+               [ 0  R₂₂]
 
-So R₁₁ (d samples) and one more sample, of zeros in the design and of ‖R₂₂ e‖ in the targets, are the same problem.
+So R₁₁ (d samples) and one more sample, of zeros in the design and of ‖R₂₂ e‖ in the targets, are the same problem; of
+R₂₂, which grows with the samples, only the squared norms of its columns are kept, a sum without cancellation.
 Source: Demmel, Grigori, Hoemmen, Langou, Communication-optimal parallel and sequential QR and LU factorizations
 (2012), §4.1, sequential TSQR.
 
@@ -36,23 +37,25 @@ _RANK_TOL = 1e-13
 
 
 class SufficientStatistics:
-    """All that a row problem needs of its samples: the triangular factor of [Φ T], accumulated in float64.
+    """All that a row problem needs of its samples: R₁₁, R₁₂ and ‖R₂₂ e‖², accumulated in float64.
 
-    Takes (d + R)² numbers, whatever the number of samples. `solve_rows(*statistics.compressed(), …)` solves the rows.
+    Takes d(d + R) numbers, whatever the number of samples. `solve_rows(*statistics.compressed(), …)` solves the rows.
 
     Args:
       width: d, the columns of the design.
-      rows: R, the columns of the targets, one per row.
+      rows: R, the columns of the targets, one per row; 0 where only the design is of interest.
 
     Raises:
-      TypeError, ValueError: for numbers that are not positive integers.
+      TypeError, ValueError: for numbers that are not integers, a width below 1 or rows below 0.
     """
 
     def __init__(self, width: int, rows: int) -> None:
         self.width = positive_integer("width", width)
-        self.rows = positive_integer("rows", rows)
+        self.rows = 0 if isinstance(rows, int) and rows == 0 else positive_integer("rows", rows)
         self._m, self._total = 0, 0.0
-        self._triangle = np.zeros((self.width + self.rows,) * 2, order="F")
+        self._triangle = np.zeros((self.width, self.width), order="F")
+        self._rotated = np.zeros((self.width, self.rows), order="F")
+        self._unexplained = np.zeros(self.rows)
 
     @property
     def m(self) -> int:
@@ -67,19 +70,22 @@ class SufficientStatistics:
     def __repr__(self) -> str:
         return f"SufficientStatistics(width={self.width}, rows={self.rows}, m={self.m})"
 
-    def update(self, design: ArrayLike, targets: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
+    def update(
+        self, design: ArrayLike, targets: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> None:
         """Take in one batch of k samples; a batch that is refused leaves the statistics as they were.
 
         Args:
           design: (k, d), real numbers of any type: they are converted to float64 here.
-          targets: (k, R).
+          targets: (k, R); None where there are no rows.
           sample_weight: v ≥ 0, (k,): the squared error of a sample counts v times; None means once.
 
         Raises:
           TypeError, ValueError: arrays that are not real, finite, two-dimensional and of these shapes; weights that are
             negative or all zero.
         """
-        design, targets = matrix("design", design), matrix("targets", targets)
+        design = matrix("design", design)
+        targets = np.zeros((design.shape[0], 0)) if targets is None else matrix("targets", targets)
         if design.shape[1] != self.width:
             raise ValueError(f"design must have width = {self.width} columns, got shape {design.shape}.")
         if targets.shape != (design.shape[0], self.rows):
@@ -87,12 +93,22 @@ class SufficientStatistics:
         weight = checked_sample_weight(sample_weight, design.shape[0])
         for start in range(0, design.shape[0], _BLOCK):
             part = slice(start, start + _BLOCK)
-            block = np.asfortranarray(np.concatenate([design[part], targets[part]], axis=1))
+            block = np.array(design[part], order="F")
+            block_targets = np.array(targets[part], order="F")
             if weight is not None:
-                block *= np.sqrt(weight[part, None])
+                root = np.sqrt(weight[part, None])
+                block *= root
+                block_targets *= root
             # QR of the triangle on top of the block, which makes use of the zeros below the diagonal.
-            panel = min(_PANEL, self._triangle.shape[0])
-            self._triangle, *_ = lapack.dtpqrt(0, panel, self._triangle, block, overwrite_a=True, overwrite_b=True)
+            panel = min(_PANEL, self.width)
+            self._triangle, vectors, factors, _ = lapack.dtpqrt(
+                0, panel, self._triangle, block, overwrite_a=True, overwrite_b=True
+            )
+            if self.rows:
+                self._rotated, rest, _ = lapack.dtpmqrt(
+                    0, vectors, factors, self._rotated, block_targets, trans="T", overwrite_a=True, overwrite_b=True
+                )
+                self._unexplained += np.einsum("ij,ij->j", rest, rest)
         self._m += design.shape[0]
         self._total += float(design.shape[0] if weight is None else weight.sum())
 
@@ -100,7 +116,9 @@ class SufficientStatistics:
         """The statistics of the samples with their columns multiplied by `design_scale` (d,), `target_scale` (R,)."""
         scaled = SufficientStatistics(self.width, self.rows)
         scaled._m, scaled._total = self._m, self._total
-        scaled._triangle = np.asfortranarray(self._triangle * np.concatenate([design_scale, target_scale]))
+        scaled._triangle = np.asfortranarray(self._triangle * np.asarray(design_scale))
+        scaled._rotated = np.asfortranarray(self._rotated * np.asarray(target_scale))
+        scaled._unexplained = self._unexplained * np.square(target_scale)
         return scaled
 
     def without_last(self) -> tuple[SufficientStatistics, np.ndarray]:
@@ -118,16 +136,18 @@ class SufficientStatistics:
         last = self.width - 1
         if last == 0:
             raise ValueError("there must be a column before the last one, got width = 1.")
-        others = np.delete(np.arange(self.width + self.rows), last)
-        triangle: np.ndarray = np.linalg.qr(self._triangle[:, [last, *others]], mode="r")  # type: ignore[assignment]
+        basis, triangle = np.linalg.qr(self._triangle[:, [last, *range(last)]])
         if triangle[0, 0] == 0.0:
             raise ValueError("the last column must not be zero.")
+        rotated = basis.T @ self._rotated
         rest = SufficientStatistics(last, self.rows)
         rest._m, rest._total = self._m, self._total
-        left = triangle[1:, 1:]
-        multiple = np.linalg.norm(left, axis=0) <= _RANK_TOL * np.linalg.norm(triangle[:, 1:], axis=0)
-        rest._triangle = np.asfortranarray(np.where(multiple, 0.0, left))
-        return rest, triangle[0, 1:] / triangle[0, 0]
+        constant = _multiples(triangle[0, 1:], np.sum(triangle[1:, 1:] ** 2, axis=0))
+        rest._triangle = np.asfortranarray(np.where(constant, 0.0, triangle[1:, 1:]))
+        constant = _multiples(rotated[0], np.sum(rotated[1:] ** 2, axis=0) + self._unexplained)
+        rest._rotated = np.asfortranarray(np.where(constant, 0.0, rotated[1:]))
+        rest._unexplained = np.where(constant, 0.0, self._unexplained)
+        return rest, np.concatenate([triangle[0, 1:], rotated[0]]) / triangle[0, 0]
 
     def compressed(self, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """At most d + 1 samples (Φ′, T′) with ‖t′ − Φ′w‖ = ‖t − Φw‖ for all weights w and every row.
@@ -150,7 +170,7 @@ class SufficientStatistics:
         width = self.width if width is None else positive_integer("width", width)
         if width > self.width:
             raise ValueError(f"width must be at most {self.width}, the columns of the design, got {width}.")
-        top, targets = self._triangle[:width, :width], self._triangle[:, self.width :]
+        top, targets = self._triangle[:width, :width], self._rotated
         norms = np.linalg.norm(top, axis=0)
         norms = np.where(norms > 0.0, norms, 1.0)
         basis, triangle, order = scipy.linalg.qr(top / norms, pivoting=True)
@@ -159,5 +179,11 @@ class SufficientStatistics:
         design = np.zeros((rank + 1, width))
         design[:rank, order] = triangle[:rank] * norms[order]
         rotated = basis.T @ targets[:width]
-        unexplained = np.concatenate([rotated[rank:], targets[width:]])
-        return design, np.concatenate([rotated[:rank], np.linalg.norm(unexplained, axis=0, keepdims=True)])
+        missed = np.linalg.norm(np.concatenate([rotated[rank:], targets[width:]]), axis=0)
+        unexplained = np.hypot(missed, np.sqrt(self._unexplained))
+        return design, np.concatenate([rotated[:rank], unexplained[None]])
+
+
+def _multiples(taken: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Columns of which only rounding is left: `taken` is what was taken out of them, `left` the square of the rest."""
+    return left <= _RANK_TOL**2 * (left + taken**2)

@@ -113,11 +113,26 @@ def test_a_refused_batch_leaves_the_statistics_alone():
         assert_array_equal(one, other)
 
 
+def test_a_design_without_rows():
+    design = generator(0).normal(size=(30, 4))
+    statistics = SufficientStatistics(4, 0)
+    statistics.update(design[:20])
+    statistics.update(design[20:], sample_weight=np.full(10, 2.0))
+    small, targets = statistics.compressed()
+    assert targets.shape == (5, 0)
+    twice = np.concatenate([design, design[20:]])
+    assert_allclose(small.T @ small, twice.T @ twice, atol=1e-13)
+    with pytest.raises(ValueError, match=re.escape("targets must be (30, 0)")):
+        statistics.update(design, design)
+
+
 def test_bad_sizes():
     with pytest.raises(ValueError, match="width"):
         SufficientStatistics(0, 1)
     with pytest.raises(TypeError, match="rows"):
         SufficientStatistics(1, 1.0)
+    with pytest.raises(ValueError, match="rows"):
+        SufficientStatistics(1, -1)
     statistics = SufficientStatistics(3, 1)
     with pytest.raises(ValueError, match="nothing to compress"):
         statistics.compressed()

@@ -1,0 +1,103 @@
+"""`prune_layer`: one linear layer made sparse, its weights refitted and certified."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from simjax._checks import choice, positive_scalar
+from simjax._typing import ArrayLike
+from simjax.pruning.cardinality import cardinality_support
+from simjax.pruning.patterns import Pattern
+from simjax.pruning.problem import LayerProblem
+from simjax.pruning.result import PrunedLayer
+from simjax.pruning.statistics import LayerStatistics
+from simjax.rows.options import SolveOptions
+from simjax.rows.solution import dense_rows
+from simjax.rows.solve import solve_problem
+
+METHODS = ("auto", "cardinality")
+
+
+class _Unstated(float):
+    """A default that can be told from the same number given by the user."""
+
+
+_SPARSITY = _Unstated(0.8)
+
+
+def prune_layer(
+    inputs: ArrayLike | LayerStatistics,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    targets: ArrayLike | None = None,
+    sparsity: float = _SPARSITY,
+    pattern: str = "unstructured",
+    method: str = "auto",
+    tol: float = SolveOptions.tol,
+) -> PrunedLayer:
+    """Make a linear layer sparse: find a support, and refit the weights that are left by least squares.
+
+        min  ‖T − XWᵀ − 1bᵀ‖²    s.t.  W in the pattern, with the share of zeros asked for
+
+    Given the support, every row is a convex problem of its own over the same inputs, and comes back certified.
+
+    Args:
+      inputs: X, (samples, in), what the layer sees; or `LayerStatistics` of it, where samples do not fit in memory.
+      weight: W₀, (out, in), of the layer as it was trained.
+      bias: b₀, (out,); None for a layer without one, which stays without one. A bias is refitted too.
+      targets: T, (samples, out), what the layer is to give, bias included; None means what it gives, XW₀ᵀ + 1b₀ᵀ. They
+        differ where the layers before it have been pruned. With statistics they are given to their `update`.
+      sparsity: the least share of zeros, in [0, 1). Left out with n:m, it is what the pattern leaves zero.
+      pattern: "unstructured"; n:m such as "2:4": at most n of each m inputs that follow one another; or "rows": whole
+        outputs, those are removed that cost least, which leaves them constant with a bias, and zero without.
+      method: how the support is found: "cardinality" by ADMM on the number of weights of the whole layer; "auto" is
+        that, and for "rows" the choice that is provably best. See docs/pruning.md for what was measured.
+      tol: relative duality gap at which a refitted row counts as solved.
+
+    Returns:
+      A `PrunedLayer`. Rows that miss `tol` carry another status than SOLVED, and a `ConvergenceWarning` is issued.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023), and Meng et al., ALPS (2024).
+    """
+    began = time.perf_counter()
+    choice("method", method, METHODS)
+    options = SolveOptions(tol=positive_scalar("tol", tol))
+    problem = LayerProblem.make(inputs, weight, bias, targets)
+    allowed = Pattern.make(pattern, sparsity, problem.weight.shape, stated=not isinstance(sparsity, _Unstated))
+    if allowed.name == "rows":
+        if method != "auto":
+            raise ValueError(f"method must be 'auto' for pattern 'rows', which needs no other; got {method!r}.")
+        # A row left out costs ‖t‖², about the mean with a bias, whatever becomes of the others: the choice is exact.
+        support = allowed.project(np.sum(problem.targets**2, axis=0)[:, None]) & problem.seen
+        method = "the cost of each row, which is exact"
+    else:
+        support = cardinality_support(problem, allowed)
+        method = "cardinality"
+    return refitted(problem, support, allowed.name, method, options, began)
+
+
+def refitted(
+    problem: LayerProblem, support: np.ndarray, pattern: str, method: str, options: SolveOptions, began: float
+) -> PrunedLayer:
+    """The layer by least squares on a support (out, in), certified."""
+    solution = solve_problem(problem.rows(support), options)
+    weight, errors = dense_rows(solution.weights), solution.certificate.objective
+    size, total = problem.size, float(problem.size.sum())
+    return PrunedLayer(
+        weight=weight,
+        bias=solution.intercept,
+        support=support,
+        relative_error=float(errors.sum()) / total if total > 0.0 else 0.0,
+        row_errors=np.where(size > 0.0, errors / np.where(size > 0.0, size, 1.0), 0.0),
+        method=method,
+        pattern=pattern,
+        unseen=int(np.count_nonzero(~problem.seen)),
+        solution=solution,
+        seconds=time.perf_counter() - began,
+    )
