@@ -4,6 +4,7 @@
     digits      the same of a 64-32-16-10 network on scikit-learn's digits
     synthetic   Gaussian designs of a given condition number, sparse truths, up to thousands of rows
     held-out    correlated columns of unequal scale, heavy-tailed truths and noise: no solver was tuned on it
+    sparse      rows of few nonzeros over a Gaussian design, without a ball: what coordinate descent is made for
 
 The objective is L1, or the perspective penalty with μ = α ("perspective") or μ = α/100 ("perspective-100th").
 """
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import simjax
+from benchmarks.gaussian import SPARSE, sparse_rows
 from simjax import datasets
 from simjax._checks import choice
 from simjax.datasets._files import cache_folder
@@ -296,6 +298,13 @@ def held_out(
     return _made_up(f"held-out-{n_rows}x{p}-m{m}-seed{seed}-{objective}", design, targets, objective, kappa)
 
 
+def sparse(m: int, d: int, rows: int, nonzeros: int, alpha: float) -> Problem:
+    """Plain lassos of `benchmarks.gaussian.sparse_rows` with λ = ½."""
+    design, targets = sparse_rows(m, d, rows, nonzeros)
+    facts = {"objective": "l1", "loss_weight": 0.5, "alpha": alpha, "mu": None, "kappa": None, "n": d, "inner": 0}
+    return stated(design, targets, name=f"sparse-{rows}x{d}-m{m}-l1-free", **facts)
+
+
 def _around_the_ball(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
     """Truths (R, p) scaled to norms of 0.3 to 3 times κ on the coordinates of the ball."""
     seen = max(truth.shape[1] // _BALL_SHARE, 1)
@@ -358,6 +367,9 @@ def _named() -> dict[str, Callable[[], Problem]]:
         for objective in OBJECTIVES:
             name = f"held-out-{shape[0]}x{shape[1]}-m{shape[2]}-seed0-{objective}"
             makers[name] = functools.partial(held_out, *shape, 0, objective)
+    for each in SPARSE:
+        m, d, rows, *_ = each
+        makers[f"sparse-{rows}x{d}-m{m}-l1-free"] = functools.partial(sparse, *each)
     return makers
 
 

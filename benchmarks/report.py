@@ -42,6 +42,8 @@ TITLES = {
     "torchidl-admm": "torchidl ADMMSolver",
     "scikit-learn": "scikit-learn Lasso",
     "celer": "celer Lasso",
+    "skglm": "skglm Lasso",
+    "adelie": "adelie",
 }
 # After Okabe and Ito: told apart by all common kinds of colour vision.
 _LOOKS = {
@@ -53,6 +55,8 @@ _LOOKS = {
     "torchidl-admm": ("#A0488A", "v"),
     "scikit-learn": ("#B8860B", "<"),
     "celer": ("#666666", ">"),
+    "skglm": ("#F0C000", "p"),
+    "adelie": ("#7A5230", "h"),
 }
 _DASH = "–"
 

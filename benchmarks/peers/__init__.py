@@ -6,7 +6,8 @@
     mosek                   MOSEK row by row, residual form, where it is licensed
     torchidl-cvx            torchidl's CVXSolver (L1)
     torchidl-admm           torchidl's ADMMSolver (L1)
-    scikit-learn, celer     coordinate descent (L1 without a ball)
+    scikit-learn, celer,    coordinate descent (L1 without a ball)
+    skglm, adelie
 
 `python -m benchmarks.peers` runs one of them on one problem in a process of its own; `benchmarks.sidebyside` does so
 for many.

@@ -39,6 +39,8 @@ ENVIRONMENTS = {
     ),
     # celer lists plotting and data sets too.
     "celer": Environment(("numpy", "scipy", "scikit-learn"), ("celer==0.7.4",)),
+    "skglm": Environment(("numpy", "scipy", "scikit-learn", "numba"), ("skglm==0.5",)),
+    "adelie": Environment(("numpy<2", "scipy", "scikit-learn", "matplotlib", "ipython<9"), ("adelie==1.1.52",)),
 }
 
 

@@ -43,6 +43,9 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "torchidl-cvx": Peer(torchidl.cvx, torchidl.refuses, "torchidl"),
         "torchidl-admm": Peer(torchidl.admm, torchidl.refuses, "torchidl"),
         "scikit-learn": Peer(functools.partial(lasso.run, solver="scikit-learn"), lasso.refuses),
-        "celer": Peer(functools.partial(lasso.run, solver="celer"), lasso.refuses, "celer"),
+        **{
+            name: Peer(functools.partial(lasso.run, solver=name), lasso.refuses, name)
+            for name in ("celer", "skglm", "adelie")
+        },
     }
 )

@@ -229,10 +229,11 @@ def test_scikit_learn_solves_plain_lassos(tmp_path):
 
 
 @pytest.mark.slow
-def test_celer_solves_plain_lassos(tmp_path):
-    if not environments.exists("celer"):
-        pytest.skip(f"no environment in {environments.folder('celer')}; benchmarks.sidebyside makes it")
-    assert lasso.run(task(tiny(kappa=None), tmp_path), "celer")["reached"]
+@pytest.mark.parametrize("solver", ["celer", "skglm", "adelie"])
+def test_packages_of_their_own_solve_plain_lassos(tmp_path, solver):
+    if not environments.exists(solver):
+        pytest.skip(f"no environment in {environments.folder(solver)}; benchmarks.sidebyside makes it")
+    assert lasso.run(task(tiny(kappa=None), tmp_path), solver)["reached"]
 
 
 @pytest.mark.slow
