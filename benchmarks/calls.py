@@ -132,7 +132,7 @@ def path(objective: str, alphas: Sequence[float] = PATH_ALPHAS, m: int = PATH_SA
 def section(results: Record) -> str:
     """The results as text for docs/performance.md."""
     lines = [
-        '| `engine="jax"` | first call (s), aim 8 at m = 500 | first call, filled compilation cache (s) | warm call (s) |',
+        '| `engine="jax"` | first call (s), aim 8 at m = 500 | first with a filled cache (s) | warm call (s) |',
         "|---|---|---|---|",
     ]
     for each in results["first"]:
