@@ -43,7 +43,7 @@ class Solution(Value):
       status: (R,), strings; see `Status`.
       solver: the solver that ran.
       passes: passes over the design that each row took, (R,).
-      newton_steps: steps of the interior-point method that each row took, (R,).
+      newton_steps: steps of Newton's method on the dual or of the interior-point method that each row took, (R,).
       polished: whether the active-set polish certified the row, (R,).
       engine: what it ran on, and why.
       seconds: wall time of the solve, compilation included.
@@ -105,16 +105,31 @@ class Solution(Value):
             intercept=None if self.intercept is None else self.intercept[numbers],
         )
 
+    def _explained(self) -> str:
+        """Which methods the solver has put to use, and on how many rows."""
+        if self.solver in ORACLES:
+            return "interior-point method, row by row"
+        if self.solver != "auto":
+            return "as asked"
+        newton, polished = self.newton_steps > 0, self.polished
+        first_order = ~(newton | polished)
+        methods = (
+            (first_order & (self.passes == 0), "by working sets or linear systems, without a pass"),
+            (first_order & (self.passes > 0), "by ADMM"),
+            (polished & ~newton, "by active-set polish, their signs having settled"),
+            (newton, "by Newton's method on the dual or an interior point"),
+        )
+        counts = [(np.count_nonzero(rows), how) for rows, how in methods]
+        return ", ".join(f"{count} rows {how}" for count, how in counts if count)
+
     def summary(self) -> str:
         """A few lines for a person: what ran, how many rows are certified, and how well."""
         rows = self.status.size
         solved = int(np.count_nonzero(self.status == Status.SOLVED))
-        newton = int(np.count_nonzero(self.newton_steps))
-        polished = int(np.count_nonzero(self.polished))
         feasible = self.status != Status.INFEASIBLE
         certificate = self.certificate.take(feasible)
         lines = [
-            f"solver          {self.solver}: {_explain(self.solver, rows, polished, newton)}",
+            f"solver          {self.solver}: {self._explained()}",
             f"engine          {self.engine}",
             f"rows            {solved} of {rows} certified at relative gap {self.tol:g}",
             f"worst gap       {certificate.relative_gap.max(initial=0.0):.2e} relative",
@@ -132,18 +147,3 @@ def certified_rows(status: np.ndarray, tol: float, certificate: Certificate) -> 
     solved = int(np.count_nonzero(status == Status.SOLVED))
     worst = certificate.relative_gap.max(initial=0.0)
     return f"{solved} of {status.size} rows certified at relative gap {tol:g}, worst {worst:.1e}"
-
-
-def _explain(solver: str, rows: int, polished: int, newton: int) -> str:
-    if solver in ORACLES:
-        return "interior-point method, row by row"
-    if solver != "auto":
-        return "as asked"
-    parts = []
-    if rows - polished - newton:
-        parts.append(f"{rows - polished - newton} rows by ADMM")
-    if polished:
-        parts.append(f"{polished} by active-set polish, their signs having settled")
-    if newton:
-        parts.append(f"{newton} by interior point and crossover, ADMM having stalled")
-    return ", ".join(parts)

@@ -1,5 +1,6 @@
 """Every solver on every kind of row: certified, and the certificate checked again in NumPy."""
 
+import re
 import subprocess
 import sys
 
@@ -339,6 +340,18 @@ def test_solved_rows_give_no_warning(recwarn):
     design, targets = sparse_rows(WIDE)
     solve_rows(design, targets, penalty=simjax.L1(0.3))
     assert not recwarn.list
+
+
+def test_the_summary_says_by_which_method_rows_were_solved():
+    rng = generator(8)
+    design, truth = rng.normal(size=(60, 40)), rng.normal(size=(40, 5)) * (rng.random((40, 5)) < 0.1)
+    sparse = simjax.solve_rows(design, design @ truth, penalty=simjax.L1(2.0))
+    assert sparse.passes.max() == 0
+    assert "5 rows by working sets" in sparse.summary()
+    assert "ADMM" not in sparse.summary()
+    dense = simjax.solve_rows(*sparse_rows(12), penalty=simjax.Perspective(1e-3))
+    counts = [int(each) for each in re.findall(r"(\d+) rows by", dense.summary().splitlines()[0])]
+    assert sum(counts) == dense.status.size
 
 
 def test_summary_names_the_solver_and_counts_rows():
