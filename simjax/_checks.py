@@ -150,6 +150,16 @@ def positive_scalar(name: str, value: Any, *, below: float = math.inf) -> float:
     return float(array)
 
 
+def nonnegative_scalar(name: str, value: Any) -> float:
+    """`value` as a finite float >= 0."""
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be a number >= 0, got {value!r}.")
+    array = float_array(name, value)
+    if array.ndim != 0 or float(array) < 0.0:
+        raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
+    return float(array)
+
+
 def boolean(name: str, value: Any) -> bool:
     """`value` as a bool, which it has to be."""
     if not isinstance(value, (bool, np.bool_)):

@@ -63,6 +63,7 @@ print(simjax.ImplicitModel(np.zeros((1, 1)), [[1.0]], [[2.0]], [[0.0]]).nonzeros
             "import simjax; simjax.ImplicitModel([[0.0]], [[1.0]], [[1.0]], [[0.0]]).to_torch()",
             "ImplicitModel.to_torch needs torch: pip install 'simjax[torch]'",
         ),
+        ("ray", "import simjax; simjax.cluster.ray()", "simjax.cluster.ray needs ray: pip install 'simjax[ray]'"),
         ("typer", "import simjax.app.cli", "the command simjax needs typer: pip install 'simjax[cli]'"),
         ("rich", "import simjax.app.cli", "the command simjax needs rich: pip install 'simjax[cli]'"),
     ],
