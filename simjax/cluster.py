@@ -8,8 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-
 from simjax._checks import nonnegative_scalar, positive_integer
 from simjax._extras import needs
 from simjax.rows.pool import Pool, SharingExecutor
@@ -60,8 +58,8 @@ class RayExecutor(SharingExecutor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return _Answer(self._ray, self._task.remote(function, *args, **kwargs))
 
-    def share(self, array: np.ndarray) -> Any:
-        """The array in the object store; a node that needs it fetches it once."""
+    def share(self, array: Any) -> Any:
+        """The design in the object store; a node that needs it fetches it once."""
         return self._ray.put(array)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
