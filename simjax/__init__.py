@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.pruning.statistics import LayerStatistics
     from simjax.rows.certificate import Certificate, certify
     from simjax.rows.constraints import Free, L1Ball, MetzlerRow
+    from simjax.rows.group_penalty import GroupL1
     from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
     from simjax.rows.penalty_range import alpha_max
     from simjax.rows.problem import RowProblem, row_problem
@@ -47,6 +48,7 @@ _NAMES = {
     "simjax.pruning.statistics": ("LayerStatistics",),
     "simjax.rows.certificate": ("Certificate", "certify"),
     "simjax.rows.constraints": ("Free", "L1Ball", "MetzlerRow"),
+    "simjax.rows.group_penalty": ("GroupL1",),
     "simjax.rows.penalties": ("L1", "ElasticNet", "NoPenalty", "Penalty", "Perspective", "Ridge"),
     "simjax.rows.penalty_range": ("alpha_max",),
     "simjax.rows.problem": ("RowProblem", "row_problem"),
@@ -89,6 +91,7 @@ __all__ = [
     "EquilibriumWarning",
     "FitResult",
     "Free",
+    "GroupL1",
     "ImplicitModel",
     "L1Ball",
     "LayerStatistics",

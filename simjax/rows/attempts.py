@@ -22,6 +22,7 @@ from simjax.rows.blocks import BlockAnswers
 from simjax.rows.certificate import Candidates, Certificate, bound_violation, certify_until
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.history import Checks
 from simjax.rows.options import SolveOptions
 from simjax.rows.oracles.interface import ORACLES
@@ -81,6 +82,7 @@ class RowBlock:
         rows, m = problem.count, problem.design.shape[0]
         answers = RowAnswers.empty(rows, problem.width, m, options.tol)
         reporter.checks = Checks(rows) if options.history else None
+        workspace = workspace.for_penalty(problem.penalty)
         return cls(problem, workspace, options, engine, reporter, answers, Certificate.unknown(answers.dual))
 
     def answered(self, start: Start | None) -> BlockAnswers:
@@ -252,7 +254,8 @@ class RowBlock:
             dual = design.coordinates(start.duals.T, precise=precise) / rows.dual_scale
             canonical_start = start.weights / rows.point_scale, dual
         single = self.options.precision == "auto" and not (precise or problem.exact or tol < _SINGLE_FROM)
-        single = single and factorisation.basis.size >= _SINGLE_SIZE and isinstance(problem.penalty, PiecewisePenalty)
+        ours = isinstance(problem.penalty, PiecewisePenalty | GroupPenalty)
+        single = single and factorisation.basis.size >= _SINGLE_SIZE and ours
         with self.engine.session():
             portfolio.run(
                 self.options.solver,

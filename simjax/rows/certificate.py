@@ -25,6 +25,7 @@ from simjax.rows.arrays import column_norms, pytree
 from simjax.rows.conjugate import support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
 from simjax.rows.own_penalty import traceable
+from simjax.rows.penalties import total_value
 from simjax.rows.problem import RowProblem, objective_floor
 
 # A relative gap below this needs no better dual point.
@@ -265,8 +266,8 @@ def _row_squares(rows: np.ndarray) -> np.ndarray:
 
 
 def _value(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
-    """Σ_j h(w_j), (R,)."""
-    return np.sum(np.broadcast_to(problem.penalty.value(weights), weights.shape), axis=1)
+    """h(w), (R,)."""
+    return np.asarray(total_value(problem.penalty, weights))
 
 
 def _gap(problem: RowProblem, weights: np.ndarray, residual: np.ndarray, points: DualPoints) -> np.ndarray:

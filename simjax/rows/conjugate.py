@@ -13,6 +13,7 @@ from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, smallest_divisor, while_loop
 from simjax.rows.constraints import RowBound
 from simjax.rows.joint_prox import shrunk
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft
 
 _ROOT_STEPS = 150
@@ -39,13 +40,15 @@ def support_function(penalty: Penalty, bound: RowBound | None, slopes: Array, ma
     penalty, bound = _in_precision_of(slopes, penalty, bound)
     if isinstance(penalty, PiecewisePenalty):
         theta = _multiplier_of_piecewise(penalty, bound, slopes)
+    elif isinstance(penalty, GroupPenalty):
+        theta = _multiplier_of_groups(penalty, bound, slopes)
     else:
         theta = _multiplier_by_search(penalty, bound, slopes)
     return _value_at(penalty, bound, slopes, theta)[:, 0]
 
 
 def _in_precision_of(slopes: Array, penalty: Penalty, bound: RowBound | None) -> tuple[Any, Any]:
-    if isinstance(penalty, PiecewisePenalty):
+    if isinstance(penalty, PiecewisePenalty | GroupPenalty):
         penalty = penalty.cast(slopes.dtype)
     return penalty, None if bound is None else bound.cast(slopes.dtype)
 
@@ -149,6 +152,46 @@ def _tilted_bracket(
     return low, xp.maximum(low, high)
 
 
+def _multiplier_of_groups(penalty: GroupPenalty, bound: RowBound, slopes: Array) -> Array:
+    """The smallest θ ≥ 0 with ‖soft(s_g, θω_g)‖ ≤ β_g for every group: any smaller one is outside of the domain.
+
+    The norms are convex and fall with θ, so that Newton's steps from the left stay there. The root is where the next
+    number, a hair to its right, fits.
+    """
+    xp = namespace(slopes, bound.omega)
+    omega, sees = bound.omega, bound.sees
+    reach = xp.where(sees & (omega > 0.0), xp.abs(slopes) / xp.where(omega > 0.0, omega, 1.0), 0.0)
+    high, hair = xp.max(reach, axis=1, keepdims=True), penalty.slack(slopes.dtype)
+    omega = xp.where(sees, omega, 0.0)
+
+    def excess(theta: Array) -> tuple[Array, Array]:
+        """max_g ‖soft(s_g, θω_g)‖ − β_g, and how fast it falls."""
+        left = soft(slopes, theta * omega)
+        norms = penalty.norms(left)
+        rate = penalty.sums(omega * xp.abs(left)) / xp.where(norms > 0.0, norms, 1.0)
+        over = norms - penalty.level
+        worst = xp.argmax(over, axis=1, keepdims=True) if over.shape[1] else None
+        return xp.take_along_axis(over, worst, axis=1), xp.take_along_axis(rate, worst, axis=1)
+
+    def unfinished(carry: tuple) -> Array:
+        return xp.any(carry[2]) & (carry[3] < _ROOT_STEPS)
+
+    def narrow(carry: tuple) -> tuple:
+        low, high, open_, count = carry
+        over, rate = excess(low)
+        low = xp.where(open_ & (over > 0.0), low + over / xp.where(rate > 0.0, rate, 1.0), low)
+        low = xp.minimum(low, high)
+        beyond = xp.minimum(low * (1.0 + hair), high)
+        fits = excess(beyond)[0] <= 0.0
+        stuck = (rate <= 0.0) & (over > 0.0)  # no θ will do
+        high = xp.where(open_ & fits, beyond, high)
+        return low, high, open_ & ~fits & ~stuck, count + 1
+
+    low = xp.zeros_like(high)
+    fits = excess(low)[0] <= 0.0
+    return xp.where(fits, 0.0, while_loop(unfinished, narrow, (low, high, ~fits, 0), xp)[1])
+
+
 def _multiplier_by_search(penalty: Penalty, bound: RowBound, slopes: Array) -> Array:
     """The minimising θ for a penalty that only supplies its conjugate: golden-section search of a convex function."""
     xp = namespace(slopes, bound.omega)
@@ -184,6 +227,8 @@ def flat_coordinates(
     """Where neither penalty nor ball has a say, so that s_j = 0 is demanded; (rows, d), inside the support."""
     if isinstance(penalty, PiecewisePenalty):
         flat = (penalty.slope == 0.0) & (penalty.curvature == 0.0)
+    elif isinstance(penalty, GroupPenalty):
+        flat = penalty.to_columns(penalty.level == 0.0)
     else:
         ones = namespace(getattr(penalty, "point_scale", None)).ones(shape)
         flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
@@ -202,6 +247,8 @@ def nearest_in_domain(penalty: Penalty, bound: RowBound | None, slopes: Array, m
     if isinstance(penalty, PiecewisePenalty):
         limit = xp.where(free & ~penalty.curved, penalty.slope, xp.inf)
         return xp.minimum(xp.maximum(slopes, -limit), limit)
+    if isinstance(penalty, GroupPenalty):
+        return xp.where(free, penalty.to_columns(_group_factors(penalty, slopes, free)) * slopes, slopes)
     seen = xp.where(free, slopes, 0.0)
     low = _largest_factor(lambda factor: xp.isfinite(penalty.conjugate(factor * seen)), xp.ones_like(seen))
     return xp.where(low < 1.0, low * slopes, slopes)
@@ -234,7 +281,8 @@ def _largest_factor(fits: Callable[[Array], Array], ones: Array) -> Array:
 def dual_scaling(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: Array | None) -> Array:
     """The largest f in [0, 1] for which f·s is inside the domain of g* on the coordinates no ball sees; (rows, 1).
 
-    A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞).
+    A free coordinate under L1 with weight β demands |s_j| ≤ β, hence f = min(1, β/‖s_b‖∞); a group ‖s_g‖ ≤ β_g of those
+    of its coordinates that are free.
     """
     xp = namespace(slopes, None if bound is None else bound.omega)
     penalty, bound = _in_precision_of(slopes, penalty, bound)
@@ -247,12 +295,23 @@ def dual_scaling(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: 
         if bound is not None and bound.tilt is not None:
             factor = xp.minimum(factor, _tilted_scaling(penalty, bound, slopes, mask))
         return xp.where(factor < 1.0, factor * (1.0 - 2.0 * rounding_unit(slopes)), 1.0)
+    if isinstance(penalty, GroupPenalty):
+        factor = xp.min(_group_factors(penalty, slopes, free), axis=1, keepdims=True)
+        return xp.where(factor < 1.0, factor * (1.0 - penalty.slack(slopes.dtype)), 1.0)
     slopes = xp.where(free, slopes, 0.0)
 
     def finite(factor: Array) -> Array:
         return xp.all(xp.isfinite(penalty.conjugate(factor * slopes)), axis=1, keepdims=True)
 
     return _largest_factor(finite, xp.ones((slopes.shape[0], 1), dtype=slopes.dtype))
+
+
+def _group_factors(penalty: GroupPenalty, slopes: Array, free: Array) -> Array:
+    """min(1, β_g/‖s_g‖) of every group, with the norm of the coordinates that are `free`, (rows, G)."""
+    xp = namespace(slopes, penalty.level)
+    norms = penalty.norms(xp.where(free, slopes, 0.0))
+    outside = norms > penalty.level
+    return xp.where(outside, penalty.level / xp.where(outside, norms, 1.0), 1.0)
 
 
 def _tilted_scaling(penalty: PiecewisePenalty, bound: RowBound, slopes: Array, mask: Array | None) -> Array:

@@ -13,6 +13,7 @@ import scipy.sparse
 from simjax._version import __version__
 from simjax.rows.attempts import Start
 from simjax.rows.engines import Engine
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import RowProblem, RowSource
@@ -80,7 +81,7 @@ def _digests_of_rows(problem: RowProblem | RowSource) -> dict[str, str]:
     sums = {name: hashlib.sha256() for name in names}
     for first in range(0, problem.count, _ROWS):
         part = problem.take(np.arange(first, min(first + _ROWS, problem.count)))
-        if not isinstance(part.penalty, PiecewisePenalty):
+        if not isinstance(part.penalty, PiecewisePenalty | GroupPenalty):
             raise ValueError(
                 f"checkpoint cannot be used with a penalty of your own, {type(part.penalty).__name__}: whether its "
                 "code is that of the run before cannot be told. Use one of simjax's penalties, or no checkpoint."

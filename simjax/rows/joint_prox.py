@@ -31,7 +31,7 @@ def joint_prox(penalty: Penalty, bound: RowBound | None, points: Array, step: Ar
     """argmin_w ½‖w − x‖² + step·h(w) s.t. Σ ω|w| + δᵀw ≤ κ, row by row.
 
     For a penalty with its minimum at zero this is prox_{τh}(soft(x − θδ, θω)) with the smallest θ ≥ 0 for which the
-    norm fits: a one-dimensional monotone root, found by Newton's method inside a bisection bracket. In NumPy only rows
+    norm fits, also for one of groups, whose prox leaves the signs of soft(…) as they are: a one-dimensional monotone root, found by Newton's method inside a bisection bracket. In NumPy only rows
     whose ball binds have their root looked for.
 
     Args:
@@ -141,8 +141,12 @@ def _norm_of_any(penalty: Any, bound: RowBound, points: Array, step: Array) -> _
 
     def norm_at(theta: Array) -> tuple[Array, Array]:
         seen = shrunk(points, theta, bound)
+        norm = bound.norm(penalty.prox(seen, step))
+        if not penalty.separable:  # minus the derivative is nᵀJn, with the normal n and the Jacobian J of the prox
+            normal = bound.normal(xp.sign(seen))
+            return norm, xp.sum(normal * penalty.prox_tangent(seen, step, normal), axis=1, keepdims=True)
         slope = xp.where(seen != 0.0, penalty.prox_slope(seen, step), 0.0)
-        return bound.norm(penalty.prox(seen, step)), row_sums(square, slope)
+        return norm, row_sums(square, slope)
 
     return norm_at
 

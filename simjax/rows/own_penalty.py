@@ -10,6 +10,7 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, pytree, rounding_unit, settings_of_its_own
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft, take_rows
 
 
@@ -83,9 +84,9 @@ def _asked(function: Callable[..., Array], *arrays: Array) -> Array:
         return np.array(function(*(jax.numpy.asarray(array) for array in arrays)))
 
 
-def traceable(penalty: Penalty) -> PiecewisePenalty | ScaledPenalty:
+def traceable(penalty: Penalty) -> PiecewisePenalty | GroupPenalty | ScaledPenalty:
     """The penalty in a form that takes NumPy arrays and traced ones, and can be an argument of a compiled function."""
-    if isinstance(penalty, (PiecewisePenalty, ScaledPenalty)):
+    if isinstance(penalty, (PiecewisePenalty, GroupPenalty, ScaledPenalty)):
         return penalty
     return ScaledPenalty(np.ones((1, 1)), np.ones((1, 1)), Opaque(penalty))
 
@@ -115,7 +116,7 @@ def check_penalty(penalty: Any, rows: int = 1, width: int = 1) -> None:
             f"penalty must supply value(weights), prox(points, step) and conjugate(slopes); "
             f"{type(penalty).__name__} lacks {', '.join(missing)}."
         )
-    if isinstance(penalty, PiecewisePenalty):
+    if isinstance(penalty, (PiecewisePenalty, GroupPenalty)):
         return
     name, asked = type(penalty).__name__, traceable(penalty)
     for point in _SAMPLED:

@@ -1,7 +1,8 @@
 """Sparsity penalties h(w): value, prox and conjugate, each beside its formula.
 
-Every penalty is separable over coordinates, convex and smallest at w = 0. Its three functions act elementwise on arrays
-of shape (rows, d), and a penalty of your own only has to supply the same three (see `Penalty`).
+Every penalty here is separable over coordinates, convex and smallest at w = 0. Its three functions act elementwise on
+arrays of shape (rows, d), and a penalty of your own only has to supply the same three (see `Penalty`). Those that see
+groups of coordinates are in `group_penalty`.
 
 The built-in penalties are one family with three parameters per coordinate, a slope c, a curvature a and a knot b:
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ class Penalty:
     compute in the dtype of their inputs. The penalty must be convex with its minimum h(0) = 0 at zero; `check_penalty`
     tests that numerically before a solve. Parameters that differ from row to row need `rows` as well.
     """
+
+    separable = True  # over coordinates; what is not has values for groups of them
 
     def value(self, weights: Array) -> Array:
         """h(w), elementwise."""
@@ -76,8 +80,7 @@ class PiecewisePenalty(Penalty):
     knot: Array
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name}={_short(value)}" for name, value in self._arguments().items())
-        return f"{type(self).__name__}({parts})"
+        return f"{type(self).__name__}({short_parameters(self._arguments())})"
 
     def _arguments(self) -> dict[str, Array]:
         """What the penalty was made of, to be shown."""
@@ -182,6 +185,19 @@ class PiecewisePenalty(Penalty):
             value_scale * point_scale**2 * self.curvature,
             self.knot / point_scale,
         )
+
+
+def total_value(penalty: Penalty, weights: Array) -> Array:
+    """h(w) of each row, (rows,), for weights (rows, d): the sum over its coordinates, or over its groups."""
+    value = penalty.value(weights)
+    if getattr(penalty, "separable", True):
+        value = namespace(value, weights).broadcast_to(value, np.shape(weights))
+    return namespace(value).sum(value, axis=1)
+
+
+def short_parameters(parameters: Mapping[str, Any]) -> str:
+    """Names and values for `repr`, in one line."""
+    return ", ".join(f"{name}={_short(value)}" for name, value in parameters.items())
 
 
 def _short(parameter: Any) -> str:

@@ -20,6 +20,7 @@ from simjax._values import Value
 from simjax.rows.arrays import pytree
 from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
 from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
 from simjax.rows.sparse_design import SparseDesign, sparse_design
@@ -229,7 +230,9 @@ def rows_over(
             + (f" with smallest entry {loss_weight.min():g}." if loss_weight.size else ".")
         )
     check_penalty(penalty, rows, d)
-    if isinstance(penalty, PiecewisePenalty):
+    if isinstance(penalty, GroupPenalty):
+        penalty = penalty.checked(rows, d)
+    elif isinstance(penalty, PiecewisePenalty):
         penalty = PiecewisePenalty(
             *(parameter_rows(np.asarray(x), rows, d) for x in (penalty.slope, penalty.curvature, penalty.knot))
         )
@@ -239,6 +242,11 @@ def rows_over(
         example = f" such as simjax.L1Ball({constraint})" if number else ""
         got = f"the class {constraint.__name__}" if isinstance(constraint, type) else type(constraint).__name__
         raise TypeError(f"constraint must be an L1Ball{example}, a MetzlerRow, Free or None, got {got}.")
+    if isinstance(constraint, MetzlerRow) and isinstance(penalty, GroupPenalty):
+        raise ValueError(
+            "constraint must not be a MetzlerRow with GroupL1: there is no certificate for a coordinate that counts with "
+            "its sign in a group; use an L1Ball, or a penalty that is a sum over coordinates."
+        )
     if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
         raise ValueError(
             f"constraint must not be a MetzlerRow with a penalty of your own, {type(penalty).__name__}: there is no "

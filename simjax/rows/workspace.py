@@ -8,18 +8,27 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import column_norms, namespace
+from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.penalties import Penalty
 from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.solvers.factor import FactoredDesign
 
 
-def balancing_scale(design: Array) -> Array:
-    """(d,), ‖φ_j‖^½ over its geometric mean; 1 for a column of zeros."""
+def balancing_scale(design: Array, penalty: Penalty | None = None) -> Array:
+    """(d,), ‖φ_j‖^½ over its geometric mean; 1 for a column of zeros.
+
+    The columns of a group of the penalty share the mean of theirs: ‖w_g‖ is no norm of w_g in other units otherwise.
+    """
     xp = namespace(design)
     norms = column_norms(design)
     positive = norms > 0.0
     logarithm = xp.where(positive, 0.5 * xp.log(xp.where(positive, norms, 1.0)), 0.0)
     mean = xp.sum(logarithm) / xp.maximum(xp.sum(positive), 1)
-    return xp.where(positive, xp.exp(logarithm - mean), 1.0)
+    relative = xp.where(positive, logarithm - mean, 0.0)
+    if isinstance(penalty, GroupPenalty):
+        members = penalty.sums(positive[None, :].astype(relative.dtype))
+        relative = penalty.to_columns(penalty.sums(relative[None, :]) / xp.maximum(members, 1.0))[0]
+    return xp.exp(relative)
 
 
 class Workspace:
@@ -30,16 +39,27 @@ class Workspace:
 
     Args:
       design: Φ, (m, d), in float64, as in `RowProblem`.
+      penalty: whose groups share a scale, where it has groups.
 
     Attributes:
       column_scale: (d,), `balancing_scale` of the design.
       scaled: Φ with its columns divided by it.
     """
 
-    def __init__(self, design: np.ndarray) -> None:
+    def __init__(self, design: np.ndarray, penalty: Penalty | None = None) -> None:
         self.design = design
-        self.column_scale = np.asarray(balancing_scale(design))
+        self.column_scale = np.asarray(balancing_scale(design, penalty))
         self.scaled = FactoredDesign(design / self.column_scale)
+        self._of_groups: dict[bytes, Workspace] = {}
+
+    def for_penalty(self, penalty: Penalty) -> Workspace:
+        """The workspace whose scale this penalty can be measured in: itself, or, for groups, one that knows them."""
+        if not isinstance(penalty, GroupPenalty):
+            return self
+        groups = np.asarray(penalty.labels).tobytes()
+        if groups not in self._of_groups:
+            self._of_groups[groups] = Workspace(self.design, penalty)
+        return self._of_groups[groups]
 
     @functools.cached_property
     def gram(self) -> np.ndarray:

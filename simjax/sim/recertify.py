@@ -14,6 +14,7 @@ from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import dual_scaling, raised_tilt, support_function
 from simjax.rows.dual_points import ROUNDING, flat_of
 from simjax.rows.own_penalty import traceable
+from simjax.rows.penalties import total_value
 from simjax.rows.problem import OBJECTIVE_FLOOR, RowProblem, RowSource
 from simjax.rows.solution import dense_rows
 from simjax.sim.plan import state_scale
@@ -273,7 +274,7 @@ def _certificate_from(
         slopes = np.where(raised - slopes <= rounding, raised, slopes)
     factor = np.asarray(dual_scaling(penalty, bound, slopes, mask))
     slopes = factor * slopes
-    value = np.sum(np.broadcast_to(penalty.value(weights), weights.shape), axis=1)
+    value = np.asarray(total_value(penalty, weights))
     conjugate = np.asarray(support_function(penalty, bound, slopes, mask))
     fenchel = np.maximum(value + conjugate - np.sum(slopes * weights, axis=1), 0.0)
     f = factor[:, 0]

@@ -1,12 +1,13 @@
 """One row as a conic program, and the way back.
 
-A row of a `RowProblem` (SIM paper, eq. 7, or eq. 2b–2c under exact matching) has x = (w, r, u, v, s, t):
+A row of a `RowProblem` (SIM paper, eq. 7, or eq. 2b–2c under exact matching) has x = (w, r, u, v, s, t, n):
 
     w     weights inside the support    Φw + r = t (residual form), P = 2λΦᵀΦ (gram form) or Φw = t (exact)
     r     residuals                     λ‖r‖² in P
     u     epigraphs |w_j| ≤ u_j         c_j u_j in the objective; Σ_j ω_j u_j + δ_j w_j ≤ κ for the ball
     v     excess v_j ≥ (u_j − b_j)₊     a_j v_j² in P, where c|w| + a(|w| − b)₊² is no perspective
     s, t  perspective, eq. 4 and 5      w_j² ≤ s_j t_j, 0 ≤ t_j ≤ 1, with α s_j + μ t_j; α = a, μ = a b²
+    n     norms of groups ‖w_g‖ ≤ n_g   β_g n_g in the objective
 
 The program is stated in units in which the target, every weight and, about, the optimum have size one: a
 solver's absolute tolerances then mean the same for every row. `RowProgram` carries the way back.
@@ -166,7 +167,7 @@ def build_program(design: SharedDesign, row: ConicRow, form: str, objective_scal
     column_scale = point_scale / target_scale
     slope, curvature = row.slope[coordinates] * point_scale, row.curvature[coordinates] * point_scale**2
     # Pure feasibility (eq. 8 and 9) has no objective; the least-norm solution is as good as any, and unique.
-    aimless = row.exact and not (slope.any() or curvature.any())
+    aimless = row.exact and not (slope.any() or curvature.any() or row.level.any())
 
     out = _Assembler()
     w = out.variables(coordinates.size, quadratic=1.0 if aimless else 0.0)
@@ -183,6 +184,8 @@ def build_program(design: SharedDesign, row: ConicRow, form: str, objective_scal
     _add_penalty_and_bound(
         out, w, slope / scale, curvature / scale, knot, omega * point_scale, tilt * point_scale, radius
     )
+    if row.level.any():
+        _add_groups(out, w, row.level / scale, row.labels[coordinates], point_scale)
     return RowProgram(
         **out.parts(),
         constant=loss if form == "gram" else 0.0,
@@ -254,6 +257,21 @@ def _add_perspective(out: _Assembler, w: np.ndarray, alpha: np.ndarray, knot: np
     # 2 · s · t/2 ≥ (w/√unit)², because s_unit · t_unit = unit; the cone implies t ≥ 0.
     terms = ((3 * each, s, -1.0), (3 * each + 1, t, -0.5), (3 * each + 2, w, -1.0 / np.sqrt(unit)))
     out.rows(ROTATED, np.zeros(3 * w.size), *terms, cone_size=3)
+
+
+def _add_groups(
+    out: _Assembler, w: np.ndarray, level: np.ndarray, labels: np.ndarray, point_scale: np.ndarray
+) -> None:
+    """Σ_g β_g n_g with ‖w_g‖ ≤ n_g, as 2 (n_g/√2)(n_g/√2) ≥ ‖w_g‖², each n_g in the largest unit of its weights."""
+    for group in np.flatnonzero(level):
+        members = np.flatnonzero(labels == group)
+        if members.size == 0:
+            continue
+        unit = point_scale[members].max()
+        n = out.variables(1, linear=level[group] * unit)
+        places = 2 + np.arange(members.size)
+        terms = ((np.arange(2), n, -np.sqrt(0.5)), (places, w[members], -point_scale[members] / unit))
+        out.rows(ROTATED, np.zeros(2 + members.size), *terms, cone_size=2 + members.size)
 
 
 class _Assembler:

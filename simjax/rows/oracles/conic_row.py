@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from simjax.rows.penalties import PiecewisePenalty
+from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.penalties import NoPenalty, PiecewisePenalty
 from simjax.rows.problem import RowProblem
 
 FORMS = ("residual", "gram")
@@ -40,6 +41,8 @@ class ConicRow:
       target: t, (m,).
       loss_weight: λ; not used under exact matching.
       slope, curvature, knot: c, a, b of the penalty c|w| + a(|w| − b)₊², each (d,).
+      level: β of a penalty Σ β_g ‖w_g‖ of groups, (G,); nothing without.
+      labels: the group of each coordinate, (d,); likewise.
       omega: ω, (d,), zero where no ball sees the coordinate.
       tilt: δ, (d,), of the coordinate that counts with its sign; zero elsewhere.
       radius: κ, inf for no ball.
@@ -52,6 +55,8 @@ class ConicRow:
     slope: np.ndarray
     curvature: np.ndarray
     knot: np.ndarray
+    level: np.ndarray
+    labels: np.ndarray
     omega: np.ndarray
     tilt: np.ndarray
     radius: float
@@ -62,6 +67,7 @@ class ConicRow:
         """P(w) = λ‖t − Φw‖² + h(w), or h(w) under exact matching."""
         size = np.abs(weights)
         value = float(np.sum(self.slope * size + self.curvature * np.maximum(size - self.knot, 0.0) ** 2))
+        value += float(self.level @ self.group_norms(weights))
         if self.exact:
             return value
         return value + self.loss_weight * float(np.sum((self.target - design.matrix @ weights) ** 2))
@@ -75,6 +81,18 @@ class ConicRow:
             return outside
         misfit = np.linalg.norm(design.matrix @ weights - self.target)
         return max(float(misfit / np.linalg.norm(self.target)), outside)
+
+    def group_norms(self, weights: np.ndarray) -> np.ndarray:
+        """‖w_g‖ of every group, (G,)."""
+        if self.level.size == 0:
+            return np.zeros(0)
+        return np.sqrt(np.bincount(self.labels, weights=weights**2, minlength=self.level.size))
+
+    def zero_is_best(self, slopes: np.ndarray) -> bool:
+        """Whether w = 0 minimises h(w) − sᵀw: |s_j| ≤ c_j for every coordinate, or ‖s_g‖ ≤ β_g for every group."""
+        if self.level.size:
+            return bool(np.all(self.group_norms(slopes) <= self.level))
+        return bool(np.all(np.abs(slopes) <= self.slope))
 
     def norm(self, weights: np.ndarray) -> float:
         """Σ_j ω_j |w_j| + δ_j w_j."""
@@ -100,7 +118,7 @@ class ConicRow:
 
 def check_conic(problem: RowProblem, form: str) -> None:
     """Raise an error if `problem` cannot be written in this form; see `conic_program`."""
-    if not isinstance(problem.penalty, PiecewisePenalty):
+    if not isinstance(problem.penalty, PiecewisePenalty | GroupPenalty):
         raise TypeError(
             f"penalty must be one of simjax's to have a conic form; got {type(problem.penalty).__name__}: "
             "rows with a penalty of your own can be certified, but not passed to an oracle."
@@ -126,6 +144,11 @@ def conic_row(problem: RowProblem, row: int) -> ConicRow:
         array = np.atleast_2d(np.asarray(value, dtype=np.float64))
         return np.broadcast_to(array[row if array.shape[0] > 1 else 0], (width,))
 
+    groups, labels = np.zeros(0), np.zeros(0, dtype=int)
+    if isinstance(penalty, GroupPenalty):
+        level = np.asarray(penalty.level, dtype=np.float64)
+        groups, labels = level[row if len(level) > 1 else 0], np.asarray(penalty.labels)[0]
+        penalty = NoPenalty()
     radius = np.inf if bound is None else float(np.asarray(bound.radius)[row, 0])
     return ConicRow(
         target=problem.targets[:, row],
@@ -133,6 +156,8 @@ def conic_row(problem: RowProblem, row: int) -> ConicRow:
         slope=of_row(penalty.slope),
         curvature=of_row(penalty.curvature),
         knot=of_row(penalty.knot),
+        level=groups,
+        labels=labels,
         omega=np.zeros(width) if bound is None or np.isinf(radius) else of_row(bound.omega),
         tilt=np.zeros(width) if bound is None or bound.tilt is None or np.isinf(radius) else of_row(bound.tilt),
         radius=radius,

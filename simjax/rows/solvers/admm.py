@@ -24,6 +24,7 @@ import dataclasses
 from simjax._typing import Array
 from simjax.rows.arrays import cond, fori_loop, matmul, namespace, norms, pytree, with_slot
 from simjax.rows.joint_prox import JointProx, joint_prox
+from simjax.rows.penalties import total_value
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import solve_small
@@ -55,7 +56,7 @@ def initial_rho(rows: CanonicalRows, ridge: Array) -> Array:
     Where ρ settles lies between a tenth and a hundredth of that ratio for near-interpolating rows, above it for others.
     """
     xp = namespace(ridge)
-    value = xp.sum(xp.broadcast_to(rows.penalty.value(ridge), ridge.shape), axis=1, keepdims=True)
+    value = total_value(rows.penalty, ridge)[:, None]
     return xp.clip(0.3 * value / xp.maximum(xp.sum(ridge**2, axis=1, keepdims=True), 1e-30), 1e-6, 1e2)
 
 

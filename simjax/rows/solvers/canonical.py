@@ -19,7 +19,8 @@ from simjax.rows.arrays import column_norms, matmul, namespace, of_both, pytree,
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
 from simjax.rows.constraints import RowBound
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
-from simjax.rows.penalties import Penalty, PiecewisePenalty
+from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty, total_value
 from simjax.rows.problem import CANONICAL_FLOOR, RowProblem
 from simjax.rows.solvers.factor import Factorisation
 
@@ -151,6 +152,11 @@ def _scaled_penalty(penalty: Penalty, point_scale: Array, value_scale: Array) ->
             return xp.array(xp.broadcast_to(parameter, (rows, np.shape(parameter)[1])))
 
         return PiecewisePenalty(per_row(scaled.slope), per_row(scaled.curvature), per_row(scaled.knot))
+    if isinstance(penalty, GroupPenalty):
+        scaled_groups = penalty.scaled(point_scale, value_scale)
+        xp = namespace(scaled_groups.level)
+        level = xp.array(xp.broadcast_to(scaled_groups.level, (point_scale.shape[0], penalty.count)))
+        return GroupPenalty(level, penalty.labels)
     return ScaledPenalty(point_scale, value_scale, Opaque(penalty))
 
 
@@ -158,7 +164,7 @@ def _exact_value_scale(problem: RowProblem, factorisation: Factorisation, target
     """q with q h(w₀) = 1 at the least-norm solution w₀ = V S⁻¹ t̃: the objective has no scale of its own here."""
     xp = namespace(targets)
     least_norm = matmul(targets / factorisation.singular_values, factorisation.basis.T)
-    value = xp.sum(xp.asarray(problem.penalty.value(point_scale * least_norm)), axis=1, keepdims=True)
+    value = total_value(problem.penalty, point_scale * least_norm)[:, None]
     good = xp.isfinite(value) & (value > 0.0)
     return 1.0 / xp.where(good, value, 1.0)
 
@@ -170,7 +176,7 @@ def objective(factorisation: Factorisation, rows: CanonicalRows, weights: Array)
     """(P', equation residual t̃ − S Vᵀw), (R,) and (R, r)."""
     xp = namespace(weights)
     residual = rows.targets - factorisation.apply(weights)
-    value = xp.sum(xp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    value = total_value(rows.penalty, weights)
     if rows.exact:
         return value, residual
     return value + 0.5 * (xp.sum(residual**2, axis=1) + rows.offset[:, 0]), residual
@@ -200,7 +206,7 @@ def relative_gap(
     slopes = slopes + shift
     factor = dual_scaling(rows.penalty, rows.bound, slopes, mask)
     dual, slopes = factor * dual, factor * slopes
-    value = xp.sum(xp.broadcast_to(rows.penalty.value(weights), weights.shape), axis=1)
+    value = total_value(rows.penalty, weights)
     pairing = xp.sum(xp.where(flat, 0.0, slopes * weights), axis=1)
     gap = xp.maximum(value + support_function(rows.penalty, rows.bound, slopes, mask) - pairing, 0.0)
     # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the

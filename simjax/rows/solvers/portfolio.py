@@ -23,20 +23,30 @@ from simjax.rows.answers import RowAnswers
 from simjax.rows.conjugate import flat_coordinates
 from simjax.rows.engines import Engine
 from simjax.rows.engines.numpy_engine import NumpyEngine
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
 from simjax.rows.solvers import admm
+from simjax.rows.solvers.augmented_lagrangian import MULTIPLIERS
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.dual_newton import InvertibleGram, invertible_gram
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, judged_points
 from simjax.rows.solvers.linear import Gram
-from simjax.rows.solvers.tiles import by_dual_newton, by_interior_point, gram_of, on_working_sets, polished
+from simjax.rows.solvers.tiles import (
+    by_augmented_lagrangian,
+    by_dual_newton,
+    by_interior_point,
+    gram_of,
+    on_working_sets,
+    polished,
+)
 from simjax.rows.solvers.working_set import Columns
 
 _SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
 _PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _EXACT = 1e-12  # a gap that no polish need lower
+_LAST_MULTIPLIERS = 4  # updates that rows with groups get towards it
 _RANK_OF_A_CHECK, _CHECKS, _FEW_ROWS = 50, (2, 16), 4  # see `Stages.handover`
 _LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
 # The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came.
@@ -160,7 +170,7 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
         if passes == _WARM:
             stage.dual_newton(first_order.weights, _FOR_A_START)
         if board.open.size and passes >= (again or stage.handover):
-            stage.interior_point()
+            stage.second_order()
             again = 8 * passes
             if first_order.dtype == np.float32 and board.open.size:  # what resists gets passes in full precision
                 first_order = stage.first_order(admm, np.float64)
@@ -232,6 +242,11 @@ class Stages:
             placed = self.engine.share(host[0]), self.engine.spread(host[1])
         state = self.engine.spread(method.start(*host))
         return FirstOrder(method, self.engine, *placed, state, exactly, self.board)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the penalty is one of groups, which has finishers of its own."""
+        return isinstance(self.host[1].penalty, GroupPenalty)
 
     @property
     def has_polish(self) -> bool:
@@ -342,7 +357,10 @@ class Stages:
         """Polish what passes have solved: where their signs are right, it is exact to rounding, whatever the tile."""
         board = self.board
         rest = np.flatnonzero((board.gap <= board.tol) & (board.gap > _EXACT) & ~board.polished)
-        self.polish(rest, board.weights)
+        if self.has_groups:
+            self.augmented_lagrangian(rest, _EXACT, multipliers=_LAST_MULTIPLIERS)
+        else:
+            self.polish(rest, board.weights)
 
     @property
     def handover(self) -> int:
@@ -351,6 +369,8 @@ class Stages:
         A pass is 4dr flops, an interior-point step about r²d, and a row needs some fifteen of them. But a pass of a few
         rows takes as long as one of `_FEW_ROWS`.
         """
+        if self.has_groups:
+            return CHECK_EVERY
         width, rank = self.widths[:2]
         share = min(self.board.open.size / _FEW_ROWS, 1.0)
         return CHECK_EVERY * int(np.clip(share * min(rank, width) // _RANK_OF_A_CHECK, *_CHECKS))
@@ -361,6 +381,32 @@ class Stages:
         factorisation = self.host[0]
         transpose = np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)
         return transpose, self.host_gram.matrix
+
+    def second_order(self) -> None:
+        """A method of second order for the rows that passes have not settled; on the host, whatever the engine."""
+        if self.has_groups:
+            self.augmented_lagrangian(self.board.open, self.board.tol)
+        else:
+            self.interior_point()
+
+    def augmented_lagrangian(self, index: np.ndarray, tol: float, multipliers: int = MULTIPLIERS) -> None:
+        """Newton's method on augmented Lagrangians of the dual, from the best that is known of the rows `index`."""
+        board, engine = self.board, NumpyEngine()
+        if index.size == 0 or self.host[1].exact:
+            return
+        with engine.session():
+            *found, steps = engine.collect(
+                by_augmented_lagrangian,
+                (self.host[0], self.host_gram),
+                (self.host[1], (board.weights, board.dual)),
+                index,
+                widths=(*self.widths, None),
+                tol=tol,
+                multipliers=multipliers,
+            )
+        board.newton_steps[index] += steps
+        board.offer(index, *found)
+        board.report(self.reporter, "augmented_lagrangian")
 
     def interior_point(self) -> None:
         """The rows that passes have not settled, in a bounded number of steps; on the host, whatever the engine."""

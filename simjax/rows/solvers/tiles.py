@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.rows.solvers import dual_newton, interior_point
+from simjax.rows.solvers import augmented_lagrangian, dual_newton, interior_point
 from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
 from simjax.rows.solvers.crossover import crossover
 from simjax.rows.solvers.factor import Factorisation
@@ -67,6 +67,23 @@ def by_interior_point(
         return judged_inside(factorisation, rows.take_rows(index), weights, dual)
 
     return (*crossover(*stated, start, judged, exact=rows.exact, tol=tol), start.iterations)
+
+
+def by_augmented_lagrangian(
+    factorisation: Factorisation,
+    gram: Gram,
+    rows: CanonicalRows,
+    start: tuple[np.ndarray, np.ndarray],
+    *,
+    tol: float,
+    multipliers: int,
+) -> tuple:
+    """Weights, dual points, gaps, and the Newton steps each row took, from weights and dual points to begin with."""
+
+    def judged(index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple:
+        return judged_inside(factorisation, rows.take_rows(index), weights, dual)
+
+    return augmented_lagrangian.solve(factorisation, gram, rows, *start, judged, tol=tol, multipliers=multipliers)
 
 
 def gram_of(factorisation: Factorisation, unit: float = 1.0) -> Gram:
