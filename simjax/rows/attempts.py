@@ -133,6 +133,10 @@ class RowBlock:
         if live.size and not self.workspace.scaled.has_room:
             warn(_no_room(live.size, self.workspace.scaled))
             live = live[:0]
+        if problem.exact and isinstance(problem.penalty, GroupPenalty) and live.size:
+            # Passes are all that these rows have, and on rows that have no solution all of them would be spent.
+            part = problem.take(live)
+            live = live[~infeasible.proved(part, self._rays(part))]
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
@@ -314,6 +318,15 @@ class RowBlock:
         if missed.size == 0:
             return status
         part = self.problem.take(missed)
+        rays = self._rays(part)
+        proved = infeasible.proved(part, rays)
+        self.certificate.put_rays(missed[proved], rays[proved])
+        status = status.copy()
+        status[missed[proved]] = Status.INFEASIBLE
+        return status
+
+    def _rays(self, part: RowProblem) -> np.ndarray:
+        """What might prove rows under exact matching infeasible, (k, m)."""
         rays = infeasible.inconsistency_rays(part)
         proved = infeasible.proved(part, rays)
         if part.bound is not None and part.bound.tilt is None and not proved.all():
@@ -322,11 +335,7 @@ class RowBlock:
             block = RowBlock.make(phase_one, self.workspace, self.options, self.engine, Reporter(None, rest.size))
             block.answer(None)
             rays[rest] = block.certificate.dual
-            proved[rest] = infeasible.proved(part.take(rest), rays[rest])
-        self.certificate.put_rays(missed[proved], rays[proved])
-        status = status.copy()
-        status[missed[proved]] = Status.INFEASIBLE
-        return status
+        return rays
 
 
 def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> RowAnswers:

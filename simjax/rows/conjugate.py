@@ -12,8 +12,8 @@ from typing import Any
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, smallest_divisor, while_loop
 from simjax.rows.constraints import RowBound
-from simjax.rows.joint_prox import shrunk
 from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.joint_prox import shrunk
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft
 
 _ROOT_STEPS = 150
@@ -161,7 +161,9 @@ def _multiplier_of_groups(penalty: GroupPenalty, bound: RowBound, slopes: Array)
     xp = namespace(slopes, bound.omega)
     omega, sees = bound.omega, bound.sees
     reach = xp.where(sees & (omega > 0.0), xp.abs(slopes) / xp.where(omega > 0.0, omega, 1.0), 0.0)
-    high, hair = xp.max(reach, axis=1, keepdims=True), penalty.slack(slopes.dtype)
+    # There nothing is left of any slope that the ball sees; two ε cover the rounding of the quotient and the product.
+    high = xp.max(reach, axis=1, keepdims=True) * (1.0 + 2.0 * rounding_unit(slopes))
+    hair = penalty.slack(slopes.dtype)
     omega = xp.where(sees, omega, 0.0)
 
     def excess(theta: Array) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
 """Group penalties: Σ_g β_g ‖w_g‖₂ over disjoint groups of the columns, inside each row.
 
-Source: Yuan & Lin, Model selection and estimation in regression with grouped variables (2006), eq. (2.1) with K_g = |g| I.
+Source: Yuan & Lin, Model selection and estimation in regression with grouped variables (2006), eq. (2.1), K_g = |g| I.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class GroupL1(GroupPenalty):
     """
 
     alpha: Array
-    weights: Array | None
+    weights: Array
     groups: tuple[int, ...]
 
     def __init__(
@@ -190,39 +190,32 @@ class GroupL1(GroupPenalty):
         offer_pytrees()
         labels = _checked_groups(groups)
         count = int(labels.max()) + 1
-        alpha = nonnegative_parameter("alpha", alpha)
-        if alpha.ndim and alpha.shape[-1] not in (1, count):
+        level = nonnegative_parameter("alpha", alpha)
+        if level.ndim and level.shape[-1] not in (1, count):
             raise ValueError(
-                f"alpha must be a scalar, ({count},) or (rows, {count}) for {count} groups, got shape {alpha.shape}."
+                f"alpha must be a scalar, ({count},) or (rows, {count}) for {count} groups, got shape {level.shape}."
             )
-        if weights is not None:
-            weights = nonnegative_parameter("weights", weights)
-            if weights.shape != (count,):
-                raise ValueError(f"weights must be ({count},), one for each group, got shape {weights.shape}.")
-        self.__dict__.update(alpha=alpha, weights=weights, groups=tuple(labels.tolist()))  # the class is frozen
+        sizes = np.bincount(labels[labels >= 0])
+        omega = np.sqrt(sizes) if weights is None else nonnegative_parameter("weights", weights)
+        if omega.shape != (count,):
+            raise ValueError(f"weights must be ({count},), one for each group, got shape {omega.shape}.")
+        self.__dict__.update(alpha=level, weights=omega, groups=tuple(labels.tolist()))  # the class is frozen
 
     def _arguments(self) -> dict[str, Any]:
-        told = {"alpha": self.alpha, "groups": f"<{max(self.groups) + 1} of {len(self.groups)} columns>"}
-        return told if self.weights is None else told | {"weights": self.weights}
+        groups = f"<{max(self.groups) + 1} of {len(self.groups)} columns>"
+        return {"alpha": self.alpha, "groups": groups, "weights": self.weights}
 
     @property
-    def labels(self) -> Array:  # type: ignore[override]
+    def labels(self) -> Array:
         """The group of each column, (1, d); those in none are one more group, which is free."""
         labels = np.asarray(self.groups)
         return np.where(labels < 0, labels.max() + 1, labels)[None, :]
 
     @property
-    def level(self) -> Array:  # type: ignore[override]
+    def level(self) -> Array:
         """β_g = α_g ω_g, (1 or rows, G), and zero for the columns in no group."""
-        labels = np.asarray(self.groups)
-        sizes = np.bincount(labels[labels >= 0])
-        xp = namespace(self.alpha, self.weights)
-        omega = np.sqrt(sizes) if self.weights is None else self.weights
-        alpha = self.alpha.reshape((1,) * (2 - np.ndim(self.alpha)) + np.shape(self.alpha))
-        if xp is not np and self.weights is None:
-            omega = omega.astype(alpha.dtype)
-        level = alpha * omega
-        return xp.pad(level, ((0, 0), (0, 1))) if labels.min() < 0 else level
+        level = self.alpha.reshape((1,) * (2 - np.ndim(self.alpha)) + np.shape(self.alpha)) * self.weights
+        return namespace(level).pad(level, ((0, 0), (0, 1))) if min(self.groups) < 0 else level
 
 
 def _checked_groups(groups: Any) -> np.ndarray:

@@ -31,8 +31,9 @@ def joint_prox(penalty: Penalty, bound: RowBound | None, points: Array, step: Ar
     """argmin_w ½‖w − x‖² + step·h(w) s.t. Σ ω|w| + δᵀw ≤ κ, row by row.
 
     For a penalty with its minimum at zero this is prox_{τh}(soft(x − θδ, θω)) with the smallest θ ≥ 0 for which the
-    norm fits, also for one of groups, whose prox leaves the signs of soft(…) as they are: a one-dimensional monotone root, found by Newton's method inside a bisection bracket. In NumPy only rows
-    whose ball binds have their root looked for.
+    norm fits: a one-dimensional monotone root, found by Newton's method inside a bisection bracket. In NumPy only rows
+    whose ball binds have their root looked for. It is so for a penalty of groups as well, whose prox keeps the signs of
+    soft(…), and so its subgradient (Simon, Friedman, Hastie & Tibshirani, A sparse-group lasso, 2013).
 
     Args:
       points: x, (rows, d).   step: τ > 0, (rows, 1).

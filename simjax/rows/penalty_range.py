@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from simjax._checks import choice, float_array
 from simjax._typing import ArrayLike, MatrixLike
+from simjax.rows.group_penalty import GroupL1, GroupPenalty
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import RowProblem, prepared_samples, support_mask
 
-_FAMILIES = ("l1", "elastic_net", "perspective", "ridge")
+_FAMILIES = ("l1", "elastic_net", "perspective", "ridge", "group_l1")
 
 
 def alpha_max(
@@ -19,7 +22,8 @@ def alpha_max(
     objective: str = "l1",
     mu: ArrayLike | None = None,
     loss_weight: ArrayLike = 1.0,
-    weights: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    groups: Any = None,
     support: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     fit_intercept: bool = False,
@@ -35,14 +39,17 @@ def alpha_max(
     | "perspective" | `Perspective(α ω)`               | 2 α ω_j       | |s_j| / (2 ω_j)     |
     | "perspective" | `Perspective(α ω, mu)`           | 2 √(α ω_j μ)  | s_j² / (4 ω_j μ_j)  |
     | "ridge"       | `Ridge(α ω)`                     | 0             | ∞ unless s_j = 0    |
+    | "group_l1"    | `GroupL1(α, groups, ω)`          | ‖s_g‖ ≤ α ω_g | ‖s_g‖ / ω_g over g  |
 
     Args:
       design: Φ, (m, d), an array or a matrix of scipy.sparse.
       targets: T, (m, R), one column per row.
-      objective: "l1", "elastic_net", "perspective" or "ridge".
+      objective: "l1", "elastic_net", "perspective", "ridge" or "group_l1".
       mu: μ ≥ 0 of "perspective": a scalar, (d,) or (R, d); None for μ = α ω. The others do not depend on it.
       loss_weight: λ > 0, scalar or (R,).
-      weights: ω ≥ 0, the part of each coordinate in α: a scalar, (d,) or (R, d).
+      weights: ω ≥ 0, the part of each coordinate in α: a scalar, (d,) or (R, d), None for ones; for "group_l1" as in
+        `GroupL1`, (G,), None for √|g|.
+      groups: of "group_l1", as in `GroupL1`; the others have none.
       support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
       sample_weight, fit_intercept: as in `solve_rows`.
 
@@ -58,11 +65,18 @@ def alpha_max(
     loss_weight = float_array("loss_weight", loss_weight)
     if loss_weight.shape not in ((), (rows,)) or np.any(loss_weight <= 0.0):
         raise ValueError(f"loss_weight must be a positive scalar or ({rows},) array, got shape {loss_weight.shape}.")
-    omega = _parameter("weights", weights, rows, d)
+    if (groups is None) == (objective == "group_l1"):
+        raise ValueError(f"groups must be given for objective 'group_l1' and for no other, got {objective!r}.")
     mask = support_mask(support, rows, d)
     demand = np.abs(2.0 * np.reshape(loss_weight, (-1, 1)) * (targets.T @ design))
     if mask is not None:
         demand = np.where(mask, demand, 0.0)
+    if objective == "group_l1":
+        penalty = GroupL1(1.0, groups, weights)
+        if len(penalty.groups) != d:
+            raise ValueError(f"groups must be of {d} columns, got {len(penalty.groups)}.")
+        return _ratio(np.asarray(penalty.norms(demand)), np.asarray(penalty.level)).max(axis=1, initial=0.0)
+    omega = _parameter("weights", 1.0 if weights is None else weights, rows, d)
     if objective == "ridge":
         omega = np.zeros_like(omega)
     elif objective == "perspective" and mu is None:
@@ -80,17 +94,22 @@ def alpha_max(
 def slope_factor(problem: RowProblem) -> np.ndarray:
     """The smallest number to multiply the penalty's slopes c by for which w = 0 is optimal, max_j |s_j| / c_j, (R,).
 
+    For groups it is max_g ‖s_g‖ / β_g.
+
     With c proportional to α, as for a whole path (μ, where there is one, too), it is α_max in units of the α at hand.
 
     Raises:
       TypeError: for a penalty of the user's own, whose slope at zero is not known.
     """
-    if not isinstance(problem.penalty, PiecewisePenalty):
-        raise TypeError(f"penalty must be one of simjax's, got {type(problem.penalty).__name__}.")
+    penalty = problem.penalty
+    if not isinstance(penalty, PiecewisePenalty | GroupPenalty):
+        raise TypeError(f"penalty must be one of simjax's, got {type(penalty).__name__}.")
     demand = np.abs(2.0 * problem.loss_weight[:, None] * (problem.targets.T @ problem.design))
     if problem.support is not None:
         demand = np.where(problem.support, demand, 0.0)
-    return _ratio(demand, np.asarray(problem.penalty.slope)).max(axis=1, initial=0.0)
+    if isinstance(penalty, GroupPenalty):
+        return _ratio(np.asarray(penalty.norms(demand)), np.asarray(penalty.level)).max(axis=1, initial=0.0)
+    return _ratio(demand, np.asarray(penalty.slope)).max(axis=1, initial=0.0)
 
 
 def _ratio(demand: np.ndarray, share: np.ndarray) -> np.ndarray:

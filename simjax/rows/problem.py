@@ -244,8 +244,8 @@ def rows_over(
         raise TypeError(f"constraint must be an L1Ball{example}, a MetzlerRow, Free or None, got {got}.")
     if isinstance(constraint, MetzlerRow) and isinstance(penalty, GroupPenalty):
         raise ValueError(
-            "constraint must not be a MetzlerRow with GroupL1: there is no certificate for a coordinate that counts with "
-            "its sign in a group; use an L1Ball, or a penalty that is a sum over coordinates."
+            "constraint must not be a MetzlerRow with GroupL1: there is no certificate for a group's coordinate that "
+            "counts with its sign; use an L1Ball, or a penalty that is a sum over coordinates."
         )
     if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
         raise ValueError(

@@ -17,6 +17,24 @@ FAMILIES = {
     "perspective": (lambda a: simjax.Perspective(a * OMEGA), {}),
     "perspective-mu": (lambda a: simjax.Perspective(a * OMEGA, 0.7), {"mu": 0.7}),
 }
+GROUPS = np.arange(WIDTH) % 6
+
+
+def test_zero_is_optimal_for_groups_there_and_not_below():
+    design, targets = sparse_rows(30, WIDTH, ROWS)
+    loss = np.geomspace(0.1, 10.0, ROWS)
+    for weights in (None, np.linspace(0.5, 2.0, 6)):
+        found = alpha_max(design, targets, objective="group_l1", groups=GROUPS, weights=weights, loss_weight=loss)
+        slopes = 2.0 * loss[:, None] * (targets.T @ design)
+        omega = np.sqrt(np.bincount(GROUPS)) if weights is None else weights
+        by_hand = [max(np.linalg.norm(row[g == GROUPS]) / omega[g] for g in range(6)) for row in slopes]
+        np.testing.assert_allclose(found, by_hand, rtol=1e-13)
+        for share, active in ((1.0 + 1e-12, False), (0.99, True)):
+            penalty = simjax.GroupL1(share * found[:, None], GROUPS, weights)
+            solution = simjax.solve_rows(design, targets, loss_weight=loss, penalty=penalty, tol=1e-8)
+            assert solution.converged
+            assert np.all(solution.weights.any(axis=1) == active)
+            np.testing.assert_allclose(slope_factor(solution.problem), 1.0 / share, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,6 +22,7 @@ PENALTIES = {
     "elastic net": simjax.ElasticNet(0.05, 0.02),
     "ridge": simjax.Ridge(0.05),
     "least squares": simjax.NoPenalty(),
+    "groups": simjax.GroupL1(0.05, np.arange(D) // 4),
 }
 
 
@@ -55,7 +56,9 @@ def problem(kind, penalty, m, matching):
         targets = design @ truth.T
     else:
         targets = design @ truth.T + 0.3 * rng.normal(size=(m, ROWS))
-    if np.ndim(weight):
+    if np.ndim(weight) and isinstance(penalty, simjax.GroupL1):
+        penalty = simjax.GroupL1(penalty.alpha * weight[:, : D // 4], penalty.groups)
+    elif np.ndim(weight):
         slope, curvature = penalty.slope * weight, penalty.curvature * weight
         penalty = PiecewisePenalty(slope, curvature, penalty.knot * np.ones_like(weight))
     return row_problem(

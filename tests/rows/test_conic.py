@@ -28,6 +28,7 @@ PENALTIES = {
     "least squares": simjax.NoPenalty(),
     "bent": PiecewisePenalty(np.array(0.02), np.array(0.3), np.array(0.2)),
     "dead zone": PiecewisePenalty(np.array(0.0), np.array(0.3), np.array(0.2)),
+    "groups": simjax.GroupL1([0.05, 0.0, 0.1, 0.02, 0.03], np.arange(D) % 5),
 }
 
 

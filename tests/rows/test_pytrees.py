@@ -16,6 +16,8 @@ TREES = {
     "elastic_net": (simjax.ElasticNet(0.3, 0.2), 2),
     "ridge": (simjax.Ridge(0.5), 1),
     "least_squares": (simjax.NoPenalty(), 0),
+    "groups": (simjax.GroupL1(0.5, [0, 0, 1]), 2),
+    "weighted groups": (simjax.GroupL1([0.5, 0.6], [[0, 2], [1]], weights=[1.0, 2.0]), 2),
     "ball": (simjax.L1Ball(0.8, size=2), 2),
     "metzler": (simjax.MetzlerRow(0.8, diagonal=np.array([0, 1]), size=2), 3),
     "free": (simjax.Free(), 0),

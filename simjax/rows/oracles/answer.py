@@ -71,8 +71,7 @@ def _status(claimed: str, violation: float) -> str:
 
 
 def _closed_form(design: SharedDesign, row: ConicRow) -> RowAnswer | None:
-    """Rows that need no solver: t = 0; w = 0 optimal, as |2λφ_jᵀt| ≤ c_j for all j, or ‖2λΦ_gᵀt‖ ≤ β_g for all
-    groups; or no column at all."""
+    """Rows that need no solver: t = 0; w = 0 optimal, as |2λφ_jᵀt| ≤ c_j or ‖2λΦ_gᵀt‖ ≤ β_g; or no column at all."""
     zero, coordinates = np.zeros(design.norms.size), row.coordinates(design)
     if row.radius <= 0.0:  # a Metzler row that rules out w = 0
         return None
@@ -178,6 +177,8 @@ def _least_squares_residual(design: SharedDesign, row: ConicRow) -> np.ndarray:
 def _phase_one_dual(design: SharedDesign, row: ConicRow, solve_conic: ConicSolver, tol: float) -> np.ndarray:
     """The dual point of min Σ ω|w| s.t. Φw = t, whose optimum is the smallest radius with a feasible row."""
     zero = np.zeros(row.slope.size)
-    phase_one = dataclasses.replace(row, slope=row.omega, curvature=zero, knot=zero, level=zero[:0], omega=zero, radius=np.inf)
+    phase_one = dataclasses.replace(
+        row, slope=row.omega, curvature=zero, knot=zero, level=zero[:0], omega=zero, radius=np.inf
+    )
     program, solution = _solve_in_units(design, phase_one, solve_conic, tol, "residual")
     return program.dual(solution.x, solution.z)

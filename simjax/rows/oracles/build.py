@@ -259,9 +259,7 @@ def _add_perspective(out: _Assembler, w: np.ndarray, alpha: np.ndarray, knot: np
     out.rows(ROTATED, np.zeros(3 * w.size), *terms, cone_size=3)
 
 
-def _add_groups(
-    out: _Assembler, w: np.ndarray, level: np.ndarray, labels: np.ndarray, point_scale: np.ndarray
-) -> None:
+def _add_groups(out: _Assembler, w: np.ndarray, level: np.ndarray, labels: np.ndarray, point_scale: np.ndarray) -> None:
     """Σ_g β_g n_g with ‖w_g‖ ≤ n_g, as 2 (n_g/√2)(n_g/√2) ≥ ‖w_g‖², each n_g in the largest unit of its weights."""
     for group in np.flatnonzero(level):
         members = np.flatnonzero(labels == group)

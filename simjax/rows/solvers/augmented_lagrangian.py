@@ -5,8 +5,9 @@ step σ is, but for a constant and with v = w + σKᵀy and p = prox_{σg}(v),
 
     ψ(y) = ½‖y‖² − t̃ᵀy + (vᵀp − ½‖p‖²)/σ − h(p)        ∇ψ = y − t̃ + Kp        ∇²ψ = I + σ K J Kᵀ
 
-with J an element of the generalised Jacobian of the prox. p is the next multiplier. ψ is convex and smooth but for kinks,
-and Newton's method with a line search minimises it; by Woodbury a step is a system in the coordinates A of p alone:
+with J an element of the generalised Jacobian of the prox. p is the next multiplier. ψ is convex, with a gradient that
+has kinks, and Newton's method with a line search minimises it; by Woodbury a step is a system in the coordinates A of p
+alone:
 
     (I + σKJKᵀ)⁻¹ = I − K_A M⁻¹ K_Aᵀ,    M = K_AᵀK_A + J_A⁻¹/σ,    J_A⁻¹/σ = I/σ + (β_g/‖p_g‖)(I − p_g p_gᵀ/‖p_g‖²)
 
@@ -93,7 +94,7 @@ def solve(
     best = [np.array(part) for part in judged(every, weights, dual)]
     steps = np.zeros(count, dtype=int)
     w, y = best[0].copy(), best[1].copy()
-    slopes = factorisation.apply_transpose(y)
+    slopes = np.asarray(factorisation.apply_transpose(y))
     sigma = _first_sigma(w, slopes)
     state = _Rows(rows, w, sigma, y, slopes, np.zeros_like(sigma))
     for _ in range(multipliers):
@@ -152,10 +153,10 @@ def _minimise(
     """
     count = part.y.shape[0]
     prox = _prox(part, part.slopes)
-    point, seen, theta = prox.point.copy(), np.array(prox.seen), prox.theta.copy()
-    part.theta[:] = theta
+    point, seen = np.array(prox.point), np.array(prox.seen)
+    part.theta[:] = prox.theta
     steps = np.zeros(count, dtype=int)
-    gradient = part.y - part.rows.targets + factorisation.apply(point)
+    gradient = np.asarray(part.y - part.rows.targets + factorisation.apply(point))
     open_ = np.arange(count)
     for _ in range(_NEWTON_STEPS):
         missed = np.linalg.norm(point - part.w, axis=1, keepdims=True) / part.sigma
@@ -226,8 +227,8 @@ def _line_search(
     length = np.ones_like(start)
     y, slopes = part.y + direction, part.slopes + along
     first = _prox(part, slopes)
-    found = JointProx(first.point.copy(), first.theta.copy(), np.array(first.seen))
-    bad = ~(_psi(part, y, slopes, found.point) <= start + _ARMIJO * fall + rounding)[:, 0]
+    found = JointProx(*(np.array(values) for values in first))
+    bad = ~(_psi(part, y, slopes, np.asarray(found.point)) <= start + _ARMIJO * fall + rounding)[:, 0]
     for _ in range(_HALVINGS):
         index = np.flatnonzero(bad)
         if index.size == 0:
@@ -240,6 +241,6 @@ def _line_search(
         for into, values in zip(found, tried):
             into[index] = values
         enough = start[index] + _ARMIJO * length[index] * fall[index] + rounding[index]
-        bad[index] = ~(_psi(now, y[index], slopes[index], tried.point) <= enough)[:, 0]
+        bad[index] = ~(_psi(now, y[index], slopes[index], np.asarray(tried.point)) <= enough)[:, 0]
     part.y[:], part.slopes[:], part.theta[:] = y, slopes, found.theta
     return ~bad, found

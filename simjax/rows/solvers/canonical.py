@@ -18,8 +18,8 @@ from simjax._typing import Array
 from simjax.rows.arrays import column_norms, matmul, namespace, of_both, pytree, tree_map
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
 from simjax.rows.constraints import RowBound
-from simjax.rows.own_penalty import Opaque, ScaledPenalty
 from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.own_penalty import Opaque, ScaledPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, total_value
 from simjax.rows.problem import CANONICAL_FLOOR, RowProblem
 from simjax.rows.solvers.factor import Factorisation

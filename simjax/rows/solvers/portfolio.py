@@ -369,8 +369,6 @@ class Stages:
         A pass is 4dr flops, an interior-point step about r²d, and a row needs some fifteen of them. But a pass of a few
         rows takes as long as one of `_FEW_ROWS`.
         """
-        if self.has_groups:
-            return CHECK_EVERY
         width, rank = self.widths[:2]
         share = min(self.board.open.size / _FEW_ROWS, 1.0)
         return CHECK_EVERY * int(np.clip(share * min(rank, width) // _RANK_OF_A_CHECK, *_CHECKS))
