@@ -9,6 +9,9 @@ solution satisfies
 
 which is linear in (w, θ), or (w, y, θ), and smooth in everything else: the implicit function theorem gives the
 derivatives of a solution with respect to Φ, t, λ, c, a, b, ω, δ and κ, as long as the active set stays what it is.
+
+With groups h'(w) is β_g w/‖w_g‖ on the groups that are not zero, where h'' = (β_g/‖w_g‖)(I − w_g w_gᵀ/‖w_g‖²), and the
+linear equations are those of a step of Newton's.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ import numpy as np
 from jax import lax
 
 from simjax.rows.arrays import matmul, rounding_unit
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.problem import RowProblem
 from simjax.rows.solvers.linear import Gram, gather_system
 
 _BINDS = 1e-6  # relative slack of the ball below which it is taken to bind
 _SMALLEST_SYSTEM = 32
+_NEWTON_STEPS = 6  # of a polish with groups, whose equations are not linear
 _SYSTEM_BYTES = 2**26  # of the systems of the rows that are solved at once
 _SLACK = 1e-3  # of √ε: what is left of equations that the active columns cannot meet, relative to ‖Φ‖²
 
@@ -47,6 +52,8 @@ class ActiveSet(NamedTuple):
     sign: Any  # (R, d), theirs
     bent: Any  # (R, d), which of them are beyond the knot
     binds: Any  # (R, 1), whether the ball binds
+    size: Any = None  # (R, d), the norm of each weight's group, where there are groups; 1 for one that is zero
+    unit: Any = None  # (R, d), the weights divided by it
 
 
 def active_set(problem: RowProblem, weights: Any) -> ActiveSet:
@@ -59,12 +66,22 @@ def active_set(problem: RowProblem, weights: Any) -> ActiveSet:
         slack = _BINDS * jnp.sum(jnp.abs(bound.normal(sign) * weights), axis=1, keepdims=True)
         binds = jnp.isfinite(bound.radius) & (bound.norm(weights) >= bound.radius - slack)
     member = weights != 0.0
+    if isinstance(penalty, GroupPenalty):
+        norms = penalty.norms(weights)
+        size = penalty.to_columns(jnp.where(norms > 0.0, norms, 1.0))
+        # A weight of a group that is not zero may be zero by chance; only where the ball binds it has to be.
+        moves = penalty.to_columns(norms > 0.0)
+        moves = moves if problem.bound is None else moves & ~(binds & problem.bound.sees)
+        moves = moves if problem.support is None else moves & problem.support
+        return ActiveSet(member | moves, sign, jnp.zeros_like(member), binds, size, weights / size)
     return ActiveSet(member, sign, member & (jnp.abs(weights) > penalty.knot), binds)
 
 
 def _bend(problem: RowProblem, active: ActiveSet) -> Any:
-    """The penalty's second derivative 2a, (R, d)."""
+    """The diagonal of the penalty's second derivative, 2a, or β_g/‖w_g‖ before its other part, (R, d)."""
     penalty: Any = problem.penalty
+    if isinstance(penalty, GroupPenalty):
+        return jnp.where(active.member, penalty.to_columns(penalty.level) / active.size, 0.0)
     return jnp.where(active.bent, 2.0 * penalty.curvature, 0.0)
 
 
@@ -84,6 +101,8 @@ def _gradient(problem: RowProblem, active: ActiveSet, weights: Any) -> Any:
     """h'(w) on J, (R, d)."""
     penalty: Any = problem.penalty
     bend = _bend(problem, active)
+    if isinstance(penalty, GroupPenalty):
+        return bend * weights
     return active.sign * (penalty.slope - bend * penalty.knot) + bend * weights
 
 
@@ -121,6 +140,7 @@ def solve(problem: RowProblem, active: ActiveSet, gram: Any, right: Point, wante
     """
     weight = 2.0 * problem.loss_weight[:, None]
     bend, normal, member = _bend(problem, active), _normal(problem, active), active.member
+    penalty: Any = problem.penalty
     design, exact = problem.design, problem.exact
     # What the equations of active columns that are too few cannot meet is met as well as it can be.
     slack = _SLACK * rounding_unit(design) ** 0.5 * jnp.sum(design**2) / design.shape[1]
@@ -132,13 +152,16 @@ def solve(problem: RowProblem, active: ActiveSet, gram: Any, right: Point, wante
         inside = jnp.where(member, weights, 0.0)
         image = matmul(inside, design.T)
         slopes = matmul(turned, design) if exact else weight * matmul(image, design)
+        if active.unit is not None:
+            slopes = slopes - bend * active.unit * penalty.to_columns(penalty.sums(active.unit * inside))
         upper = jnp.where(member, slopes + bend * inside + normal * theta, weights)
         below = jnp.sum(normal * inside, axis=1, keepdims=True)
         middle = [image - slack * turned] if exact else []
         return jnp.concatenate([upper, *middle, jnp.where(active.binds, below, theta)], axis=1)
 
     def solved(_: Any, right: Any) -> Any:
-        return _dense_solve(problem, (bend, normal, member, active.binds), gram, slack, right, wanted)
+        parts = bend, normal, member, active.binds, jnp.zeros_like(bend) if active.unit is None else active.unit
+        return _dense_solve(problem, parts, gram, slack, right, wanted)
 
     # One array, for all of it has to be linear where JAX transposes.
     stacked = jnp.concatenate([part for part in right if part is not None], axis=1)
@@ -161,7 +184,7 @@ def _dense_solve(problem: RowProblem, parts: tuple, gram: Any, slack: Any, right
     def of_tile(arrays: tuple) -> Any:
         most = jnp.max(jnp.where(arrays[-1], jnp.sum(arrays[2], axis=1), -1))
         eliminated = functools.partial(_eliminated, problem, gram, slack)
-        branches: list[Any] = [lambda arrays: arrays[5], *(functools.partial(eliminated, size) for size in sizes)]
+        branches: list[Any] = [lambda arrays: arrays[-2], *(functools.partial(eliminated, size) for size in sizes)]
         number = jnp.where(most < 0, 0, 1 + sum((most > size).astype(np.int32) for size in sizes[:-1]))
         return lax.switch(number, branches, arrays)
 
@@ -170,7 +193,7 @@ def _dense_solve(problem: RowProblem, parts: tuple, gram: Any, slack: Any, right
 
 def _eliminated(problem: RowProblem, gram: Any, slack: Any, size: int, arrays: tuple) -> Any:
     """The change of a tile of rows whose members fit into systems of `size`."""
-    bend, normal, member, binds, weight, right, _ = arrays
+    bend, normal, member, binds, unit_of_group, weight, right, _ = arrays
     design, exact = problem.design, problem.exact
     width = design.shape[1]
     upper, below, last = right[:, :width], right[:, width:-1], right[:, -1:]
@@ -183,6 +206,11 @@ def _eliminated(problem: RowProblem, gram: Any, slack: Any, size: int, arrays: t
         system = gather_system(Gram(gram, None), member, jnp.zeros_like(bend), size)
         hessian = jnp.where(system.inside[:, :, None], weight[:, :, None] * system.matrix, system.matrix)
         block = hessian + jnp.eye(size, dtype=dtype) * system.pick(bend)[:, None, :]
+    if isinstance(problem.penalty, GroupPenalty):
+        own, turned = problem.penalty.labels[0][system.chosen], system.pick(unit_of_group)
+        same = own[:, :, None] == own[:, None, :]
+        curved = system.pick(bend)[:, :, None] * turned[:, :, None] * turned[:, None, :]
+        block = block - jnp.where(same, curved, 0.0)
     parts = [block]
     if exact:
         columns = jnp.moveaxis(design[:, system.chosen], 0, 1) * system.inside[:, None, :].astype(dtype)
@@ -226,15 +254,16 @@ def polish(problem: RowProblem, gram: Any, weights: Any, dual: Any, wanted: Any,
     Args:
       wanted: (R,), rows to polish; the others are returned as they are.
     """
-    active = active_set(problem, weights)
-    exact = problem.exact
+    known = active_set(problem, weights)
+    exact, linear = problem.exact, problem.penalty.separable
     point = Point(weights, dual if exact else None, jnp.zeros((weights.shape[0], 1), weights.dtype))
 
     def step(_: Any, point: Point) -> Point:
+        active = known if linear else active_set(problem, point.weights)
         change = solve(problem, active, gram, equations(problem, active, point), wanted)
         return jax.tree.map(jnp.subtract, point, change)
 
-    found = lax.fori_loop(0, steps, step, point)
+    found = lax.fori_loop(0, steps if linear else _NEWTON_STEPS, step, point)
     good = wanted[:, None] & jnp.isfinite(found.weights).all(axis=1, keepdims=True)
     weights = jnp.where(good, found.weights, weights)
     return weights, jnp.where(good, found.dual if exact else residual_dual(problem, weights), dual)

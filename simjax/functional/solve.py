@@ -19,7 +19,8 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
 from simjax.functional import kkt
 from simjax.rows.arrays import matmul, tree_map
-from simjax.rows.constraints import Constraint, Free
+from simjax.rows.constraints import Constraint, Free, MetzlerRow
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import MATCHINGS, RowProblem, parameter_rows
 from simjax.rows.solvers import admm
@@ -134,7 +135,7 @@ def _problem(
     choice("matching", matching, MATCHINGS)
     if loss_weight.shape not in ((), (rows,)):
         raise ValueError(f"loss_weight must be a scalar or ({rows},), got shape {loss_weight.shape}.")
-    if not isinstance(penalty, PiecewisePenalty):
+    if not isinstance(penalty, PiecewisePenalty | GroupPenalty):
         raise TypeError(
             f"penalty must be one of simjax's here, got {type(penalty).__name__}: a penalty of your own is for "
             "simjax.solve_rows."
@@ -142,6 +143,8 @@ def _problem(
     constraint = Free() if constraint is None else constraint
     if not isinstance(constraint, Constraint):
         raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, Free or None, got {type(constraint).__name__}.")
+    if isinstance(constraint, MetzlerRow) and isinstance(penalty, GroupPenalty):
+        raise ValueError("constraint must not be a MetzlerRow with GroupL1: there is no certificate for it.")
     if support is not None:
         support = jnp.asarray(support)
         if support.dtype != np.bool_ or support.shape not in ((d,), (rows, d)):
@@ -153,13 +156,18 @@ def _problem(
     def cast(array: Any) -> Any:
         return jnp.asarray(array, dtype) if jnp.issubdtype(array.dtype, np.floating) else jnp.asarray(array)
 
-    parameters = (penalty.slope, penalty.curvature, penalty.knot)
+    own: Any = penalty.checked(rows, d) if isinstance(penalty, GroupPenalty) else penalty
+    if isinstance(own, PiecewisePenalty):
+        parameters = (own.slope, own.curvature, own.knot)
+        own = PiecewisePenalty(*(cast(parameter_rows(jnp.asarray(x), rows, d)) for x in parameters))
+    else:
+        own = GroupPenalty(cast(jnp.asarray(own.level)), jnp.asarray(own.labels))
     make: Any = RowProblem  # whose arrays are NumPy's elsewhere
     return make(
         design=cast(design),
         targets=cast(targets),
         loss_weight=jnp.broadcast_to(cast(loss_weight), (rows,)),
-        penalty=PiecewisePenalty(*(cast(parameter_rows(jnp.asarray(x), rows, d)) for x in parameters)),
+        penalty=own,
         bound=tree_map(cast, constraint.bound(rows, d, support)),
         support=support,
         matching=matching,
@@ -175,7 +183,7 @@ def _real(name: str, value: Any) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _solved(problem: RowProblem, tol: float, max_iters: int) -> SolvedRows:
-    scale = balancing_scale(problem.design)
+    scale = balancing_scale(problem.design, problem.penalty)
     factorisation, left = traced_factorisation(problem.design / scale)
     rows = canonical_rows(problem, factorisation, matmul(problem.targets.T, left), scale)
     weights, dual, passes = _passes(factorisation, rows, _SHARE * tol, max_iters)
@@ -223,6 +231,7 @@ def _passes(factorisation: Factorisation, rows: CanonicalRows, tol: float, max_i
         loss_weight=jnp.full_like(rows.targets[:, 0], 0.5),
         penalty=rows.penalty,
         bound=rows.bound,
+        support=rows.support,
         matching="exact" if rows.exact else "penalty",
     )
     gram = None if rows.exact else matmul(reduced.design.T, reduced.design)
@@ -246,7 +255,9 @@ def _passes(factorisation: Factorisation, rows: CanonicalRows, tol: float, max_i
         sign = jnp.sign(weights)
         settled = jnp.sum(sign != carry.sign, axis=1) <= _SETTLED
         # The same signs again would be polished to the same point.
-        worth = open_ & (settled | (gap <= tol)) & jnp.any(sign != carry.polished, axis=1)
+        # With groups a polish depends on more than signs.
+        fresh = jnp.any(sign != carry.polished, axis=1) | (not rows.penalty.separable)
+        worth = open_ & (settled | (gap <= tol)) & fresh
         better, better_dual, better_gap = judged(*kkt.polish(reduced, gram, weights, dual, worth))
         # As good a gap is taken as well: where its signs are right, the polished point is exact to rounding.
         won = worth & (better_gap <= jnp.maximum(gap, rounding))

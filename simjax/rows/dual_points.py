@@ -17,6 +17,7 @@ from simjax.rows._qr import ColumnBasis
 from simjax.rows.arrays import column_norms
 from simjax.rows.conjugate import dual_scaling, flat_coordinates, nearest_in_domain, raised_tilt
 from simjax.rows.gathered import project_out
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.own_penalty import traceable
 from simjax.rows.penalties import soft
 from simjax.rows.problem import RowProblem
@@ -72,7 +73,10 @@ def narrow_rows(problem: RowProblem, points: np.ndarray) -> np.ndarray:
     """Which rows have a slope outside of a domain that is next to nothing against ‖φ_j‖‖y‖, (R,)."""
     slopes = points @ problem.design
     nearest = nearest_in_domain(problem.penalty, problem.bound, slopes, problem.support)
-    return np.any((nearest != slopes) & (np.abs(nearest) <= _NARROW * _reach(problem, points)), axis=1)
+    size = np.abs(nearest)
+    if isinstance(problem.penalty, GroupPenalty):  # whose domain is as wide as the group's slopes are together
+        size = problem.penalty.to_columns(problem.penalty.norms(nearest))
+    return np.any((nearest != slopes) & (size <= _NARROW * _reach(problem, points)), axis=1)
 
 
 def _scaled(problem: RowProblem, dual: np.ndarray, moved: np.ndarray) -> DualPoints:
