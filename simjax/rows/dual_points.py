@@ -75,7 +75,7 @@ def narrow_rows(problem: RowProblem, points: np.ndarray) -> np.ndarray:
     nearest = nearest_in_domain(problem.penalty, problem.bound, slopes, problem.support)
     size = np.abs(nearest)
     if isinstance(problem.penalty, GroupPenalty):  # whose domain is as wide as the group's slopes are together
-        size = problem.penalty.to_columns(problem.penalty.norms(nearest))
+        size = np.asarray(problem.penalty.to_columns(problem.penalty.norms(nearest)))
     return np.any((nearest != slopes) & (size <= _NARROW * _reach(problem, points)), axis=1)
 
 
