@@ -11,7 +11,12 @@ If the guess is right the answer is exact to rounding and its residual certifies
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+
 from simjax._typing import Array
+from simjax.rows.answers import RowAnswers
 from simjax.rows.arrays import fori_loop, namespace
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.solvers.canonical import CanonicalRows
@@ -20,6 +25,8 @@ from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_sy
 
 _RIDGE = 1e-11  # ‖K‖ = 1
 _REFINEMENTS = 3
+_SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
+_PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _BALL_ACTIVE = 1e-6  # relative slack of the ball below which the guess takes it for active
 
 
@@ -65,3 +72,27 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
     start = (xp.zeros_like(weights), xp.zeros_like(radius))
     point, _ = fori_loop(_REFINEMENTS, refine, start, xp)
     return xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights)
+
+
+@dataclasses.dataclass
+class Signs:
+    """The signs of each row's weights at the last check and at the last polish, (R, d), as −1, 0, 1; 2 for unknown."""
+
+    checked: np.ndarray
+    polished: np.ndarray
+
+    @classmethod
+    def of(cls, board: RowAnswers) -> Signs:
+        unknown = np.full(board.weights.shape, 2, dtype=np.int8)
+        return cls(unknown, unknown.copy())
+
+    def settled(self, index: np.ndarray, weights: np.ndarray, gap: np.ndarray) -> np.ndarray:
+        """Which of the rows `index` are worth a polish now; remembers them as polished."""
+        signs = np.sign(weights).astype(np.int8)
+        first = self.checked[index, 0] == 2
+        changes = np.count_nonzero(signs != self.checked[index], axis=1)
+        fresh = np.any(signs != self.polished[index], axis=1)
+        worth = fresh & np.where(first, gap <= _PROMISING, changes <= _SETTLED)
+        self.checked[index] = signs
+        self.polished[index[worth]] = signs[worth]
+        return worth

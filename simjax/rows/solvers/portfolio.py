@@ -10,7 +10,6 @@ Passes are in float32 where that is enough; every judgement, polish and interior
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from simjax.rows.solvers.dual_newton import InvertibleGram, invertible_gram
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, judged_points
 from simjax.rows.solvers.linear import Gram
+from simjax.rows.solvers.polish import Signs
 from simjax.rows.solvers.tiles import (
     by_augmented_lagrangian,
     by_dual_newton,
@@ -43,8 +43,6 @@ from simjax.rows.solvers.tiles import (
 )
 from simjax.rows.solvers.working_set import Columns
 
-_SETTLED = 3  # signs that may have changed since the last check for a polish to be worth its price
-_PROMISING = 3e-2  # the gap below which it is at the first check, when nothing is known of the signs before
 _EXACT = 1e-12  # a gap that no polish need lower
 _LAST_MULTIPLIERS = 4  # updates that rows with groups get towards it
 _RANK_OF_A_CHECK, _CHECKS, _FEW_ROWS = 50, (2, 16), 4  # see `Stages.handover`
@@ -160,7 +158,7 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
     first_order = stage.first_order(admm, np.float32 if single else np.float64)
     if start is not None:
         first_order.restart(np.arange(board.count), *start)
-    signs = _Signs.of(board)
+    signs = Signs.of(board)
     passes, again = 0, 0
     while passes < max_iters and board.open.size:
         stretch = min(CHECK_EVERY, max_iters - passes)
@@ -170,35 +168,12 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
         if passes == _WARM:
             stage.dual_newton(first_order.weights, _FOR_A_START)
         if board.open.size and passes >= (again or stage.handover):
-            stage.second_order()
+            stage.augmented_lagrangian(board.open, board.tol)
+            stage.interior_point()
             again = 8 * passes
             if first_order.dtype == np.float32 and board.open.size:  # what resists gets passes in full precision
                 first_order = stage.first_order(admm, np.float64)
                 first_order.restart(board.open, board.weights, board.dual)
-
-
-@dataclasses.dataclass
-class _Signs:
-    """The signs of each row's weights at the last check and at the last polish, (R, d), as −1, 0, 1; 2 for unknown."""
-
-    checked: np.ndarray
-    polished: np.ndarray
-
-    @classmethod
-    def of(cls, board: RowAnswers) -> _Signs:
-        unknown = np.full(board.weights.shape, 2, dtype=np.int8)
-        return cls(unknown, unknown.copy())
-
-    def settled(self, index: np.ndarray, weights: np.ndarray, gap: np.ndarray) -> np.ndarray:
-        """Which of the rows `index` are worth a polish now; remembers them as polished."""
-        signs = np.sign(weights).astype(np.int8)
-        first = self.checked[index, 0] == 2
-        changes = np.count_nonzero(signs != self.checked[index], axis=1)
-        fresh = np.any(signs != self.polished[index], axis=1)
-        worth = fresh & np.where(first, gap <= _PROMISING, changes <= _SETTLED)
-        self.checked[index] = signs
-        self.polished[index[worth]] = signs[worth]
-        return worth
 
 
 class Stages:
@@ -242,11 +217,6 @@ class Stages:
             placed = self.engine.share(host[0]), self.engine.spread(host[1])
         state = self.engine.spread(method.start(*host))
         return FirstOrder(method, self.engine, *placed, state, exactly, self.board)
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether the penalty is one of groups, which has finishers of its own."""
-        return isinstance(self.host[1].penalty, GroupPenalty)
 
     @property
     def has_polish(self) -> bool:
@@ -314,7 +284,7 @@ class Stages:
         weights[index], dual[index] = found[0], found[1]
         return weights, dual
 
-    def polish_settled(self, first_order: FirstOrder, signs: _Signs) -> None:
+    def polish_settled(self, first_order: FirstOrder, signs: Signs) -> None:
         """Polish the open rows with settled signs; those it improves without solving them go on from there."""
         board, index = self.board, self.board.open
         if index.size == 0 or not self.has_polish:
@@ -357,10 +327,8 @@ class Stages:
         """Polish what passes have solved: where their signs are right, it is exact to rounding, whatever the tile."""
         board = self.board
         rest = np.flatnonzero((board.gap <= board.tol) & (board.gap > _EXACT) & ~board.polished)
-        if self.has_groups:
-            self.augmented_lagrangian(rest, _EXACT, multipliers=_LAST_MULTIPLIERS)
-        else:
-            self.polish(rest, board.weights)
+        self.augmented_lagrangian(rest, _EXACT, multipliers=_LAST_MULTIPLIERS)
+        self.polish(rest, board.weights)
 
     @property
     def handover(self) -> int:
@@ -380,17 +348,10 @@ class Stages:
         transpose = np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)
         return transpose, self.host_gram.matrix
 
-    def second_order(self) -> None:
-        """A method of second order for the rows that passes have not settled; on the host, whatever the engine."""
-        if self.has_groups:
-            self.augmented_lagrangian(self.board.open, self.board.tol)
-        else:
-            self.interior_point()
-
     def augmented_lagrangian(self, index: np.ndarray, tol: float, multipliers: int = MULTIPLIERS) -> None:
-        """Newton's method on augmented Lagrangians of the dual, from the best that is known of the rows `index`."""
+        """With groups, Newton's method on augmented Lagrangians, from the best known of the rows `index`; on the host."""
         board, engine = self.board, NumpyEngine()
-        if index.size == 0 or self.host[1].exact:
+        if index.size == 0 or self.host[1].exact or not isinstance(self.host[1].penalty, GroupPenalty):
             return
         with engine.session():
             *found, steps = engine.collect(
