@@ -50,25 +50,10 @@ class GroupPenalty(Penalty):
     def prox(self, points: Array, step: Array) -> Array:
         """(1 − τβ_g/‖x_g‖)₊ x_g, the block soft threshold, (rows, d), for a `step` τ of (rows, 1) or a number."""
         xp = namespace(points, step, self.level)
-        return points * self.to_columns(self._kept(points, step, xp)[0])
-
-    def prox_tangent(self, points: Array, step: Array, direction: Array) -> Array:
-        """An element of the prox's generalised Jacobian, times a direction, (rows, d).
-
-        (1 − τβ/n) d + (τβ/n³) x xᵀd for n = ‖x_g‖ > τβ_g, otherwise 0.
-        """
-        xp = namespace(points, step, self.level)
-        kept, norms = self._kept(points, step, xp)
-        inner = self.sums(points * direction)
-        bend = xp.where(kept > 0.0, (1.0 - kept) / xp.where(norms > 0.0, norms, 1.0) ** 2, 0.0)
-        return self.to_columns(kept) * direction + self.to_columns(bend * inner) * points
-
-    def _kept(self, points: Array, step: Array, xp: Any) -> tuple[Array, Array]:
-        """(1 − τβ_g/‖x_g‖)₊ and ‖x_g‖, (rows, G)."""
         norms, threshold = self.norms(points), step * self._level(points)
         # A group without a threshold stays as it is, whatever its norm.
-        share = xp.where(threshold > 0.0, threshold / xp.where(norms > 0.0, norms, 1.0), 0.0)
-        return xp.where(norms > threshold, 1.0 - share, xp.where(threshold > 0.0, 0.0, 1.0)), norms
+        kept = xp.where(threshold > 0.0, 1.0 - threshold / xp.where(norms > 0.0, norms, 1.0), 1.0)
+        return points * self.to_columns(xp.where((norms > threshold) | (threshold <= 0.0), kept, 0.0))
 
     def conjugate(self, slopes: Array) -> Array:
         """The indicator of ‖s_g‖ ≤ β_g, (rows, G)."""

@@ -13,6 +13,7 @@ import numpy as np
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, while_loop
 from simjax.rows.constraints import RowBound
+from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft, take_rows
 
 _ROOT_STEPS = 100
@@ -87,6 +88,8 @@ def _root(penalty: Penalty, bound: RowBound, points: Array, step: Array, theta: 
     omega, radius, tilt = bound.omega, bound.radius, bound.tilt
     if tilt is None and isinstance(penalty, PiecewisePenalty):
         norm_at = _norm_of_piecewise(penalty, bound, points, step)
+    elif isinstance(penalty, GroupPenalty):
+        norm_at = _norm_of_groups(penalty, bound, points, step)
     else:
         norm_at = _norm_of_any(penalty, bound, points, step)
     # At θ = max |x|/ω the norm is zero, so [0, that] brackets the root wherever θ = 0 does not fit already.
@@ -135,6 +138,27 @@ def _norm_of_piecewise(penalty: PiecewisePenalty, bound: RowBound, points: Array
     return norm_at
 
 
+def _norm_of_groups(penalty: GroupPenalty, bound: RowBound, points: Array, step: Array) -> _Norm:
+    """The same for groups, group by group, with u_j = (|x_j| − θω_j)₊, its norm n and k = (1 − τβ/n)₊:
+
+    Σ_g k Σ_j ω_j u_j  and  Σ_g k Σ_{u_j > 0} ω_j² + (1 − k) (Σ_j ω_j u_j)²/n².
+    """
+    xp = namespace(points, bound.omega)
+    omega, square = bound.omega, bound.omega**2
+    size, threshold = xp.abs(points), step * penalty.cast(points.dtype).level
+
+    def norm_at(theta: Array) -> tuple[Array, Array]:
+        left = xp.maximum(size - theta * omega, 0.0)
+        norms, inner = penalty.norms(left), penalty.sums(omega * left)
+        unit = xp.where(norms > 0.0, norms, 1.0)
+        kept = xp.where(norms > threshold, 1.0 - threshold / unit, 0.0)
+        rate = kept * penalty.sums(xp.where(left > 0.0, square, 0.0))
+        rate = rate + xp.where(kept > 0.0, (1.0 - kept) * (inner / unit) ** 2, 0.0)
+        return xp.sum(kept * inner, axis=1, keepdims=True), xp.sum(rate, axis=1, keepdims=True)
+
+    return norm_at
+
+
 def _norm_of_any(penalty: Any, bound: RowBound, points: Array, step: Array) -> _Norm:
     """Σ ω|w| + δᵀw at θ and minus its derivative."""
     xp = namespace(points, bound.omega)
@@ -142,12 +166,8 @@ def _norm_of_any(penalty: Any, bound: RowBound, points: Array, step: Array) -> _
 
     def norm_at(theta: Array) -> tuple[Array, Array]:
         seen = shrunk(points, theta, bound)
-        norm = bound.norm(penalty.prox(seen, step))
-        if not penalty.separable:  # minus the derivative is nᵀJn, with the normal n and the Jacobian J of the prox
-            normal = bound.normal(xp.sign(seen))
-            return norm, xp.sum(normal * penalty.prox_tangent(seen, step, normal), axis=1, keepdims=True)
         slope = xp.where(seen != 0.0, penalty.prox_slope(seen, step), 0.0)
-        return norm, row_sums(square, slope)
+        return bound.norm(penalty.prox(seen, step)), row_sums(square, slope)
 
     return norm_at
 

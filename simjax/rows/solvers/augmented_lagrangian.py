@@ -167,11 +167,13 @@ def _minimise(
         now = part.take(open_)
         direction = _direction(factorisation, gram, now, point[open_], seen[open_], gradient[open_])
         steps[open_] += 1
-        moved, found = _line_search(factorisation, now, direction, point[open_], gradient[open_])
+        falls, found = _line_search(factorisation, now, direction, point[open_], gradient[open_])
         part.put(open_, now)
         point[open_], seen[open_] = found.point, found.seen
         gradient[open_] = now.y - now.rows.targets + factorisation.apply(found.point)
-        open_ = open_[moved]
+        # Where ψ can tell no difference any more, a step counts as long as it halves the gradient.
+        halved = 2.0 * np.linalg.norm(gradient[open_], axis=1, keepdims=True) <= size[open_]
+        open_ = open_[(falls | halved)[:, 0]]
     return point, steps
 
 
@@ -219,7 +221,11 @@ def _direction(
 def _line_search(
     factorisation: Factorisation, part: _Rows, direction: np.ndarray, point: np.ndarray, gradient: np.ndarray
 ) -> tuple[np.ndarray, JointProx]:
-    """Move y, slopes and θ of the rows along a direction as far as ψ falls enough; which rows moved, and their prox."""
+    """Move y, slopes and θ of the rows along a direction as far as ψ falls enough.
+
+    Returns:
+      Whether ψ fell by more than its rounding, (k, 1), and the prox at the new points.
+    """
     along = factorisation.apply_transpose(direction)
     start = _psi(part, part.y, part.slopes, point)
     fall = np.sum(gradient * direction, axis=1, keepdims=True)
@@ -243,4 +249,4 @@ def _line_search(
         enough = start[index] + _ARMIJO * length[index] * fall[index] + rounding[index]
         bad[index] = ~(_psi(now, y[index], slopes[index], np.asarray(tried.point)) <= enough)[:, 0]
     part.y[:], part.slopes[:], part.theta[:] = y, slopes, found.theta
-    return ~bad, found
+    return ~bad[:, None] & (-fall > rounding), found

@@ -138,6 +138,7 @@ def refine(
     stage = Stages(engine, samples, rows, board, reporter, lambda: gram_of(factorisation, unit))
     everything = np.arange(board.count)
     stage.offer(everything, guess, np.zeros_like(board.dual))
+    stage.augmented_lagrangian(everything, board.tol)
     stage.polish(everything, guess)
 
 
@@ -349,7 +350,7 @@ class Stages:
         return transpose, self.host_gram.matrix
 
     def augmented_lagrangian(self, index: np.ndarray, tol: float, multipliers: int = MULTIPLIERS) -> None:
-        """With groups, Newton's method on augmented Lagrangians, from the best known of the rows `index`; on the host."""
+        """With groups, Newton's method on augmented Lagrangians, from the best that is known of rows; on the host."""
         board, engine = self.board, NumpyEngine()
         if index.size == 0 or self.host[1].exact or not isinstance(self.host[1].penalty, GroupPenalty):
             return
