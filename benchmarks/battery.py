@@ -43,6 +43,7 @@ PENALTIES = {
     "elastic net": lambda scale: simjax.ElasticNet(0.1 * scale, 0.02 * scale),
     "ridge": lambda scale: simjax.Ridge(0.1 * scale),
     "least squares": lambda scale: simjax.NoPenalty(),
+    "groups": lambda scale: simjax.GroupL1(0.1 * scale, np.arange(SHAPES[0][1]) % 6),
 }
 CONSTRAINTS = ("free", "ball", "weighted ball, support")
 MATCHINGS = ("penalty", "exact")

@@ -186,6 +186,10 @@ class GroupL1(GroupPenalty):
             raise ValueError(f"weights must be ({count},), one for each group, got shape {omega.shape}.")
         self.__dict__.update(alpha=level, weights=omega, groups=tuple(labels.tolist()))  # the class is frozen
 
+    def times(self, factor: float | Array) -> GroupL1:
+        """The penalty with α times a factor."""
+        return GroupL1(self.alpha * factor, self.groups, self.weights)
+
     def _arguments(self) -> dict[str, Any]:
         groups = f"<{max(self.groups) + 1} of {len(self.groups)} columns>"
         return {"alpha": self.alpha, "groups": groups, "weights": self.weights}

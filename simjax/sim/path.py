@@ -12,6 +12,7 @@ from simjax._checks import float_array, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
 from simjax._values import Value, html_table, text_table
 from simjax.rows.attempts import Start
+from simjax.rows.group_penalty import GroupL1
 from simjax.rows.memory import row_blocks
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalty_range import slope_factor
@@ -88,7 +89,7 @@ class Path(Value):
 
 def path(
     states: States | StreamedStates,
-    objective: str = "perspective",
+    objective: str | GroupL1 = "perspective",
     *,
     alphas: Sequence[float] | None = None,
     kappas: Sequence[float] | None = None,
@@ -104,7 +105,7 @@ def path(
     From the sparsest to the densest: the fits are made in falling order of alpha, or rising order of kappa.
 
     Args:
-      states, objective: as in `fit`; a penalty object is not possible, as it brings its own weights.
+      states, objective: as in `fit`; of penalty objects only a `GroupL1`, whose alpha each of alphas multiplies.
       alphas: the penalty weights α > 0; or
       kappas: the bounds κ in (0, 1), for one `alpha`; or neither, for a grid over alpha.
       points: of the grid, α_max · ratio^(k/(points − 1)) for k = 0, …, points − 1, where α_max is the smallest α for
@@ -134,8 +135,13 @@ def path(
     values = np.zeros(0) if own_grid else _values(name, alphas if kappas is None else kappas)
     points = _POINTS if points is None else positive_integer("points", points)
     ratio = positive_scalar("ratio", _RATIO if ratio is None else ratio, below=1.0)
-    if not isinstance(objective, str):
-        raise TypeError(f"objective must be a name, got {type(objective).__name__}, which brings its own weights.")
+    groups = objective if isinstance(objective, GroupL1) else None
+    if not isinstance(objective, str) and groups is None:
+        raise TypeError(
+            f"objective must be a name or a GroupL1, got {type(objective).__name__}, which brings its own weights."
+        )
+    if groups is not None and alpha_weights is not None:
+        raise ValueError("alpha_weights must be left alone with a GroupL1, whose alpha has one for each group.")
     unknown = sorted(set(options) - ((_PLAN_NAMES | _SOLVE_NAMES) - {"mu"}))
     if unknown:
         raise TypeError(f"path got unknown arguments: {', '.join(unknown)}.")
@@ -152,6 +158,9 @@ def path(
     def plan_of(value: float, like: Plan | None) -> Plan:
         own: dict[str, Any] = {"alpha": value * weights} if name == "alphas" else {"alpha": alpha, "kappa": value}
         mu = None if mu_ratio is None else mu_ratio * np.asarray(own["alpha"])
+        if groups is not None:  # whose own alpha is multiplied, or stays what it is
+            own.pop("alpha")
+            own["objective"] = groups.times(value) if name == "alphas" else groups
         return Plan.make(states, dataclasses.replace(stated, **own, mu=mu), like)
 
     solve.check(stated.matching)

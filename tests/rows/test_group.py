@@ -356,7 +356,8 @@ def test_blocks_of_rows_take_their_own_levels():
         assert_allclose(alone.certificate.objective, whole.certificate.objective[[k]], rtol=2e-10)
 
 
-def test_a_fit_leaves_whole_groups_of_inputs_out():
+def grouped_states():
+    """States that depend on two of three pairs of inputs, and a group for the states and for each pair."""
     rng = generator(12)
     inputs = rng.normal(size=(80, 6))
     before = inputs[:, :4] @ rng.normal(size=(4, 5))
@@ -368,6 +369,11 @@ def test_a_fit_leaves_whole_groups_of_inputs_out():
         outputs=hidden @ rng.normal(size=(5, 2)),
     )
     groups = np.repeat([0, 1, 2, 3], [5, 2, 2, 2])  # the states, and pairs of inputs
+    return states, groups
+
+
+def test_a_fit_leaves_whole_groups_of_inputs_out():
+    states, groups = grouped_states()
     result = simjax.fit(states, GroupL1(0.3, groups), kappa=0.9)
     assert result.converged
     assert result.settings["objective"] == "GroupL1"
@@ -379,3 +385,15 @@ def test_a_fit_leaves_whole_groups_of_inputs_out():
     assert not weights[:, groups == 3].any()  # the inputs that nothing depends on
     with pytest.raises(ValueError, match="MetzlerRow with GroupL1"):
         simjax.fit(states, GroupL1(0.3, groups), constraint="metzler", kappa=0.5)
+
+
+def test_a_path_multiplies_the_alpha_of_the_groups():
+    states, groups = grouped_states()
+    path = simjax.path(states, GroupL1([1.0, 1.0, 2.0, 1.0], groups), points=4, ratio=1e-2)
+    assert path.converged
+    assert not path.fits[0].weights.any()
+    assert np.all(np.diff([np.count_nonzero(result.weights) for result in path.fits]) >= 0)
+    alone = simjax.fit(states, GroupL1(path.values[2] * np.array([1.0, 1.0, 2.0, 1.0]), groups))
+    assert_allclose(alone.certificate.objective, path.fits[2].certificate.objective, rtol=2e-6, atol=1e-12)
+    with pytest.raises(ValueError, match="alpha_weights must be left alone with a GroupL1"):
+        simjax.path(states, GroupL1(1.0, groups), alpha_weights=1.0)
