@@ -19,10 +19,10 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
 from simjax.functional import kkt
 from simjax.rows.arrays import matmul, tree_map
-from simjax.rows.constraints import Constraint, Free, MetzlerRow
+from simjax.rows.constraints import Constraint, Free
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty
-from simjax.rows.problem import MATCHINGS, RowProblem, parameter_rows
+from simjax.rows.problem import MATCHINGS, RowProblem, check_groups, parameter_rows
 from simjax.rows.solvers import admm
 from simjax.rows.solvers.canonical import CanonicalRows, canonical_rows, judge
 from simjax.rows.solvers.factor import Factorisation, in_samples, traced_factorisation
@@ -143,8 +143,6 @@ def _problem(
     constraint = Free() if constraint is None else constraint
     if not isinstance(constraint, Constraint):
         raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, Free or None, got {type(constraint).__name__}.")
-    if isinstance(constraint, MetzlerRow) and isinstance(penalty, GroupPenalty):
-        raise ValueError("constraint must not be a MetzlerRow with GroupL1: there is no certificate for it.")
     if support is not None:
         support = jnp.asarray(support)
         if support.dtype != np.bool_ or support.shape not in ((d,), (rows, d)):
@@ -157,6 +155,7 @@ def _problem(
         return jnp.asarray(array, dtype) if jnp.issubdtype(array.dtype, np.floating) else jnp.asarray(array)
 
     own: Any = penalty.checked(rows, d) if isinstance(penalty, GroupPenalty) else penalty
+    check_groups(own, constraint)
     if isinstance(own, PiecewisePenalty):
         parameters = (own.slope, own.curvature, own.knot)
         own = PiecewisePenalty(*(cast(parameter_rows(jnp.asarray(x), rows, d)) for x in parameters))

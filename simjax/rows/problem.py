@@ -19,7 +19,7 @@ from simjax._checks import boolean, choice, float_array, matrix, plain_array
 from simjax._values import Value
 from simjax.rows.arrays import pytree
 from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
-from simjax.rows.constraints import Constraint, Free, MetzlerRow, RowBound
+from simjax.rows.constraints import Constraint, Free, L1Ball, MetzlerRow, RowBound
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
@@ -242,11 +242,7 @@ def rows_over(
         example = f" such as simjax.L1Ball({constraint})" if number else ""
         got = f"the class {constraint.__name__}" if isinstance(constraint, type) else type(constraint).__name__
         raise TypeError(f"constraint must be an L1Ball{example}, a MetzlerRow, Free or None, got {got}.")
-    if isinstance(constraint, MetzlerRow) and isinstance(penalty, GroupPenalty):
-        raise ValueError(
-            "constraint must not be a MetzlerRow with GroupL1: there is no certificate for a group's coordinate that "
-            "counts with its sign; use an L1Ball, or a penalty that is a sum over coordinates."
-        )
+    check_groups(penalty, constraint)
     if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
         raise ValueError(
             f"constraint must not be a MetzlerRow with a penalty of your own, {type(penalty).__name__}: there is no "
@@ -263,6 +259,15 @@ def rows_over(
         matching=matching,
         centring=centring,
     )
+
+
+def check_groups(penalty: Penalty, constraint: Any) -> None:
+    """Raise a ValueError for groups in a constraint whose prox together with them is not known."""
+    if isinstance(penalty, GroupPenalty) and not isinstance(constraint, L1Ball | Free):
+        raise ValueError(
+            f"constraint must not be a {type(constraint).__name__} with GroupL1: there is no certificate for the two "
+            "together; use an L1Ball, or a penalty that is a sum over coordinates."
+        )
 
 
 def support_mask(support: Any, rows: int, width: int) -> np.ndarray | None:

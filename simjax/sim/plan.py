@@ -134,7 +134,7 @@ class Plan:
             loss_weight = loss_weight / _total_weight(states, weight)
         settings = {
             "objective": as_json(options.objective),
-            "alpha": as_json(options.alpha),
+            "alpha": as_json(options.alpha) if isinstance(options.objective, str) else None,
             "mu": as_json(options.mu),
             "kappa": kappa,
             "lambda_state": lambda_state,

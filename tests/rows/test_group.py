@@ -377,6 +377,10 @@ def test_a_fit_leaves_whole_groups_of_inputs_out():
     result = simjax.fit(states, GroupL1(0.3, groups), kappa=0.9)
     assert result.converged
     assert result.settings["objective"] == "GroupL1"
+    assert result.settings["alpha"] is None  # the object brings its own
+    streamed = simjax.fit(simjax.stream_states([states]), GroupL1(0.3, groups), kappa=0.9)
+    assert simjax.recertify(streamed, [states]).relative_gap.max() <= 2e-6
+    assert_allclose(streamed.certificate.objective, result.certificate.objective, rtol=2e-6)
     weights = np.concatenate([result.model.A, result.model.B], axis=1)
     for group in range(4):
         part = weights[:, groups == group] != 0.0
