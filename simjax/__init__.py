@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.sim.path import Path, path
     from simjax.sim.recertify import StreamedCertificate, recertify
     from simjax.sim.result import FitResult
+    from simjax.sim.shards import fit_shard, merge
     from simjax.sim.verify_model import verify_model
     from simjax.states.collect import collect_states
     from simjax.states.states import States
@@ -64,6 +65,7 @@ _NAMES = {
     "simjax.sim.path": ("Path", "path"),
     "simjax.sim.recertify": ("StreamedCertificate", "recertify"),
     "simjax.sim.result": ("FitResult",),
+    "simjax.sim.shards": ("fit_shard", "merge"),
     "simjax.sim.verify_model": ("verify_model",),
     "simjax.states.collect": ("collect_states",),
     "simjax.states.states": ("States",),
@@ -117,6 +119,8 @@ __all__ = [
     "certify",
     "collect_states",
     "fit",
+    "fit_shard",
+    "merge",
     "path",
     "prune_layer",
     "recertify",

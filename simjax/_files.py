@@ -190,9 +190,9 @@ def write_npz(
 
 
 def read_safetensors(
-    path: str | PathLike[str], marker: str, newest_version: int
+    path: str | PathLike[str], marker: str, newest_version: int, *, header_only: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and header of a safetensors file that carries the format `marker`.
+    """Tensors and header of a safetensors file that carries the format `marker`; no tensors with `header_only`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -207,7 +207,8 @@ def read_safetensors(
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = () if header_only else file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file (truncated or foreign): {error}") from error
     if header.get("format") != marker:

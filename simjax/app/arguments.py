@@ -109,6 +109,13 @@ FIT: dict[str, tuple[Any, Any]] = {
     ),
     "max_iters": (Annotated[int, typer.Option(help="Most passes over the states.")], _SOLVE.max_iters),
     "workers": (Annotated[int, typer.Option(help="Processes for the solvers clarabel and mosek.")], _SOLVE.workers),
+    "max_memory": (
+        Annotated[
+            float | None,
+            typer.Option(metavar="BYTES", help="Solve as many rows at once as fit into this, and keep weights sparse."),
+        ],
+        _SOLVE.max_memory,
+    ),
 }
 
 
@@ -149,6 +156,18 @@ def check_output(path: Path, force: bool, suffix: str = ".safetensors") -> None:
         check_target(path, overwrite=force, suffix=suffix)
     except FileExistsError:
         raise FileExistsError(f"{path} exists.") from None
+
+
+def shard_of(text: str, output: Path | None, checkpoint: Path | None) -> tuple[int, int]:
+    """What --shard says, and that the other options go with it."""
+    if output is not None:
+        raise ValueError("--output does not go with --shard: the model is made by simjax merge, of all shards.")
+    if checkpoint is None:
+        raise ValueError("--shard needs --checkpoint FOLDER, the same for all shards.")
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise ValueError(f"--shard must be K/N, as in 3/16, got {text!r}.")
+    return int(number), int(of)
 
 
 def place_of(output: Path, converged: bool) -> Path:

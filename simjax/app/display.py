@@ -144,16 +144,34 @@ def print_fit(title: str, report: Mapping[str, Any]) -> None:
     """What `fit_report` says."""
     sparsity = report["sparsity"]
     pairs = {
-        "rows": ", ".join(f"{count} {status}" for status, count in report["status"].items()),
-        "worst relative gap": _gap(report["worst_relative_gap"]),
-        "worst infeasibility": _gap(report["worst_infeasibility"]),
+        **_rows(report),
         "nonzeros": f"{report['nonzeros']:,}",
         **({} if sparsity is None else {"sparsity": f"{_percent(sparsity)} fewer than the baseline"}),
         "well-posedness": f"‖A‖∞ = {report['well_posedness']:.6g}",
-        "seconds": f"{report['seconds']:.1f}",
+        **({} if report["seconds"] is None else {"seconds": f"{report['seconds']:.1f}"}),
         "saved as": report["model"],
     }
     _print_pairs(title, pairs)
+
+
+def print_shard(title: str, report: Mapping[str, Any]) -> None:
+    """What `shard_report` says."""
+    first, rows = report["first_row"], report["rows"]
+    pairs = {
+        "numbers": f"{first} to {first + rows - 1}",
+        **_rows(report),
+        "seconds": f"{report['seconds']:.1f}",
+        "kept in": report["checkpoint"],
+    }
+    _print_pairs(title, pairs)
+
+
+def _rows(report: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "rows": ", ".join(f"{count} {status}" for status, count in report["status"].items()),
+        "worst relative gap": _gap(report["worst_relative_gap"]),
+        "worst infeasibility": _gap(report["worst_infeasibility"]),
+    }
 
 
 def print_evaluation(title: str, report: Mapping[str, Any]) -> None:

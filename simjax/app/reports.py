@@ -14,29 +14,48 @@ from simjax.rows.status import Status
 
 if TYPE_CHECKING:
     from simjax.implicit.model import ImplicitModel
+    from simjax.rows.solution import Solution
     from simjax.rows.verify import Verification
     from simjax.sim.path import Path as FitPath
     from simjax.sim.result import FitResult
     from simjax.states.states import States
 
 
-def fit_report(result: FitResult, states: States, output: Path) -> dict[str, Any]:
-    """Of a fit whose model was saved as `output`."""
-    certificate, model = result.certificate, result.model
-    statuses, counts = np.unique(result.status, return_counts=True)
-    baseline = states.baseline
+def fit_report(result: FitResult, baseline: ImplicitModel | None, output: Path) -> dict[str, Any]:
+    """Of a fit to states of this baseline, if it is known, whose model was saved as `output`."""
+    model = result.model
     return {
         "model": str(output),
+        **_rows_report(result),
+        "nonzeros": model.nonzeros,
+        "sparsity": None if baseline is None else model.sparsity(baseline.nonzeros),
+        "well_posedness": model.well_posedness,
+        "seconds": round(result.seconds, 3) if result.solutions else None,  # of a merged fit they were elsewhere
+        "settings": result.settings,
+    }
+
+
+def shard_report(solution: Solution, shard: str, checkpoint: str) -> dict[str, Any]:
+    """Of a shard whose rows are in the folder `checkpoint`."""
+    rows = _rows_report(solution)
+    return {
+        "checkpoint": checkpoint,
+        "shard": shard,
+        "first_row": solution.first,
+        **rows,
+        "seconds": round(solution.seconds, 3),
+    }
+
+
+def _rows_report(result: FitResult | Solution) -> dict[str, Any]:
+    certificate = result.certificate
+    statuses, counts = np.unique(result.status, return_counts=True)
+    return {
         "rows": int(result.status.size),
         "status": dict(zip(statuses.tolist(), counts.tolist(), strict=True)),
         "certified": result.converged,
         "worst_relative_gap": json_number(certificate.relative_gap.max()),
         "worst_infeasibility": json_number(certificate.infeasibility.max()),
-        "nonzeros": model.nonzeros,
-        "sparsity": None if baseline is None else model.sparsity(baseline.nonzeros),
-        "well_posedness": model.well_posedness,
-        "seconds": round(result.seconds, 3),
-        "settings": result.settings,
     }
 
 

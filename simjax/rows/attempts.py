@@ -86,16 +86,20 @@ class RowBlock:
         return cls(problem, workspace, options, engine, reporter, answers, Certificate.unknown(answers.dual))
 
     def answered(self, start: Start | None) -> BlockAnswers:
-        """Solve and certify all rows; what was found and proved."""
-        status, answers, checks = self.solve(start), self.answers, self.reporter.checks
+        """Solve and certify all rows; what was found and proved, also of a free intercept."""
+        status, answers, certificate = self.solve(start), self.answers, self.certificate
+        checks, centring = self.reporter.checks, self.problem.centring
+        if centring is not None:
+            certificate = dataclasses.replace(certificate, dual=centring.orthogonal(certificate.dual))
         return BlockAnswers(
             weights=answers.weights,
-            certificate=self.certificate,
+            certificate=certificate,
             status=status,
             passes=answers.passes,
             newton_steps=answers.newton_steps,
             polished=answers.polished,
             history=None if checks is None else checks.history(self.certificate.relative_gap, answers.passes),
+            intercept=None if centring is None else centring.intercept(answers.weights),
         )
 
     def solve(self, start: Start | None) -> np.ndarray:

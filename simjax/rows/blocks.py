@@ -22,6 +22,7 @@ class BlockAnswers:
       status: (k,), strings; see `Status`.
       passes, newton_steps, polished: (k,), as in `Solution`.
       history: of the k rows, or None.
+      intercept: (k,), or None where none was asked for.
     """
 
     weights: Weights
@@ -31,6 +32,7 @@ class BlockAnswers:
     newton_steps: np.ndarray
     polished: np.ndarray
     history: History | None = None
+    intercept: np.ndarray | None = None
 
 
 class AnswersOfBlocks:
@@ -58,6 +60,7 @@ class AnswersOfBlocks:
         """Those to the rows of all blocks, in their order, once they are all there."""
         blocks = [block for block in self._blocks if block is not None]
         assert len(blocks) == len(self._blocks)
+        intercepts = [block.intercept for block in blocks if block.intercept is not None]
         return BlockAnswers(
             weights=stacked([block.weights for block in blocks]),
             certificate=joined_certificates([block.certificate for block in blocks]),
@@ -66,6 +69,7 @@ class AnswersOfBlocks:
             newton_steps=np.concatenate([block.newton_steps for block in blocks]),
             polished=np.concatenate([block.polished for block in blocks]),
             history=joined_histories([block.history for block in blocks if block.history is not None]),
+            intercept=np.concatenate(intercepts) if intercepts else None,
         )
 
 

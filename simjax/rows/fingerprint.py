@@ -15,12 +15,12 @@ from simjax.rows.attempts import Start
 from simjax.rows.engines import Engine
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.options import SolveOptions
-from simjax.rows.penalties import PiecewisePenalty
+from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import RowProblem, RowSource
 
-_ROWS = 1024  # that are looked at at once, whatever the blocks are in which they are solved
 # The options that change no answer. Every other field, also one that is added, is part of the fingerprint.
-WITHOUT_EFFECT = frozenset({"workers", "progress", "checkpoint", "executor"})
+WITHOUT_EFFECT = frozenset({"workers", "progress", "checkpoint", "executor", "shard"})
+DIVISION = ("rows", "rows of a block")
 _NAMES = {"bound": "constraint", "centring": "fit_intercept"}  # what a user calls the field
 
 
@@ -31,10 +31,12 @@ class Fingerprint:
     Attributes:
       digests: SHA-256, hexadecimal.
       words: the values of numbers and names, by the same names; arrays have none.
+      arguments: the names of what the user stated of the problem, from which all else of the problem follows.
     """
 
     digests: dict[str, str]
     words: dict[str, str]
+    arguments: frozenset[str] = frozenset()
 
     @property
     def whole(self) -> str:
@@ -42,53 +44,83 @@ class Fingerprint:
         return digest(self.digests)
 
     def differences(self, there: Fingerprint) -> list[str]:
-        """What differs from another fingerprint, in words."""
-        found = []
-        for name in dict.fromkeys([*self.digests, *there.digests]):
-            if self.digests.get(name) != there.digests.get(name):
-                words = self.words.get(name), there.words.get(name)
-                found.append(f"{name}" if None in words else f"{name} ({words[1]} there, {words[0]} here)")
-        return found
+        """The names of what differs from another fingerprint, but for what only follows from something named."""
+        names = dict.fromkeys([*self.digests, *there.digests])
+        found = [name for name in names if self.digests.get(name) != there.digests.get(name)]
+        reasons = {"design": self.arguments, "rows of a block": {"rows", "max_memory"}}
+        return [name for name in found if not set(found) & set(reasons.get(name, ()))]
+
+    def told(self, name: str, there: Fingerprint) -> str:
+        """A difference in words: its name, with the values where they have words."""
+        words = self.words.get(name), there.words.get(name)
+        return name if None in words else f"{name} ({words[1]} there, {words[0]} here)"
 
 
 def fingerprint(
-    problem: RowProblem | RowSource, options: SolveOptions, engine: Engine, start: Start | None, block: int
+    problem: RowProblem | RowSource,
+    options: SolveOptions,
+    engine: Engine,
+    block: int,
+    arguments: Mapping[str, Any],
 ) -> Fingerprint:
-    """All that the answers follow from: every field of the problem and of the options, the start, and the blocks.
+    """All that the answers follow from and that all blocks share: the options, the design, what the user stated.
 
     Args:
       block: how many rows are solved together.
-
-    Raises:
-      ValueError: for a penalty of the user's own: what its code does cannot be told.
+      arguments: what the user stated of the problem, by name.
     """
-    values: dict[str, Any] = {"simjax version": __version__, "rows": problem.count, "rows of a block": block}
+    values: dict[str, Any] = {"simjax version": __version__, **dict(zip(DIVISION, (problem.count, block)))}
     for field in dataclasses.fields(options):
         if field.name not in WITHOUT_EFFECT:
             values[field.name] = getattr(options, field.name)
     values["engine"], values["mesh"] = engine.name, _mesh_in_words(options.mesh)
-    values["design"], values["start"] = problem.design, start
+    stated = {name: _plain(value) for name, value in arguments.items()}
+    means = None if problem.centring is None else (problem.centring.design, problem.centring.direction)
+    values |= {"matching": problem.matching, **stated, "design": (problem.design, means)}
     digests = {name: digest(value) for name, value in values.items()}
     words = {
         name: str(value) for name, value in values.items() if value is None or isinstance(value, str | int | float)
     }
-    return Fingerprint(digests | _digests_of_rows(problem), words | {"matching": problem.matching})
+    return Fingerprint(digests, words, frozenset(stated))
 
 
-def _digests_of_rows(problem: RowProblem | RowSource) -> dict[str, str]:
-    """Of every field of the rows but the design; rows that are made when they are asked for are never all there."""
-    names = [field.name for field in dataclasses.fields(RowProblem) if field.name != "design"]
-    sums = {name: hashlib.sha256() for name in names}
-    for first in range(0, problem.count, _ROWS):
-        part = problem.take(np.arange(first, min(first + _ROWS, problem.count)))
-        if not isinstance(part.penalty, PiecewisePenalty | GroupPenalty):
-            raise ValueError(
-                f"checkpoint cannot be used with a penalty of your own, {type(part.penalty).__name__}: whether its "
-                "code is that of the run before cannot be told. Use one of simjax's penalties, or no checkpoint."
-            )
-        for name in names:
-            sums[name].update(bytes.fromhex(digest(getattr(part, name))))
-    return {_NAMES.get(name, name): total.hexdigest() for name, total in sums.items()}
+def fingerprint_of_rows(rows: RowProblem, start: Start | None) -> dict[str, str]:
+    """Digests of what the rows of a block have of their own, by the names that the user knows."""
+    names = {field.name for field in dataclasses.fields(rows)} - {"design", "matching"}  # which all rows share
+    own = {name: getattr(rows, name) for name in sorted(names)}
+    own["centring"] = None if rows.centring is None else rows.centring.targets
+    return {_NAMES.get(name, name): digest(value) for name, value in {**own, "start": start}.items()}
+
+
+def refuse_own_penalty(penalty: Penalty) -> None:
+    """There is no fingerprint with a penalty of the user's own: what its code does cannot be told.
+
+    Raises:
+      ValueError: for such a one.
+    """
+    if not isinstance(penalty, PiecewisePenalty | GroupPenalty):
+        raise ValueError(
+            f"checkpoint cannot be used with a penalty of your own, {type(penalty).__name__}: whether its code is that "
+            "of the run before cannot be told. Use one of simjax's penalties, or no checkpoint."
+        )
+
+
+def _plain(argument: Any) -> Any:
+    """An argument as a number, a string, an array or what else has a digest; otherwise the name of its type."""
+    if argument is None or isinstance(argument, bool | str):
+        return argument
+    if isinstance(argument, Mapping):
+        return {name: _plain(value) for name, value in argument.items()}
+    if dataclasses.is_dataclass(argument):
+        fields = {field.name: _plain(getattr(argument, field.name)) for field in dataclasses.fields(argument)}
+        return {type(argument).__name__: fields}
+    try:
+        array = np.asarray(argument)
+    except Exception:  # anyone's __array__ runs here
+        array = np.asarray(None)
+    if array.dtype.hasobject or array.dtype.kind == "U":
+        return [_plain(entry) for entry in argument] if isinstance(argument, tuple | list) else type(argument).__name__
+    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else array
 
 
 def _mesh_in_words(mesh: Any) -> str | None:

@@ -14,6 +14,7 @@ from simjax._checks import boolean, choice, positive_integer, positive_scalar
 from simjax.rows.oracles.interface import ORACLES, oracle_module
 from simjax.rows.pool import Pool
 from simjax.rows.progress import ProgressCallback
+from simjax.rows.shards import Shard
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -50,6 +51,8 @@ class SolveOptions:
       executor: whose workers solve the blocks: a `concurrent.futures.Executor`, a function that makes one and is called
         again where a worker's death breaks it, or what `simjax.cluster` gives. Without max_memory a block is 64 rows
         for each thread of a worker, or what takes 256 MiB. "auto" is the engine "numpy" then. Not with a mesh.
+      shard: (k, n): solve shard k of n alone, counted from 1, the rows of about every n-th part of the blocks in a row;
+        needs a checkpoint, in whose folder the other shards put theirs. None means all rows.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
@@ -67,6 +70,7 @@ class SolveOptions:
     checkpoint: str | os.PathLike[str] | None = None
     executor: Executor | Callable[[], Executor] | Pool | None = None
     history: bool = False
+    shard: tuple[int, int] | Shard | None = None
 
     def __post_init__(self) -> None:
         choice("solver", self.solver, (*SOLVERS, *ORACLES))
@@ -94,6 +98,12 @@ class SolveOptions:
             self._set("executor", Pool.of(self.executor))
             if self.workers != 1:
                 raise ValueError(f"workers must be 1 with an executor, which has its own; got {self.workers}.")
+        if self.shard is not None:
+            self._set("shard", Shard.make(self.shard))
+            if self.checkpoint is None:
+                raise ValueError(
+                    f"checkpoint must be a folder for shard={self.shard}, where all shards meet; got None."
+                )
         self._check_mesh()
 
     def _check_mesh(self) -> None:
@@ -123,7 +133,8 @@ class SolveOptions:
 
     def of_a_worker(self, engine: str) -> SolveOptions:
         """The options with which a worker solves a block: without what is the caller's alone."""
-        return dataclasses.replace(self, engine=engine, max_memory=None, progress=None, checkpoint=None, executor=None)
+        kept = dataclasses.replace(self, engine=engine, max_memory=None, progress=None, executor=None, shard=None)
+        return dataclasses.replace(kept, checkpoint=None)
 
     def holding_executor(self) -> AbstractContextManager[Any]:
         """Around several solves: one executor serves them all, and has each design once."""

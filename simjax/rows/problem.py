@@ -9,6 +9,7 @@ Samples with weights, and rows with a free intercept, come down to the same: see
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,10 @@ class RowProblem(Value):
     def exact(self) -> bool:
         return self.matching == "exact"
 
+    def part(self, index: np.ndarray) -> RowProblem:
+        """The problem of the rows in `index`: as `RowSource.part`, for rows that are there."""
+        return self.take(index)
+
     def take(self, index: np.ndarray) -> RowProblem:
         """The problem of the rows in `index`."""
         return dataclasses.replace(
@@ -117,6 +122,14 @@ class RowSource(Value):
     @property
     def exact(self) -> bool:
         return self.matching == "exact"
+
+    def part(self, index: np.ndarray) -> RowSource:
+        """The rows in `index`, made when they are asked for as well."""
+        centring = None if self.centring is None else self.centring.take(index)
+        return RowSource(self.design, index.size, self.matching, functools.partial(self._take_of, index), centring)
+
+    def _take_of(self, index: np.ndarray, numbers: np.ndarray) -> RowProblem:
+        return self.take(index[numbers])
 
     def all(self) -> RowProblem:
         """Every row."""

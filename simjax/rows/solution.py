@@ -26,7 +26,7 @@ def dense_rows(weights: Weights) -> np.ndarray:
 
 @pytree_of(
     ("weights", "intercept", "certificate", "passes", "newton_steps", "polished", "history"),
-    ("problem", "status", "solver", "engine", "seconds", "tol"),
+    ("problem", "status", "solver", "engine", "seconds", "tol", "first"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Solution(Value):
@@ -49,6 +49,7 @@ class Solution(Value):
       seconds: wall time of the solve, compilation included.
       tol: the relative gap that was asked for.
       history: the gap of every row at every check, where `history=True` asked for it; otherwise None.
+      first: the number of the first of these rows among those of all shards; 0 where there are none.
     """
 
     problem: RowProblem | RowSource
@@ -64,6 +65,7 @@ class Solution(Value):
     seconds: float
     tol: float
     history: History | None = None
+    first: int = 0
 
     @property
     def converged(self) -> bool:
@@ -89,7 +91,8 @@ class Solution(Value):
         Raises:
           OracleUnavailable: if the oracle's package or licence is missing.
         """
-        return self.verify_numbers(sample_rows(self.status.size, rows, seed), oracle=oracle, workers=workers)
+        numbers = sample_rows(self.status.size, rows, seed)
+        return self.verify_numbers(numbers, oracle=oracle, workers=workers, first=self.first)
 
     def verify_numbers(self, numbers: np.ndarray, *, oracle: str, workers: int, first: int = 0) -> Verification:
         """`verify` for given rows, which the table calls `first` + their number."""

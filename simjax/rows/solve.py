@@ -17,16 +17,17 @@ from simjax._typing import ArrayLike, MatrixLike
 from simjax._warnings import warn
 from simjax.rows.attempts import RowBlock, Start
 from simjax.rows.blocks import AnswersOfBlocks, BlockAnswers
-from simjax.rows.checkpoint import Checkpoint
+from simjax.rows.checkpoint import Checkpoint, Origin
 from simjax.rows.constraints import Constraint
 from simjax.rows.engines import Engine, choose
-from simjax.rows.fingerprint import fingerprint
+from simjax.rows.fingerprint import fingerprint, fingerprint_of_rows, refuse_own_penalty
 from simjax.rows.memory import TASK_ROWS, kept_block_memory, row_blocks
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import Penalty
 from simjax.rows.pool import Pool
 from simjax.rows.problem import RowProblem, RowSource, row_problem
 from simjax.rows.progress import ProgressCallback, Reporter
+from simjax.rows.shards import Shard, announced, overlaps, overlaps_in_words
 from simjax.rows.solution import Solution
 from simjax.rows.spread import Task, solve_by
 from simjax.rows.status import ConvergenceWarning, Status, convergence_message
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 _DEFAULTS = SolveOptions()
+_NOBODY = Origin()
 
 
 def solve_rows(
@@ -61,6 +63,7 @@ def solve_rows(
     checkpoint: str | os.PathLike[str] | None = SolveOptions.checkpoint,
     executor: Executor | Callable[[], Executor] | Pool | None = SolveOptions.executor,
     history: bool = SolveOptions.history,
+    shard: tuple[int, int] | None = None,
 ) -> Solution:
     """Solve R independent rows over one design, all at once.
 
@@ -79,11 +82,12 @@ def solve_rows(
         given twice, and samples of weight 0 are left out, under exact matching too. None means ones.
       fit_intercept: whether each row has an intercept, φᵀw + b, free of penalty, constraint and support. Nothing is
         added to the design: means are removed, and the certificate is that of the whole problem (docs/theory.md).
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor, history: see
-        `SolveOptions`.
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor, history,
+        shard: see `SolveOptions`.
 
     Returns:
-      A `Solution`. Rows that miss `tol` carry another status than SOLVED, and one `ConvergenceWarning` is issued.
+      A `Solution`, of the shard's rows alone where there is one. Rows that miss `tol` carry another status than
+      SOLVED, and one `ConvergenceWarning` is issued.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
@@ -103,7 +107,16 @@ def solve_rows(
         checkpoint=checkpoint,
         executor=executor,
         history=history,
+        shard=shard,
     )
+    arguments = {
+        "loss_weight": loss_weight,
+        "penalty": penalty,
+        "constraint": constraint,
+        "support": support,
+        "sample_weight": sample_weight,
+        "fit_intercept": fit_intercept,
+    }
     problem = row_problem(
         design,
         targets,
@@ -115,7 +128,7 @@ def solve_rows(
         sample_weight=sample_weight,
         fit_intercept=fit_intercept,
     )
-    return solve_problem(problem, options)
+    return solve_problem(problem, options, origin=Origin(arguments))
 
 
 def solve_problem(
@@ -124,12 +137,14 @@ def solve_problem(
     *,
     workspace: Workspace | None = None,
     start: Start | None = None,
+    origin: Origin = _NOBODY,
 ) -> Solution:
     """Solve a `RowProblem`, or what a `RowSource` makes of one, as `solve_rows` does.
 
     Args:
       workspace: of the same design, where it is solved over more than once.
       start: where to begin; any weights and dual points are safe.
+      origin: what a checkpoint is told beside the problem.
     """
     options.check(problem.matching)
     engine, pool = choose(options), options.pool
@@ -138,29 +153,32 @@ def solve_problem(
         workspace = Workspace(problem.design)
     workspace.check(problem)
     blocks = _blocks(problem, options, engine)
+    numbers = range(len(blocks))
+    if options.shard is not None:
+        shard = Shard.make(options.shard)
+        shard.check(blocks, problem.design.shape)
+        numbers = shard.blocks(len(blocks))
     if len(blocks) == 1 and isinstance(problem, RowSource):
         problem = problem.take(blocks[0])
-    kept = None
-    if options.checkpoint is not None:
-        mark = fingerprint(problem, options, engine, start, blocks[0].size)
-        kept = Checkpoint.open(Path(options.checkpoint), mark, len(blocks))
-    reporter = Reporter(options.progress, problem.count)
+    divided = _Divided(problem, start, blocks)
     # What type they have follows from the arguments alone, not from the memory that happens to be free.
-    answers = AnswersOfBlocks(len(blocks), sparse=options.max_memory is not None and len(blocks) > 1)
-    _solve_blocks(problem, blocks, workspace, options, engine, start, kept, reporter, answers)
+    sparse = options.max_memory is not None and len(blocks) > 1
+    kept = None if options.checkpoint is None else _checkpoint(divided, numbers, options, engine, origin, sparse)
+    first, stop = int(blocks[numbers[0]][0]), int(blocks[numbers[-1]][-1]) + 1
+    reporter = Reporter(options.progress, stop - first)
+    answers = AnswersOfBlocks(len(numbers), sparse=sparse)
+    _solve_blocks(divided, numbers, workspace, options, engine, kept, reporter, answers)
     found = answers.joined()
-    certificate, status = found.certificate, found.status
-    if problem.centring is not None:
-        certificate = dataclasses.replace(certificate, dual=problem.centring.orthogonal(certificate.dual))
-    if np.any(status != Status.SOLVED):
+    if np.any(found.status != Status.SOLVED):
         limited = found.passes >= options.max_iters
-        warn(convergence_message(status, certificate, options.tol, options.solver, limited), ConvergenceWarning)
+        message = convergence_message(found.status, found.certificate, options.tol, options.solver, limited)
+        warn(message, ConvergenceWarning)
     return Solution(
-        problem=problem,
+        problem=problem if stop - first == problem.count else problem.part(np.arange(first, stop)),
         weights=found.weights,
-        intercept=None if problem.centring is None else problem.centring.intercept(found.weights),
-        certificate=certificate,
-        status=status,
+        intercept=found.intercept,
+        certificate=found.certificate,
+        status=found.status,
         solver=options.solver,
         passes=found.passes,
         newton_steps=found.newton_steps,
@@ -169,7 +187,27 @@ def solve_problem(
         seconds=time.perf_counter() - began,
         tol=options.tol,
         history=found.history,
+        first=first,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Divided:
+    """The rows of a solve in blocks."""
+
+    problem: RowProblem | RowSource
+    start: Start | None
+    blocks: list[np.ndarray]  # the numbers of the rows of each
+
+    def take(self, number: int) -> tuple[RowProblem, Start | None]:
+        """The rows of a block, and where they begin."""
+        rows, alone = self.blocks[number], len(self.blocks) == 1
+        part = self.problem if alone and isinstance(self.problem, RowProblem) else self.problem.take(rows)
+        return part, None if self.start is None else self.start.take(rows)
+
+    def digests(self, number: int) -> dict[str, str]:
+        """Of what the rows of a block have of their own."""
+        return fingerprint_of_rows(*self.take(number))
 
 
 def _blocks(problem: RowProblem | RowSource, options: SolveOptions, engine: Engine) -> list[np.ndarray]:
@@ -182,43 +220,63 @@ def _blocks(problem: RowProblem | RowSource, options: SolveOptions, engine: Engi
     return row_blocks(problem.count, shape, limit, engine.devices, most)
 
 
+def _checkpoint(
+    divided: _Divided, numbers: range, options: SolveOptions, engine: Engine, origin: Origin, sparse: bool
+) -> Checkpoint:
+    """The folder in which blocks are kept, made or compared; with a shard it is told that the shard has begun."""
+    problem, block = divided.problem, divided.blocks[0].size
+    refuse_own_penalty(problem.take(np.arange(1)).penalty)  # before there is a folder
+    mark = fingerprint(problem, options, engine, block, origin.arguments)
+    about = {**origin.about, "sparse": sparse}
+    kept = Checkpoint(Path(os.fspath(options.checkpoint or "")), mark, problem.count, block, about)
+    kept.begin(numbers, divided.digests)
+    if options.shard is not None:
+        shard = Shard.make(options.shard)
+        shard.announce(kept.folder)
+        found = overlaps(announced(kept.folder), kept.count, kept.block, kept.rows)
+        mine = [pair for pair in found if shard in pair]
+        if mine:
+            warn(overlaps_in_words(mine, kept.folder), UserWarning)
+    return kept
+
+
 def _solve_blocks(
-    problem: RowProblem | RowSource,
-    blocks: list[np.ndarray],
+    divided: _Divided,
+    numbers: range,
     workspace: Workspace,
     options: SolveOptions,
     engine: Engine,
-    start: Start | None,
     kept: Checkpoint | None,
     reporter: Reporter,
     answers: AnswersOfBlocks,
 ) -> None:
-    """Put the answers to all blocks where they belong: those that are kept, then those that are solved."""
+    """Put the answers to these blocks where they belong: those that are kept, then those that are solved."""
 
-    def made(number: int) -> tuple[RowProblem, Start | None]:
-        rows = blocks[number]
-        part = problem if len(blocks) == 1 and isinstance(problem, RowProblem) else problem.take(rows)
-        return part, None if start is None else start.take(rows)
+    def put(number: int, found: BlockAnswers) -> None:
+        answers.put(number - numbers.start, found)
+        reporter.done += divided.blocks[number].size
 
     def done(number: int, found: BlockAnswers, told: str | None = None) -> None:
-        answers.put(number, found if kept is None or told == "checkpoint" else kept.save(number, found))
+        if kept is not None:
+            found = kept.save(number, found, divided.digests(number))
         if told is not None:
             _report(found, reporter, told)
-        reporter.done += blocks[number].size
+        put(number, found)
 
     missing = []
-    for number in range(len(blocks)):
+    for number in numbers:
         found = None if kept is None else kept.load(number)
         if found is None:
             missing.append(number)
         else:
-            done(number, found, "checkpoint")
+            _report(found, reporter, "checkpoint")
+            put(number, found)
     if options.pool is None:
         for number in missing:
-            part, part_start = made(number)
+            part, part_start = divided.take(number)
             done(number, RowBlock.make(part, workspace, options, engine, reporter).answered(part_start))
     else:
-        tasks = [Task(number, blocks[number], functools.partial(made, number)) for number in missing]
+        tasks = [Task(number, divided.blocks[number], functools.partial(divided.take, number)) for number in missing]
         told = functools.partial(done, told="executor")
         solve_by(options.pool, tasks, workspace, options.of_a_worker(engine.name), told)
 

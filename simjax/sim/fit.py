@@ -158,15 +158,19 @@ def fit_plan(
     """
     if plan.rank is not None:
         return _fit_low_rank(plan, plan.rank, workspace, start, options)
-    solutions = [solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start)]
+    origin = plan.origin
+    solutions = [solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start, origin=origin)]
+    origin = dataclasses.replace(origin, about={})  # of the rows above alone a model is made without the states
     if "support" in plan.refits:
         rows_on_support = plan.rows_on_support(solutions[-1].weights)
-        solutions.append(solve_problem(rows_on_support, options.stage("support"), workspace=workspace))
+        on_support = options.stage("support")
+        solutions.append(solve_problem(rows_on_support, on_support, workspace=workspace, origin=origin))
     last, every = solutions[-1], np.arange(plan.states.n + plan.states.q)
     weights, intercept, certificate, status = last.weights, last.intercept, last.certificate, last.status
     sources = [CertifiedBlock(last, every, every)]
     if "outputs" in plan.refits:
-        solutions.append(solve_problem(plan.output_rows(weights, intercept), options.stage("outputs")))
+        output_rows = plan.output_rows(weights, intercept)
+        solutions.append(solve_problem(output_rows, options.stage("outputs"), origin=origin))
         upper, rows = every[: plan.states.n], every[plan.states.n :]
         sources = [CertifiedBlock(last, upper, upper), CertifiedBlock(solutions[-1], rows, rows - plan.states.n)]
         last = solutions[-1]
@@ -194,10 +198,11 @@ def _fit_low_rank(
 ) -> FitResult:
     """A = L Rᵀ: R from a fit without a limit on the rank, then the rows of (L B) for that R; (C D) stay as they are."""
     n, every = plan.states.n, np.arange(plan.states.n + plan.states.q)
-    first = solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start)
+    origin = plan.origin
+    first = solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start, origin=origin)
     design = plan.samples[0]
     basis = reduced_rank_basis(dense_rows(first.weights[:n])[:, :n], design[:, :n], rank)
-    upper = solve_problem(plan.rows_of_low_rank(basis), options.stage("low-rank"))
+    upper = solve_problem(plan.rows_of_low_rank(basis), options.stage("low-rank"), origin=origin)
     factor = dense_rows(upper.weights)
     weights = dense_rows(first.weights).copy()
     weights[:n] = np.concatenate([factor[:, :rank] @ basis.T, factor[:, rank:]], axis=1)

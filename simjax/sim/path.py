@@ -142,7 +142,7 @@ def path(
         )
     if groups is not None and alpha_weights is not None:
         raise ValueError("alpha_weights must be left alone with a GroupL1, whose alpha has one for each group.")
-    unknown = sorted(set(options) - ((_PLAN_NAMES | _SOLVE_NAMES) - {"mu"}))
+    unknown = sorted(set(options) - ((_PLAN_NAMES | _SOLVE_NAMES) - {"mu", "shard"}))
     if unknown:
         raise TypeError(f"path got unknown arguments: {', '.join(unknown)}.")
     mu_ratio = None if mu_ratio is None else positive_scalar("mu_ratio", mu_ratio)

@@ -13,11 +13,14 @@ from simjax._checks import choice, positive_scalar
 from simjax._typing import Weights
 from simjax.implicit.matrices import model_rows
 from simjax.implicit.model import ImplicitModel
+from simjax.implicit.tensors import tensors_of_model
 from simjax.rows.centring import Centring, checked_sample_weight
+from simjax.rows.checkpoint import Origin
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import NoPenalty, Penalty, take_rows
 from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, prepared_samples, rows_over
 from simjax.rows.solution import dense_rows
+from simjax.sim.form import ModelForm
 from simjax.sim.low_rank import LowRank
 from simjax.sim.options import (
     CONSTRAINTS,
@@ -86,6 +89,8 @@ class Plan:
     intercept: str
     refits: tuple[str, ...]
     settings: dict[str, Any]
+    given: States | StreamedStates  # in the units of the caller
+    stated: PlanOptions
 
     @classmethod
     def make(cls, states: States | StreamedStates, options: PlanOptions, like: Plan | None = None) -> Plan:
@@ -172,6 +177,8 @@ class Plan:
             intercept=intercept,
             refits=refits,
             settings=settings,
+            given=states,
+            stated=options,
         )
 
     @property
@@ -224,22 +231,27 @@ class Plan:
 
     def model(self, weights: Weights, intercept: np.ndarray | None, settings: dict[str, Any]) -> ImplicitModel:
         """The rows (n + q, d), and their intercepts (n + q,), as a model in the units in which ‖A‖∞ ≤ kappa holds."""
-        n, p = self.states.n, self.states.p
-        if self.intercept == "penalised":
-            intercept = dense_rows(weights[:, [-1]])[:, 0]
-        upper, lower = weights[:n], weights[n:]
-        layers = {"layer_sizes": list(self.support.layer_sizes)} if self.support.kind == "architecture" else {}
-        model = ImplicitModel(
-            upper[:, :n],
-            upper[:, n : n + p],
-            lower[:, :n],
-            lower[:, n : n + p],
-            activation=self.states.activation,
-            b=None if intercept is None else intercept[:n],
-            c=None if intercept is None else intercept[n:],
-            metadata={"fit": settings, **layers},
-        )
-        return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
+        return self.form.model(weights, intercept, settings)
+
+    @property
+    def form(self) -> ModelForm:
+        """How the rows lie in the model."""
+        layers = list(self.support.layer_sizes) if self.support.kind == "architecture" else None
+        return ModelForm(self.states.n, self.states.p, self.states.activation, self.intercept, self.scale, layers)
+
+    @property
+    def origin(self) -> Origin:
+        """What a checkpoint of these rows is told: every argument that they follow from, and how they make a model."""
+        states = self.given
+        arguments = {
+            field.name: getattr(self.stated, field.name)
+            for field in dataclasses.fields(self.stated)
+            if field.name != "refit"  # which comes after these rows
+        }
+        arguments |= {name: getattr(states, name) for name in ("activation", "layer_sizes", "has_biases")}
+        arguments["baseline"] = None if states.baseline is None else tensors_of_model(states.baseline)[0]
+        about = {"form": self.form.as_json(), "settings": {**self.settings, "refit": []}}
+        return Origin(arguments, {} if self.rank is not None else {"fit": about})
 
     def weights(self, model: ImplicitModel) -> tuple[np.ndarray, np.ndarray | None]:
         """The rows (n + q, d) of a model and their free intercepts in the units of the fit: the inverse of `model`."""

@@ -69,8 +69,8 @@ def recertify(
 
     Raises:
       TypeError: if result is not a `FitResult`, or a batch not `States`.
-      ValueError: if the fit regenerated its outputs or was of low rank, or the batches do not fit the model or each
-        other.
+      ValueError: if the fit regenerated its outputs, was of low rank or merged of shards, or the batches do not fit
+        the model or each other.
     """
     if not isinstance(result, FitResult):
         raise TypeError(f"result must be a FitResult, got {type(result).__name__}.")
@@ -80,6 +80,8 @@ def recertify(
         )
     if result.factors is not None:
         raise ValueError("result is of low rank: the rows of (L B) are over states of their own; use FitResult.verify.")
+    if not result.solutions:
+        raise ValueError("result is a merged fit, which has no rows to recertify; use verify_model.")
     problem = result.solutions[-1].problem
     if isinstance(problem, RowSource):
         problem = problem.all()

@@ -38,7 +38,8 @@ class FitResult(Value):
       weights: (n + q, d), the rows as they were solved, in the units of the fit (d = n + p, + 1 with a penalised
         intercept); CSR, like the model, where `max_memory` was given and only allowed for blocks of rows.
       intercept: (n + q,), the free intercepts of the rows in these units, b and c of the model; None without.
-      solutions: the solves in the order they ran; the last one to touch a row is the one certified here.
+      solutions: the solves in the order they ran; the last one to touch a row is the one certified here. None of a
+        fit that was merged: they ran elsewhere.
       settings: the arguments of the fit, as stored in the model's metadata.
       sources: for each block of rows, the solve that certifies them, their numbers here, and their numbers there.
       factors: L (n, r) and R (n, r) with A = L Rᵀ, in the units of the model, of a fit of low rank; otherwise None.
@@ -94,7 +95,10 @@ class FitResult(Value):
 
         Raises:
           OracleUnavailable: if the oracle's package or licence is missing.
+          ValueError: of a fit that was merged, which has no samples.
         """
+        if not self.sources:
+            raise ValueError("a merged fit has no samples to verify it on: use verify_model(result.model, states).")
         numbers = sample_rows(self.status.size, rows, seed)
         parts = []
         for source in self.sources:
@@ -120,6 +124,8 @@ class FitResult(Value):
             parts[1] += " certificates of (A B) are those of L and B for this R"
         if self.settings["constraint"] == "metzler" and self.settings["eta"] is None:
             parts[-1] += f", μ∞(A) = {matrix_measure(model.to_dense().A):.6f}"
+        if not self.solutions:
+            parts.append(f"rows            {certified_rows(self.status, self.settings['tol'], self.certificate)}")
         for number, solution in enumerate(self.solutions, start=1):
             if len(self.solutions) > 1:
                 parts.append(f"-- solve {number} of {len(self.solutions)}")

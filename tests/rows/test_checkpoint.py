@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
+import re
 import resource
 import shutil
 import signal
@@ -117,12 +118,16 @@ OTHER: dict[str, Any] = {
 }
 
 
-def mark(**changed: Any) -> fingerprints.Fingerprint:
-    options = {field.name for field in dataclasses.fields(SolveOptions)}
-    arguments = {"design": DESIGN, "targets": TARGETS, **STATED, **changed}
-    solve_options = SolveOptions(**{name: value for name, value in arguments.items() if name in options})
-    stated = row_problem(**{name: value for name, value in arguments.items() if name not in options})
-    return fingerprints.fingerprint(stated, solve_options, choose(solve_options), None, 10)
+ARGUMENTS = ("loss_weight", "penalty", "constraint", "support", "sample_weight", "fit_intercept")
+
+
+def refusal(tmp_path: Path, **changed: Any) -> str:
+    """What a folder says that was begun with the arguments above."""
+    if not (tmp_path / "folder").exists():
+        solve(tmp_path / "folder")
+    with pytest.raises(ValueError, match="what differs") as caught:
+        solve(tmp_path / "folder", **changed)
+    return str(caught.value).split("what differs: ")[1].removesuffix(". Give the same arguments, or another folder.")
 
 
 def test_every_argument_is_tried_or_said_to_have_no_effect() -> None:
@@ -133,19 +138,55 @@ def test_every_argument_is_tried_or_said_to_have_no_effect() -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_what_differs_is_named(name: str) -> None:
-    differences = mark(**{name: OTHER[name]}).differences(mark())
-    seen = "design" if name == "sample_weight" else name  # weights are in the samples
-    assert any(difference.split(" (")[0] == seen for difference in differences)
-    samples = {"design", "targets"}
-    also = {"mesh": {"engine"}, "matching": set(), "max_memory": set()}
-    also |= {"sample_weight": samples, "fit_intercept": samples}
-    assert {difference.split(" (")[0] for difference in differences} - {name} <= also.get(name, set())
+def test_what_differs_is_named_and_nothing_else(name: str, tmp_path: Path) -> None:
+    found = refusal(tmp_path, **{name: OTHER[name]})
+    wanted = {"targets": "targets of rows 30 to 39", "mesh": "engine, mesh"}.get(name, name)
+    assert re.sub(r" \([^)]* there, [^)]* here\)", "", found) == wanted
+
+
+def test_what_differs_at_once_is_named_together(tmp_path: Path) -> None:
+    targets, design = OTHER["targets"], OTHER["design"]
+    assert refusal(tmp_path, tol=1e-7, targets=targets) == "tol (1e-06 there, 1e-07 here), targets of rows 30 to 39"
+    assert refusal(tmp_path, tol=1e-7, design=design) == "tol (1e-06 there, 1e-07 here), design"
+    assert refusal(tmp_path, loss_weight=2.0, design=design) == "loss_weight (1.0 there, 2.0 here)"
+    assert refusal(tmp_path, targets=TARGETS[:, :-1]) == "rows (40 there, 39 here)"
+    assert refusal(tmp_path, penalty=simjax.Ridge(0.5)) == "penalty"
+
+
+def mark(**changed: Any) -> fingerprints.Fingerprint:
+    options = {field.name for field in dataclasses.fields(SolveOptions)}
+    arguments = {"design": DESIGN, "targets": TARGETS, **STATED, **changed}
+    solve_options = SolveOptions(**{name: value for name, value in arguments.items() if name in options})
+    stated = row_problem(**{name: value for name, value in arguments.items() if name not in options})
+    given = {name: value for name, value in arguments.items() if name in ARGUMENTS}
+    return fingerprints.fingerprint(stated, solve_options, choose(solve_options), 10, given)
 
 
 def test_what_has_no_effect_is_not_looked_at(tmp_path: Path) -> None:
-    assert mark(progress=print, checkpoint=tmp_path, executor=ThreadPoolExecutor).differences(mark()) == []
+    without = {"progress": print, "checkpoint": tmp_path, "executor": ThreadPoolExecutor, "shard": (1, 2)}
+    assert mark(**without).differences(mark()) == []
     assert mark(engine="numpy").differences(mark()) == []  # as "auto" is here
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (0.5, np.float64(0.5), 0.25),
+        (np.float32(0.5), jax.numpy.asarray(0.5), 0),
+        ([0.5, 0.25], np.array([0.5, 0.25]), [0.25, 0.5]),
+        (simjax.L1(0.5), simjax.L1(np.array(0.5)), simjax.ElasticNet(0.5, 0.0)),
+        (simjax.L1Ball(0.9), simjax.L1Ball(0.9), simjax.L1Ball(0.9, size=3)),
+        (True, True, 1.0),
+        ("l1", "l1", "ridge"),
+        (("support",), ["support"], None),
+    ],
+)
+def test_an_argument_is_told_by_its_value(one: Any, same: Any, other: Any) -> None:
+    def stated(value: Any) -> dict[str, str]:
+        problem, options = row_problem(DESIGN, TARGETS, penalty=simjax.L1(0.5)), SolveOptions()
+        return fingerprints.fingerprint(problem, options, choose(options), 10, {"value": value}).digests
+
+    assert stated(one) == stated(same) != stated(other)
 
 
 def test_values_are_told_apart() -> None:
@@ -164,8 +205,7 @@ def test_values_are_told_apart() -> None:
 def test_another_problem_is_refused_and_its_folder_left_alone(tmp_path: Path) -> None:
     solve(tmp_path / "folder")
     before = {file.name: file.read_bytes() for file in (tmp_path / "folder").iterdir()}
-    with pytest.raises(ValueError, match=r"differs: tol \(1e-06 there, 1e-07 here\), targets\. Give"):
-        solve(tmp_path / "folder", tol=1e-7, targets=2.0 * TARGETS)
+    refusal(tmp_path, tol=1e-7, targets=2.0 * TARGETS)
     assert {file.name: file.read_bytes() for file in (tmp_path / "folder").iterdir()} == before
 
 

@@ -42,7 +42,9 @@ def test_a_fit_with_refits_goes_on(states: simjax.States, tmp_path: Path, solves
     (tmp_path / "fit" / "support" / "block-000001.safetensors").unlink()
     assert_same(simjax.fit(states, "l1", **arguments, checkpoint=str(tmp_path / "fit")), wanted)
     assert solves == [7]
-    with pytest.raises(ValueError, match=r"fit/rows is that of another problem .* differs: penalty\. Give"):
+    with pytest.raises(
+        ValueError, match=r"fit/rows is that of another problem .* differs: alpha \(0\.05 there, 0\.06 here\)\. Give"
+    ):
         simjax.fit(states, "l1", **{**arguments, "alpha": 0.06}, checkpoint=tmp_path / "fit")
 
 

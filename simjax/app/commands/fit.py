@@ -17,10 +17,11 @@ from simjax.app.arguments import (
     States,
     check_output,
     fit_arguments,
-    place_of,
+    shard_of,
     with_fit_options,
 )
 from simjax.app.exits import exit_by, reporting
+from simjax.app.saving import save_fit
 
 with needs("cli", "typer", "the command simjax"):
     import typer
@@ -30,33 +31,48 @@ with needs("cli", "typer", "the command simjax"):
 def fit(
     states: States,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="Where to save the model.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="MODEL.safetensors", help="Where to save the model; not with --shard."),
+    ] = None,
     alpha: Alpha = DEFAULT_ALPHA,
     mu: Annotated[
         float | None, typer.Option(help="Second weight of perspective and elastic_net (default: alpha).")
     ] = None,
     checkpoint: Checkpoint = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Solve shard K of N alone, into the checkpoint; then: simjax merge."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Fit an implicit model to saved states and certify every row of it."""
     with reporting() as saved:
-        check_output(output, force)
-        arguments = fit_arguments(options)
+        if shard is not None:
+            part = shard_of(shard, output, checkpoint)
+        elif output is not None:
+            check_output(output, force)
+        else:
+            raise ValueError("--output MODEL.safetensors is needed: where to save the model.")
+        arguments = {"alpha": alpha, "mu": mu, "checkpoint": checkpoint, **fit_arguments(options)}
         loaded = simjax.States.load(states)
         if checkpoint is not None:
             saved.append(checkpoint)
         with display.Display(saved) as observer:
-            observer.stage("Fit")
-            result = simjax.fit(loaded, alpha=alpha, mu=mu, progress=observer.rows, checkpoint=checkpoint, **arguments)
-        place = place_of(output, result.converged)
-        result.model.save(place, overwrite=force)
-        saved.append(place)
-        report = reports.fit_report(result, loaded, place)
+            if output is not None:
+                observer.stage("Fit")
+                result = simjax.fit(loaded, progress=observer.rows, **arguments)
+            else:
+                observer.stage(f"Shard {shard}")
+                solution = simjax.fit_shard(loaded, shard=part, progress=observer.rows, **arguments)
+        if output is not None:
+            save_fit(result, loaded.baseline, output, saved, str(states), force=force, as_json=as_json)
+            exit_by(result.converged)
+            return
+        report = reports.shard_report(solution, str(shard), str(checkpoint))
         if as_json:
             display.print_json(report)
         else:
-            display.print_fit(f"Implicit model of {states}", report)
-        exit_by(result.converged)
+            display.print_shard(f"Shard {shard} of the fit to {states}", report)
+        exit_by(solution.converged)
