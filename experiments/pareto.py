@@ -39,10 +39,10 @@ from simjax.rows.penalties import NoPenalty
 from simjax.rows.solution import dense_rows
 from simjax.rows.statistics import SufficientStatistics
 from simjax.rows.workspace import Workspace
-from simjax.sim.fit import fit_plan
 from simjax.sim.options import PlanOptions
 from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
+from simjax.sim.solve_plan import fit_plan
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
 

@@ -19,6 +19,10 @@ from simjax._checks import is_traced
 T = TypeVar("T", bound=type)
 
 
+class Unstated(float):
+    """A default that can be told from the same number given by the user."""
+
+
 class Value:
     """Mixin of frozen dataclasses made with eq=False and repr=False."""
 

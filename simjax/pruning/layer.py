@@ -8,6 +8,7 @@ import numpy as np
 
 from simjax._checks import choice, positive_scalar
 from simjax._typing import ArrayLike
+from simjax._values import Unstated
 from simjax.pruning.cardinality import cardinality_support
 from simjax.pruning.patterns import Pattern
 from simjax.pruning.problem import LayerProblem
@@ -20,11 +21,7 @@ from simjax.rows.solve import solve_problem
 METHODS = ("auto", "cardinality")
 
 
-class _Unstated(float):
-    """A default that can be told from the same number given by the user."""
-
-
-_SPARSITY = _Unstated(0.8)
+_SPARSITY = Unstated(0.8)
 
 
 def prune_layer(
@@ -69,7 +66,7 @@ def prune_layer(
     choice("method", method, METHODS)
     options = SolveOptions(tol=positive_scalar("tol", tol))
     problem = LayerProblem.make(inputs, weight, bias, targets)
-    allowed = Pattern.make(pattern, sparsity, problem.weight.shape, stated=not isinstance(sparsity, _Unstated))
+    allowed = Pattern.make(pattern, sparsity, problem.weight.shape, stated=not isinstance(sparsity, Unstated))
     if allowed.name == "rows":
         if method != "auto":
             raise ValueError(f"method must be 'auto' for pattern 'rows', which needs no other; got {method!r}.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from simjax._checks import choice, float_array, positive_scalar
 from simjax._typing import ArrayLike
+from simjax._values import Unstated
 from simjax.rows.penalties import OBJECTIVES, Penalty
 from simjax.sim.low_rank import LowRank
 from simjax.states.states import Rescale, States
@@ -26,11 +27,7 @@ _USES_MU = ("perspective", "elastic_net")
 SYNONYMS = {"lasso": "l1", "elasticnet": "elastic_net", "l2": "ridge", "tikhonov": "ridge", "ols": "least_squares"}
 
 
-class _Unstated(float):
-    """A default that can be told from the same number given by the user."""
-
-
-_ALPHA = _Unstated(1e-3)
+_ALPHA = Unstated(1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +50,11 @@ class PlanOptions:
     sample_weight: ArrayLike | None = None
     fit_intercept: bool | str = "auto"
     refit: str | Sequence[str] | None = None
+
+    @property
+    def alpha_unstated(self) -> bool:
+        """Whether alpha was left to its default."""
+        return isinstance(self.alpha, Unstated)
 
 
 def check_low_rank(rank: int, states: States | StreamedStates, options: PlanOptions) -> None:
@@ -118,7 +120,7 @@ def checked_penalty(options: PlanOptions, states: States | StreamedStates, inter
         name = getattr(objective, "__name__", None)
         got = repr(objective) if name is None else f"{name} itself, which makes them: call it, as in {name}(1e-3)"
         raise TypeError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))} or a penalty object, got {got}.")
-    if mu is not None or not isinstance(alpha, _Unstated):
+    if mu is not None or not isinstance(alpha, Unstated):
         raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
     return objective
 

@@ -13,16 +13,15 @@ from simjax._typing import ArrayLike
 from simjax._values import Value, html_table, text_table
 from simjax.rows.attempts import Start
 from simjax.rows.group_penalty import GroupL1
-from simjax.rows.memory import row_blocks
 from simjax.rows.options import SolveOptions
-from simjax.rows.penalty_range import slope_factor
 from simjax.rows.solution import dense_rows
 from simjax.rows.status import Status
 from simjax.rows.workspace import Workspace
-from simjax.sim.fit import fit_plan
 from simjax.sim.options import PlanOptions
 from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
+from simjax.sim.solve_plan import fit_plan
+from simjax.sim.sparsity import largest_alpha
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
 
@@ -167,7 +166,8 @@ def path(
     like = None
     if own_grid:
         like = plan_of(1.0, None)
-        values = np.geomspace(largest := _largest_alpha(like, solve.max_memory), largest * ratio, points)
+        largest = largest_alpha(like, solve.max_memory, "path needs alphas or kappas")
+        values = np.geomspace(largest, largest * ratio, points)
     plans: dict[int, Plan] = {}
     for position, value in enumerate(values.tolist()):
         plans[position] = like = plan_of(value, like)
@@ -197,20 +197,3 @@ def _values(name: str, given: Sequence[float] | None) -> np.ndarray:
     if values.ndim != 1 or values.size == 0 or np.any(values <= 0.0) or np.any(values >= below):
         raise ValueError(f"{name} must be a sequence of numbers in (0, {below:g}), got {values!r}.")
     return values
-
-
-def _largest_alpha(plan: Plan, max_memory: float | None) -> float:
-    """The smallest α for which all weights are zero, of the plan with α = 1 times the `alpha_weights`.
-
-    Raises:
-      ValueError: if there is none from which a grid could begin.
-    """
-    if plan.matching == "exact":
-        raise ValueError("path needs alphas under matching='exact': which weights are zero does not depend on alpha.")
-    source = plan.rows()
-    blocks = row_blocks(source.count, source.design.shape, max_memory)
-    largest = float(max(slope_factor(source.take(numbers)).max() for numbers in blocks))
-    if not 0.0 < largest < np.inf:
-        why = "no alpha makes all weights zero" if largest > 0.0 else "any alpha makes all weights zero"
-        raise ValueError(f"path needs alphas or kappas, as {why} for objective {plan.settings['objective']!r} here.")
-    return largest

@@ -118,6 +118,9 @@ class FitResult(Value):
             f"nonzeros        {model.nonzeros} of {total}",
             f"well-posedness  ‖A‖∞ = {model.well_posedness:.6f}",
         ]
+        found = self.settings.get("sparsity")
+        if found is not None:
+            parts[1] += f", sparsity {found['reached']:.4f} of {found['of']} by alpha = {self.settings['alpha']:.4g}"
         if self.factors is not None:
             L, _ = self.factors
             parts.insert(1, f"low rank        A = L Rᵀ, rank {L.shape[1]}, {np.count_nonzero(L)} nonzeros in L; the")

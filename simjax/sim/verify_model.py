@@ -19,8 +19,9 @@ from simjax.sim.supports import SUPPORTS
 from simjax.states.states import States
 from simjax.states.streamed import StreamedStates
 
-_OF_THE_SOLVE = {"solver", "tol"}  # settings that do not say what is solved
-_SINCE_0_1 = {"constraint", "eta", "sample_weight"}  # settings that models of version 0.1 do not have
+_OF_THE_SOLVE = {"solver", "tol", "sparsity"}  # settings that do not say what is solved
+# Models of version 0.1 lack the first three; only a fit to a sparsity has the last.
+_MAY_LACK = {"constraint", "eta", "sample_weight", "sparsity"}
 
 
 def verify_model(
@@ -92,7 +93,7 @@ def _fit_settings(model: ImplicitModel) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError("model carries no fit settings in its metadata: it does not come from simjax.fit.")
     stated = {field.name for field in dataclasses.fields(PlanOptions)} | _OF_THE_SOLVE
-    unknown, missing = sorted(set(settings) - stated), sorted(stated - set(settings) - _SINCE_0_1)
+    unknown, missing = sorted(set(settings) - stated), sorted(stated - set(settings) - _MAY_LACK)
     if unknown or missing:
         raise ValueError(
             "the fit settings in model's metadata are not those of this version's fit: "

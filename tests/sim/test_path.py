@@ -140,7 +140,7 @@ def test_a_path_makes_its_workspace_once(states, monkeypatch):
     [
         ({"objective": "ridge"}, ValueError, "alphas or kappas, as no alpha makes all weights zero"),
         ({"alpha_weights": np.zeros(23)}, ValueError, "no alpha makes all weights zero"),
-        ({"matching": "exact"}, ValueError, "path needs alphas under matching='exact'"),
+        ({"matching": "exact"}, ValueError, "path needs alphas or kappas under matching='exact'"),
         ({"points": 0}, ValueError, "points"),
         ({"ratio": 1.0}, ValueError, "ratio"),
         ({"alphas": [1.0], "points": 3}, ValueError, "points and ratio are for a path's own grid"),
