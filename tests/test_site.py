@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 import simjax
 
@@ -18,14 +17,6 @@ SHOWN = collections.Counter(
     for page in sorted((ROOT / "docs" / "api").glob("*.md"))
     for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
 )
-
-
-def pages(entry: object) -> list[str]:
-    """All pages under an entry of the navigation."""
-    if isinstance(entry, str):
-        return [entry]
-    parts = entry.values() if isinstance(entry, dict) else entry
-    return [page for part in parts for page in pages(part)]
 
 
 @pytest.mark.parametrize("name", simjax.__all__)
@@ -49,8 +40,8 @@ def test_what_the_reference_shows_exists():
 
 
 def test_every_page_can_be_reached():
-    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    reached = collections.Counter(pages(settings["nav"]))
-    there = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    navigation = re.search(r"^nav:\n(.*?)^plugins:", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE | re.DOTALL)
+    reached = collections.Counter(re.findall(r"\S+\.md", navigation[1]))
+    there = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert set(reached) == there
     assert max(reached.values()) == 1

@@ -82,8 +82,8 @@ def solve_rows(
         given twice, and samples of weight 0 are left out, under exact matching too. None means ones.
       fit_intercept: whether each row has an intercept, φᵀw + b, free of penalty, constraint and support. Nothing is
         added to the design: means are removed, and the certificate is that of the whole problem (docs/theory.md).
-      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor, history,
-        shard: see `SolveOptions`.
+      solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress: see `SolveOptions`.
+      checkpoint, executor, history, shard: see `SolveOptions`.
 
     Returns:
       A `Solution`, of the shard's rows alone where there is one. Rows that miss `tol` carry another status than
