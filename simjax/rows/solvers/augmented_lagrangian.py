@@ -32,7 +32,7 @@ from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_system
 
-MULTIPLIERS = 40  # updates of w
+_MULTIPLIERS = 40  # updates of w
 _NEWTON_STEPS = 30  # for each
 _HALVINGS = 30
 _ARMIJO = 1e-4
@@ -80,14 +80,12 @@ def solve(
     judged: Judge,
     *,
     tol: float,
-    multipliers: int = MULTIPLIERS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Weights (R, d), dual points (R, r), relative gaps (R,) and the Newton steps of each row, (R,).
 
     Args:
       weights, dual: where to begin; any are safe.
       tol: the gap at which a row is done.
-      multipliers: how often w is updated at most.
     """
     count = weights.shape[0]
     every = np.arange(count)
@@ -97,7 +95,7 @@ def solve(
     slopes = np.asarray(factorisation.apply_transpose(y))
     sigma = _first_sigma(w, slopes)
     state = _Rows(rows, w, sigma, y, slopes, np.zeros_like(sigma))
-    for _ in range(multipliers):
+    for _ in range(_MULTIPLIERS):
         open_ = np.flatnonzero(~(best[2] <= tol))
         if open_.size == 0:
             break

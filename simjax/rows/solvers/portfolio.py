@@ -26,7 +26,6 @@ from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
 from simjax.rows.solvers import admm
-from simjax.rows.solvers.augmented_lagrangian import MULTIPLIERS
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.dual_newton import InvertibleGram, invertible_gram
 from simjax.rows.solvers.factor import Factorisation
@@ -44,9 +43,8 @@ from simjax.rows.solvers.tiles import (
 from simjax.rows.solvers.working_set import Columns
 
 _EXACT = 1e-12  # a gap that no polish need lower
-_LAST_MULTIPLIERS = 4  # updates that rows with groups get towards it
 _RANK_OF_A_CHECK, _CHECKS, _FEW_ROWS = 50, (2, 16), 4  # see `Stages.handover`
-_LARGEST_RANK = 3000  # beyond, a system of the interior-point method takes longer than thousands of passes
+_LARGEST_RANK = 3000  # beyond, a system of a second-order method takes longer than thousands of passes
 # The least eigenvalue of KᵀK for Newton's method on the dual: from least squares, and from where so many passes came.
 _FOR_NO_START, _FOR_A_START, _WARM = 1e-9, 1e-11, 2 * CHECK_EVERY
 _NEWTON_ARRAYS = 40  # of a row in Newton's method on the dual, of d numbers each
@@ -138,7 +136,7 @@ def refine(
     stage = Stages(engine, samples, rows, board, reporter, lambda: gram_of(factorisation, unit))
     everything = np.arange(board.count)
     stage.offer(everything, guess, np.zeros_like(board.dual))
-    stage.augmented_lagrangian(everything, board.tol)
+    stage.augmented_lagrangian()
     stage.polish(everything, guess)
 
 
@@ -169,7 +167,7 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
         if passes == _WARM:
             stage.dual_newton(first_order.weights, _FOR_A_START)
         if board.open.size and passes >= (again or stage.handover):
-            stage.augmented_lagrangian(board.open, board.tol)
+            stage.augmented_lagrangian()
             stage.interior_point()
             again = 8 * passes
             if first_order.dtype == np.float32 and board.open.size:  # what resists gets passes in full precision
@@ -328,7 +326,6 @@ class Stages:
         """Polish what passes have solved: where their signs are right, it is exact to rounding, whatever the tile."""
         board = self.board
         rest = np.flatnonzero((board.gap <= board.tol) & (board.gap > _EXACT) & ~board.polished)
-        self.augmented_lagrangian(rest, _EXACT, multipliers=_LAST_MULTIPLIERS)
         self.polish(rest, board.weights)
 
     @property
@@ -349,9 +346,10 @@ class Stages:
         transpose = np.asarray(factorisation.basis) * np.asarray(factorisation.singular_values)
         return transpose, self.host_gram.matrix
 
-    def augmented_lagrangian(self, index: np.ndarray, tol: float, multipliers: int = MULTIPLIERS) -> None:
-        """With groups, Newton's method on augmented Lagrangians, from the best that is known of rows; on the host."""
+    def augmented_lagrangian(self) -> None:
+        """With groups, Newton's method on augmented Lagrangians for the open rows; on the host, whatever the engine."""
         board, engine = self.board, NumpyEngine()
+        index = board.open[np.count_nonzero(board.weights[board.open], axis=1) <= _LARGEST_RANK]
         if index.size == 0 or self.host[1].exact or not isinstance(self.host[1].penalty, GroupPenalty):
             return
         with engine.session():
@@ -361,8 +359,7 @@ class Stages:
                 (self.host[1], (board.weights, board.dual)),
                 index,
                 widths=(*self.widths, None),
-                tol=tol,
-                multipliers=multipliers,
+                tol=board.tol,
             )
         board.newton_steps[index] += steps
         board.offer(index, *found)

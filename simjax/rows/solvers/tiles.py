@@ -76,14 +76,13 @@ def by_augmented_lagrangian(
     start: tuple[np.ndarray, np.ndarray],
     *,
     tol: float,
-    multipliers: int,
 ) -> tuple:
     """Weights, dual points, gaps, and the Newton steps each row took, from weights and dual points to begin with."""
 
     def judged(index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple:
         return judged_inside(factorisation, rows.take_rows(index), weights, dual)
 
-    return augmented_lagrangian.solve(factorisation, gram, rows, *start, judged, tol=tol, multipliers=multipliers)
+    return augmented_lagrangian.solve(factorisation, gram, rows, *start, judged, tol=tol)
 
 
 def gram_of(factorisation: Factorisation, unit: float = 1.0) -> Gram:
