@@ -9,6 +9,7 @@ from simjax.nn.mondeq import MonDEQ
 from simjax.nn.nemon import NEMON
 from simjax.nn.opteq import OptEq
 from simjax.nn.resnet import ResNet
+from simjax.nn.single_index import SingleIndexDEQ
 from simjax.nn.training import RECOMMENDED, TrainingReport, accuracy, train
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MonDEQ",
     "OptEq",
     "ResNet",
+    "SingleIndexDEQ",
     "TrainingReport",
     "accuracy",
     "train",
