@@ -44,7 +44,7 @@ def _estimator(design, alpha, settings):
 
 def _adelie(design, alpha, settings):
     """The same by adelie's path solver, asked for one point of the path."""
-    import adelie
+    adelie = importlib.import_module("adelie")
 
     def fit(target):
         state = adelie.grpnet(
