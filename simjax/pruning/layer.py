@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from simjax._checks import choice, positive_scalar
 from simjax._typing import ArrayLike
 from simjax._values import Unstated
-from simjax.pruning.cardinality import cardinality_support
+from simjax.pruning.adaptive import adaptive_l1
+from simjax.pruning.cardinality import CardinalityProblem
 from simjax.pruning.patterns import Pattern
 from simjax.pruning.problem import LayerProblem
 from simjax.pruning.result import PrunedLayer
@@ -18,7 +20,7 @@ from simjax.rows.options import SolveOptions
 from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_problem
 
-METHODS = ("auto", "cardinality")
+METHODS = ("auto", "cardinality", "l1")
 
 
 _SPARSITY = Unstated(0.8)
@@ -50,8 +52,9 @@ def prune_layer(
       sparsity: the least share of zeros, in [0, 1). Left out with n:m, it is what the pattern leaves zero.
       pattern: "unstructured"; n:m such as "2:4": at most n of each m inputs that follow one another; or "rows": whole
         outputs, those are removed that cost least, which leaves them constant with a bias, and zero without.
-      method: how the support is found: "cardinality" by ADMM on the number of weights of the whole layer; "auto" is
-        that, and for "rows" the choice that is provably best. See docs/pruning.md for what was measured.
+      method: how the support is found: "cardinality" by ADMM on the number of weights of the layer; "l1" as that of an
+        adaptive L1 penalty, certified too, for "unstructured" only, slower and in all that was measured further off;
+        "auto" is "cardinality", and for "rows" the choice that is provably best. See docs/pruning.md.
       tol: relative duality gap at which a refitted row counts as solved.
 
     Returns:
@@ -72,11 +75,19 @@ def prune_layer(
             raise ValueError(f"method must be 'auto' for pattern 'rows', which needs no other; got {method!r}.")
         # A row left out costs ‖t‖², about the mean with a bias, whatever becomes of the others: the choice is exact.
         support = allowed.project(np.sum(problem.targets**2, axis=0)[:, None]) & problem.seen
-        method = "the cost of each row, which is exact"
-    else:
-        support = cardinality_support(problem, allowed)
-        method = "cardinality"
-    return refitted(problem, support, allowed.name, method, options, began)
+        return refitted(problem, support, allowed.name, "the cost of each row, which is exact", options, began)
+    if method == "l1":
+        if allowed.group is not None:
+            raise ValueError(
+                f"pattern must be 'unstructured' for method 'l1', which cannot count groups; got {pattern!r}."
+            )
+        penalised = adaptive_l1(problem, allowed.kept, options)
+        support = dense_rows(penalised.weights) != 0.0
+        pruned = refitted(problem, support, allowed.name, method, options, began)
+        return dataclasses.replace(pruned, penalised=penalised)
+    return refitted(
+        problem, CardinalityProblem.make(problem).support(allowed), allowed.name, "cardinality", options, began
+    )
 
 
 def refitted(

@@ -17,7 +17,8 @@ class PrunedLayer(Value):
     """A sparse layer y = Wx + b and what is proved about it.
 
     What is certified is the refit, a convex problem: no weights on this `support` do better on these inputs, to within
-    the gap of each row. Nothing is claimed of the support itself, which comes from a problem that is not convex.
+    the gap of each row. Nothing is claimed of the support itself, which comes from a problem that is not convex, except
+    with method "l1", where it is that of `penalised`, certified as well.
 
     Attributes:
       weight: W, (out, in), float64, zero outside the support.
@@ -31,6 +32,7 @@ class PrunedLayer(Value):
       unseen: inputs that were zero in all samples, with a bias those that were constant: their weights are zero.
       solution: the refit, its certificate and status, a row for each output, posed on the compressed samples.
       seconds: wall time of all of it.
+      penalised: the rows with an L1 penalty whose support this is, of method "l1"; otherwise None.
     """
 
     weight: np.ndarray
@@ -43,6 +45,7 @@ class PrunedLayer(Value):
     unseen: int
     solution: Solution
     seconds: float
+    penalised: Solution | None = None
 
     @property
     def certificate(self) -> Certificate:
@@ -56,8 +59,8 @@ class PrunedLayer(Value):
 
     @property
     def converged(self) -> bool:
-        """Whether every row is certified to the tolerance."""
-        return self.solution.converged
+        """Whether every row is certified to the tolerance: of the refit, and of `penalised` where there is one."""
+        return self.solution.converged and (self.penalised is None or self.penalised.converged)
 
     @property
     def sparsity(self) -> float:
@@ -84,6 +87,9 @@ class PrunedLayer(Value):
             f"worst gap       {self.certificate.relative_gap.max(initial=0.0):.2e} relative",
             f"time            {self.seconds:.2f} s",
         ]
+        if self.penalised is not None:
+            done = int(np.count_nonzero(self.penalised.status == Status.SOLVED))
+            lines.insert(2, f"support         {done} of {rows} penalised rows certified at {self.penalised.tol:g}")
         if self.unseen:
             which = "zero" if self.bias is None else "constant"
             what = f"{self.unseen} of {width}" if self.unseen < width else "all"

