@@ -49,9 +49,7 @@ def sparsegpt(
         if pattern.group is None:
             saliency = part**2 / np.diagonal(factor) ** 2
             count = round(share * part.size)
-            zero = np.zeros(part.size, dtype=bool)
-            zero[np.argsort(saliency, axis=None, kind="stable")[:count]] = True
-            zero = zero.reshape(part.shape)
+            zero.reshape(-1)[np.argsort(saliency, axis=None, kind="stable")[:count]] = True
         for j in range(stop - start):
             if pattern.group is not None and j % pattern.group[1] == 0:
                 n, m = pattern.group

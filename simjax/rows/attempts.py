@@ -186,6 +186,7 @@ class RowBlock:
         curvature = problem.penalty.curvature / (2.0 * problem.loss_weight[:, None])
         bound = problem.bound
         limits: dict[str, Any] = {} if bound is None else {"omega": bound.omega, "radius": bound.radius}
+        limits["threads"] = getattr(self.engine, "threads", 1)
         with one_thread_each():
             found = solve_supported_rows(
                 problem.design, self.workspace.gram, problem.targets.T, curvature, problem.support, **limits

@@ -65,7 +65,8 @@ class GatheredFactors:
                 continue
             row = first if own else 0
             scale = 1.0 / np.sqrt(np.broadcast_to(squares[row], width)[columns])
-            matrix = gram[columns[:, None], columns] * scale[:, None]
+            matrix = gram.take(columns, axis=0).take(columns, axis=1)  # many times as fast as a pair of index arrays
+            matrix *= scale[:, None]
             matrix *= scale
             matrix.reshape(-1)[:: columns.size + 1] = 1.0  # diag(q) is in the scale
             factor = _cholesky(matrix)
@@ -142,8 +143,11 @@ def project_out(
       ill-conditioned and left as they were.
     """
     projected, good = np.array(duals, dtype=np.float64), np.ones(supports.shape[0], dtype=bool)
-    for rows in row_tiles(supports):
-        if supports[rows].any():
+    reach = np.sqrt(design.shape[0] * np.maximum(np.diagonal(gram), 0.0))
+    limit = _ENOUGH * reach * np.linalg.norm(projected, axis=1, keepdims=True)
+    open_ = np.flatnonzero(np.any(supports & (np.abs(projected @ design) > limit), axis=1))
+    for rows in (open_[tile] for tile in row_tiles(supports[open_])):
+        if rows.size:
             factors = GatheredFactors.of(gram, supports[rows])
             projected[rows], good[rows] = orthogonal(design, gram, factors, supports[rows], projected[rows])
     return projected, good

@@ -67,5 +67,5 @@ def test_bad_arguments_are_named():
         error_curve(inputs, weight, sparsities=[0.5, 0.5])
     with pytest.raises(ValueError, match=r"sparsity must be a number in \[0, 1\)"):
         error_curve(inputs, weight, sparsities=[0.5, 1.0])
-    with pytest.raises(ValueError, match="must not exceed what the curves reach, 0.5"):
+    with pytest.raises(ValueError, match=r"must not exceed what the curves reach, 0\.5"):
         allocate([ErrorCurve(np.array([0.5]), np.ones(1), 1.0, 10, 0.0)], 0.6)

@@ -6,6 +6,7 @@ min_w ½ ‖t − Kw‖² + Σ_j a_j w_j²,   w_j = 0 outside the support:      
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -44,6 +45,7 @@ def solve_supported_rows(
     omega: np.ndarray | None = None,
     tilt: np.ndarray | None = None,
     radius: np.ndarray | None = None,
+    threads: int = 1,
 ) -> SupportedRows:
     """Solve rows whose penalty is a_j w_j² or nothing.
 
@@ -55,16 +57,26 @@ def solve_supported_rows(
       support: boolean (R, d), or None for all coordinates.
       correlations: Kᵀt, (R, d); made of the samples where None.
       omega, tilt, radius: a ball Σ ω|w| + δᵀw ≤ κ that the answers are checked against, not made to meet.
+      threads: over which tiles of rows are spread; large factors are made without the interpreter's lock.
     """
     shape = (targets.shape[0], design.shape[1])
     support = np.ones(shape, dtype=bool) if support is None else support
     curvature = np.reshape(curvature, (1,) * (2 - np.ndim(curvature)) + np.shape(curvature))
     curvature = np.broadcast_to(curvature, (curvature.shape[0], shape[1]))
     weights, residuals, solved = np.zeros(shape), np.array(targets, dtype=np.float64), np.ones(shape[0], dtype=bool)
-    for rows in row_tiles(support):
+
+    def solve_tile(rows: np.ndarray) -> None:
         own = curvature[rows] if curvature.shape[0] > 1 else curvature
         given = targets[rows] @ design if correlations is None else correlations[rows]
         weights[rows], residuals[rows], solved[rows] = _solve(design, gram, targets[rows], own, support[rows], given)
+
+    tiles = row_tiles(support)
+    if threads == 1 or len(tiles) == 1:
+        for rows in tiles:
+            solve_tile(rows)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(solve_tile, tiles))
     outside = np.zeros(shape[0], dtype=bool)
     if radius is not None:
         norm = np.sum((0.0 if omega is None else omega) * np.abs(weights), axis=1)
