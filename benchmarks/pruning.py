@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.pruning_peers import PEERS
@@ -51,7 +52,7 @@ def statistics_of(
                 found[number, name] = LayerStatistics(values.shape[1])
             found[number, name].update(values)
 
-        encoder(batch, mask, see)
+        encoder(jnp.asarray(batch), jnp.asarray(mask), see)
         done, used = done + int(mask.sum()), used + len(batch)
         if done >= tokens:
             return found, used
@@ -122,9 +123,9 @@ def report(found: list[Record]) -> str:
     for (matrix, zeros), by in cells.items():
         row = [matrix, zeros]
         for method in methods:
-            record = by.get(method)
-            raw = "" if record is None or record["as_it_is"] is None else f"{record['as_it_is']:.4f} → "
-            row.append("" if record is None else f"{raw}{record['refitted']:.4f}")
+            one = by.get(method)
+            raw = "" if one is None or one["as_it_is"] is None else f"{one['as_it_is']:.4f} → "
+            row.append("" if one is None else f"{raw}{one['refitted']:.4f}")
         rows.append(row)
     return "\n".join(table(["matrix", "zeros", *methods], rows))
 

