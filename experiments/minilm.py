@@ -175,5 +175,5 @@ def token_batches(tokenizer: Any, texts: Sequence[str], size: int = 16) -> Itera
 
 def embed(encoder: SentenceEncoder, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings (texts, width)."""
-    batches = (map(jnp.asarray, batch) for batch in token_batches(tokenizer, texts))
-    return np.concatenate([np.asarray(encoder(*batch)) for batch in batches])
+    batches = token_batches(tokenizer, texts)
+    return np.concatenate([np.asarray(encoder(jnp.asarray(tokens), jnp.asarray(mask))) for tokens, mask in batches])

@@ -107,7 +107,7 @@ def _largest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _places(groups: np.ndarray) -> np.ndarray:
-    """The place of each score in its group (N, m), 0 for the largest, of equal ones the first; by comparing all pairs."""
+    """The place of each score in its group (N, m), 0 for the largest, of equal ones the first: all pairs compared."""
     columns = np.ascontiguousarray(groups.T)
     places = np.zeros(columns.shape, dtype=np.int32)
     for j in range(len(columns)):
