@@ -31,7 +31,7 @@ class CardinalityProblem:
     Attributes:
       spectrum, basis: the eigenvalues (in,) and eigenvectors (in, in) of H.
       pull: TᵀΦ in this basis, (out, in).
-      dense: W₀ in units in which the columns of Φ have norm one, (out, in).
+      dense: W₀ in units in which the columns of Φ have norm one, (out, in), and scaled as `pull` is.
       norms: of the columns of Φ, (in,).
     """
 
@@ -46,13 +46,14 @@ class CardinalityProblem:
         norms = np.linalg.norm(problem.design, axis=0)
         unit = np.where(norms > 0.0, norms, 1.0)
         values, basis = np.linalg.eigh(problem.gram / unit / unit[:, None])
-        size = np.abs(problem.weight * norms).max()
-        scale = 1.0 / size if size > 0.0 else 1.0  # so that nothing leaves the range of float32
+        dense, pull = problem.weight * norms, problem.correlations / unit
+        size = max(np.abs(dense).max(), np.abs(pull).max())
+        scale = 1.0 / size if size > 0.0 else 1.0  # nothing leaves the range of float32
         return cls(
             np.maximum(values, 0.0).astype(np.float32),
             basis.astype(np.float32),
-            ((problem.correlations / unit * scale) @ basis).astype(np.float32),
-            (problem.weight * norms * scale).astype(np.float32),
+            (pull * scale @ basis).astype(np.float32),
+            (dense * scale).astype(np.float32),
             norms,
         )
 

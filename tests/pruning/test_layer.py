@@ -116,6 +116,21 @@ def test_without_zeros_nothing_changes():
     assert pruned.sparsity == 0.0
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_units_do_not_matter(scale):
+    inputs, weight, bias = layer()
+    targets = generator(1).normal(size=(SAMPLES, OUTPUTS))
+    plain = prune_layer(inputs, weight, bias, targets=targets)
+    scaled = prune_layer(inputs * scale, weight, bias * scale, targets=targets * scale)
+    assert_array_equal(scaled.support, plain.support)
+    assert_allclose(scaled.weight, plain.weight, atol=1e-9)
+    other = prune_layer(inputs, weight * scale, bias * scale)
+    assert_array_equal(other.support, prune_layer(inputs, weight, bias).support)
+    far = prune_layer(inputs, weight * 1e-200, bias, targets=targets)  # a W₀ that says nothing
+    assert far.converged
+    assert far.support.sum() == plain.support.sum()
+
+
 def test_rows_are_removed_where_they_cost_least():
     inputs, weight, bias = layer()
     pruned = prune_layer(inputs, weight, bias, sparsity=0.5, pattern="rows")
