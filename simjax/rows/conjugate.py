@@ -172,7 +172,7 @@ def _multiplier_of_groups(penalty: GroupPenalty, bound: RowBound, slopes: Array)
         norms = penalty.norms(left)
         rate = penalty.sums(omega * xp.abs(left)) / xp.where(norms > 0.0, norms, 1.0)
         over = norms - penalty.level
-        worst = xp.argmax(over, axis=1, keepdims=True) if over.shape[1] else None
+        worst = xp.argmax(over, axis=1, keepdims=True)
         return xp.take_along_axis(over, worst, axis=1), xp.take_along_axis(rate, worst, axis=1)
 
     def unfinished(carry: tuple) -> Array:

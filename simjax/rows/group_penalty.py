@@ -50,7 +50,7 @@ class GroupPenalty(Penalty):
     def prox(self, points: Array, step: Array) -> Array:
         """(1 − τβ_g/‖x_g‖)₊ x_g, the block soft threshold, (rows, d), for a `step` τ of (rows, 1) or a number."""
         xp = namespace(points, step, self.level)
-        norms, threshold = self.norms(points), step * self._level(points)
+        norms, threshold = self.plain_norms(points), step * self._level(points)
         # A group without a threshold stays as it is, whatever its norm.
         kept = xp.where(threshold > 0.0, 1.0 - threshold / xp.where(norms > 0.0, norms, 1.0), 1.0)
         return points * self.to_columns(xp.where((norms > threshold) | (threshold <= 0.0), kept, 0.0))
@@ -62,9 +62,19 @@ class GroupPenalty(Penalty):
         return xp.where(norms > self._level(slopes), xp.inf, xp.zeros_like(norms))
 
     def norms(self, weights: Array) -> Array:
-        """‖w_g‖ of every group, (rows, G)."""
-        weights = namespace(weights, self.labels).asarray(weights)
-        return namespace(weights).sqrt(self.sums(weights * weights))
+        """‖w_g‖ of every group, (rows, G), in units of the row's largest entry, whose square may be no number."""
+        xp = namespace(weights, self.labels)
+        size = xp.max(xp.abs(weights), axis=-1, keepdims=True)
+        unit = xp.where((size > 0.0) & xp.isfinite(size), size, 1.0)
+        return unit * self.plain_norms(weights / unit)
+
+    def plain_norms(self, weights: Array) -> Array:
+        """The same for weights of about size one, as in canonical units."""
+        xp, square = namespace(weights, self.labels), self.sums(weights * weights)
+        if xp is np:
+            return np.sqrt(square)
+        positive = square > 0.0  # the derivative of a norm of zero is none, not NaN
+        return xp.where(positive, xp.sqrt(xp.where(positive, square, 1.0)), 0.0)
 
     def sums(self, values: Array) -> Array:
         """Σ_{j ∈ g} of values (rows, d), (rows, G)."""
@@ -119,8 +129,7 @@ class GroupPenalty(Penalty):
         return GroupPenalty(value_scale * point_scale * self.level, self.labels)
 
     def checked(self, rows: int, width: int) -> GroupPenalty | PiecewisePenalty:
-        """The penalty for `rows` rows of `width` columns; groups of one column each are an L1 penalty,
-        and where no group pays anything there is none.
+        """The penalty for `rows` rows of `width` columns: that of L1 for groups of one, none where no group pays.
 
         Raises:
           ValueError: if groups or alpha do not fit these numbers.

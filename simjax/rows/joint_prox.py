@@ -149,7 +149,7 @@ def _norm_of_groups(penalty: GroupPenalty, bound: RowBound, points: Array, step:
 
     def norm_at(theta: Array) -> tuple[Array, Array]:
         left = xp.maximum(size - theta * omega, 0.0)
-        norms, inner = penalty.norms(left), penalty.sums(omega * left)
+        norms, inner = penalty.plain_norms(left), penalty.sums(omega * left)
         unit = xp.where(norms > 0.0, norms, 1.0)
         kept = xp.where(norms > threshold, 1.0 - threshold / unit, 0.0)
         rate = kept * penalty.sums(xp.where(left > 0.0, square, 0.0))

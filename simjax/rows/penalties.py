@@ -182,7 +182,7 @@ class PiecewisePenalty(Penalty):
         """The penalty w' ↦ q h(p w'), again of the family: (q p c, q p² a, b / p)."""
         return PiecewisePenalty(
             value_scale * point_scale * self.slope,
-            value_scale * point_scale**2 * self.curvature,
+            (value_scale * point_scale) * (point_scale * self.curvature),  # p² alone may overflow
             self.knot / point_scale,
         )
 

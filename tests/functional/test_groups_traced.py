@@ -103,3 +103,18 @@ def test_derivatives_are_those_of_finite_differences(kind):
         difference = (ends[0] - ends[1]) / (2.0 * step)
         found = float(jnp.sum(gradient[place] * direction))
         assert found == pytest.approx(difference, rel=1e-6, abs=1e-6), place
+
+
+@pytest.mark.slow
+def test_second_derivatives():
+    design, targets = samples()
+    weight = jnp.asarray(generator(7).normal(size=(ROWS, WIDTH)))
+
+    def value(alpha):
+        penalty = simjax.GroupL1(alpha, LABELS)
+        return jnp.sum(weight * functional.solve_rows(design, targets, penalty=penalty, tol=1e-11).weights ** 2)
+
+    alpha, step = jnp.array([3.0, 2.0, 4.0, 3.0]), 1e-4
+    hessian, gradient = jax.jit(jax.hessian(value))(alpha), jax.jit(jax.grad(value))
+    differences = [(gradient(alpha + step * e) - gradient(alpha - step * e)) / (2.0 * step) for e in np.eye(4)]
+    np.testing.assert_allclose(hessian, differences, rtol=1e-5, atol=1e-10)

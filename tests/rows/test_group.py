@@ -217,6 +217,17 @@ def test_columns_of_any_scale_in_one_group_are_certified(m, spread, alpha):
     assert_allclose(permuted.certificate.objective, solution.certificate.objective, rtol=2e-7)
 
 
+@pytest.mark.parametrize(("size", "aim"), [(1e100, 1e-60), (1e-120, 1e100)])
+@pytest.mark.parametrize("make", [lambda alpha: GroupL1(alpha, LABELS), simjax.L1])
+def test_weights_whose_squares_are_no_numbers(make, size, aim):
+    design, targets = samples(2)
+    plain = solve_rows(design, targets, penalty=make(0.3), tol=1e-8)
+    scaled = solve_rows(size * design, aim * targets, penalty=make(0.3 * size * aim), tol=1e-8)
+    assert scaled.converged
+    assert_allclose(scaled.certificate.objective / aim**2, plain.certificate.objective, rtol=2e-8)
+    assert_allclose(scaled.weights * (size / aim), plain.weights, atol=1e-6)
+
+
 KINDS = {
     "labels": {},
     "in no group": {"penalty": GroupL1(0.3, FREE)},
