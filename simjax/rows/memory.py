@@ -58,7 +58,7 @@ def kept_block_memory(shape: tuple[int, int]) -> float:
 def free_memory() -> float:
     """Bytes that JAX's default device has free, where JAX is in use and says; otherwise those left to this process."""
     jax = sys.modules.get("jax")
-    statistics = jax.devices()[0].memory_stats() if jax is not None else None
+    statistics = jax.local_devices()[0].memory_stats() if jax is not None else None
     if statistics and "bytes_limit" in statistics:
         return float(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
     return memory_left()

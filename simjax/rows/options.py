@@ -39,7 +39,8 @@ class SolveOptions:
       tol: relative duality gap at which a row counts as solved.
       max_iters: most passes over the design that any row gets.
       workers: processes over which an oracle spreads the rows; the other solvers solve all rows at once.
-      mesh: devices to spread the rows over, whatever its axes; None means one device. Not for the oracles, the engine
+      mesh: devices to spread the rows over, whatever its axes, of this process or of all processes of JAX, which then
+        make the same call, and each get all answers; None means one device. Not for the oracles, the engine
         "numpy", nor a penalty of your own.
       max_memory: bytes that the solver's working arrays may take: more rows than fit are solved in blocks, and their
         weights kept as CSR. None means blocks that fit into half of the memory that is free, and an array.

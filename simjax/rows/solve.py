@@ -20,12 +20,13 @@ from simjax.rows.blocks import AnswersOfBlocks, BlockAnswers
 from simjax.rows.checkpoint import Checkpoint, Origin
 from simjax.rows.constraints import Constraint
 from simjax.rows.engines import Engine, choose
-from simjax.rows.fingerprint import fingerprint, fingerprint_of_rows, refuse_own_penalty
+from simjax.rows.fingerprint import digest, fingerprint, fingerprint_of_rows, refuse_own_penalty
 from simjax.rows.memory import TASK_ROWS, kept_block_memory, row_blocks
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import Penalty
 from simjax.rows.pool import Pool
 from simjax.rows.problem import RowProblem, RowSource, row_problem
+from simjax.rows.processes import Processes
 from simjax.rows.progress import ProgressCallback, Reporter
 from simjax.rows.shards import Shard, announced, overlaps, overlaps_in_words
 from simjax.rows.solution import Solution
@@ -147,6 +148,9 @@ def solve_problem(
       origin: what a checkpoint is told beside the problem.
     """
     options.check(problem.matching)
+    processes = Processes.of(options.mesh)
+    if processes is not None:
+        return _solve_share(processes, problem, options, workspace, start, origin)
     engine, pool = choose(options), options.pool
     began = time.perf_counter()
     if workspace is None:
@@ -188,6 +192,38 @@ def solve_problem(
         tol=options.tol,
         history=found.history,
         first=first,
+    )
+
+
+def _solve_share(
+    processes: Processes,
+    problem: RowProblem | RowSource,
+    options: SolveOptions,
+    workspace: Workspace | None,
+    start: Start | None,
+    origin: Origin,
+) -> Solution:
+    """Solve the rows that are this process's on its own devices; the solution of all rows."""
+    if options.shard is not None:
+        raise ValueError("shard must be None with a mesh over several processes, which share the rows out themselves.")
+    began = time.perf_counter()
+    processes.meet(digest([problem.design, problem.count]))
+    share = processes.share(problem.count)
+    rows = share if share.size else np.arange(1)  # whoever has none solves one that another process answers for
+    own = solve_problem(
+        problem.part(rows),
+        dataclasses.replace(options.stage(f"process-{processes.index:03d}"), mesh=processes.mesh),
+        workspace=workspace,
+        start=None if start is None else start.take(rows),
+        origin=origin,
+    )
+    found = processes.gathered(own if share.size else None)
+    return dataclasses.replace(
+        own,
+        problem=problem,
+        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
+        engine=f"{own.engine}, in each of {processes.count} processes",
+        seconds=time.perf_counter() - began,
     )
 
 
