@@ -79,7 +79,16 @@ def _refuse_what_arrays_lose(name: str, value: Any) -> None:
     refuse_masked(name, value)
     if scipy.sparse.issparse(value):
         raise TypeError(f"{name} must be a dense array, got a scipy.sparse {type(value).__name__}: pass its toarray().")
-    if is_traced(value):
+    refuse_traced(name, value)
+
+
+def refuse_traced(name: str, *values: Any) -> None:
+    """An error where JAX is tracing any of the values that make up an argument.
+
+    Raises:
+      TypeError: if it is.
+    """
+    if any(map(is_traced, values)):
         raise TypeError(
             f"{name} is traced by JAX, inside jit, grad or vmap, where its numbers are not known: call this function "
             "outside of them. What can be traced are simjax.functional, simjax.equilibrium and the layer of "

@@ -17,13 +17,16 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def warn_of_half_precision(name: str, given: Any) -> None:
-    """A warning where an array of states has too few digits for a fit of it to be near the network."""
-    dtype = str(getattr(given, "dtype", "")).removeprefix("torch.")
-    if dtype in _HALF_PRECISIONS:
+def warn_of_half_precision(**given: Any) -> None:
+    """A warning where arrays or lists of them, by name, have too few digits for a fit to be near their origin."""
+    first = {name: value[0] if isinstance(value, list | tuple) and value else value for name, value in given.items()}
+    kinds = {name: str(getattr(value, "dtype", "")).removeprefix("torch.") for name, value in first.items()}
+    coarse = [name for name, kind in kinds.items() if kind in _HALF_PRECISIONS]
+    if coarse:
         warn(
-            f"{name} is of dtype {dtype}, which keeps two or three digits: a fit is certified for the numbers given, "
-            "and is no nearer to the network than they are. Collect states in float32 or float64."
+            f"{', '.join(coarse)} {'are' if len(coarse) > 1 else 'is'} of dtype {kinds[coarse[0]]}, which keeps two or "
+            "three digits: a fit is certified for the numbers given, and is no nearer to the truth than they are. "
+            "Compute them in float32 or float64."
         )
 
 

@@ -166,3 +166,22 @@ def test_states_of_half_precision_are_told(dtype: Any) -> None:
     Z = np.array([[1.0, -0.5], [0.25, 2.0], [-1.0, 1.0]]).astype(dtype)
     with pytest.warns(UserWarning, match=r"preactivations is of dtype b?float16.*float32 or float64"):
         simjax.States(np.eye(3), Z, np.maximum(Z.astype(float), 0.0), np.ones((3, 1)))
+    with pytest.warns(UserWarning, match=r"preactivations is of dtype") as caught:
+        simjax.States(np.eye(3), [Z], np.maximum(Z.astype(float), 0.0), np.ones((3, 1)))
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"design, targets are of dtype"):
+        simjax.row_problem(Z, Z, penalty=simjax.L1(0.1))
+
+
+def test_what_is_traced_in_a_penalty_or_constraint_is_named() -> None:
+    def of_penalty(alpha: Any) -> Any:
+        return simjax.solve_rows(np.eye(2), np.eye(2), penalty=simjax.L1(alpha)).weights.sum()
+
+    def of_constraint(kappa: Any) -> Any:
+        ball = simjax.L1Ball(kappa)
+        return simjax.solve_rows(np.eye(2), np.eye(2), penalty=simjax.L1(0.1), constraint=ball).weights.sum()
+
+    for name, function in (("penalty", of_penalty), ("constraint", of_constraint)):
+        for traced in (jax.grad(function), jax.jit(function)):
+            with pytest.raises(TypeError, match=rf"{name} is traced by JAX.*simjax\.functional"):
+                traced(0.5)

@@ -35,7 +35,7 @@ from simjax.rows.solvers.direct import least_squares
 from simjax.rows.solvers.factor import FactoredDesign, Factorisation
 from simjax.rows.solvers.supported import solve_supported_rows
 from simjax.rows.sparse_design import fits_as_array
-from simjax.rows.status import Status, row_status
+from simjax.rows.status import Status, row_status, told_apart
 from simjax.rows.threads import one_thread_each
 from simjax.rows.workspace import Workspace
 
@@ -94,7 +94,7 @@ class RowBlock:
         return BlockAnswers(
             weights=answers.weights,
             certificate=certificate,
-            status=status,
+            status=told_apart(status, answers.passes, self.options.max_iters),
             passes=answers.passes,
             newton_steps=answers.newton_steps,
             polished=answers.polished,

@@ -108,6 +108,14 @@ def certify(
 
     Raises:
       ValueError: if the shapes do not fit the problem.
+
+    Example:
+      >>> import simjax
+      >>> problem = simjax.row_problem([[1.0]], [[3.0]], loss_weight=0.5, penalty=simjax.L1(1.0))
+      >>> simjax.certify(problem, [[2.0]]).gap  # the optimum, whoever found it
+      array([0.])
+      >>> simjax.certify(problem, [[1.0]]).gap  # at most so far from it
+      array([0.5])
     """
     refuse_masked("weights", weights)
     weights = np.asarray(weights, dtype=np.float64)

@@ -107,6 +107,13 @@ class L1Ball(Value):
     Raises:
       TypeError: for values that are not real numbers.
       ValueError: for a radius or weights that are not positive (weights also finite), or an impossible size.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> ball = simjax.L1Ball(1.0)
+      >>> solution = simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.NoPenalty(), constraint=ball)
+      >>> solution.weights.round(6)  # the point of the ball that is closest to (3, 1)
+      array([[1., 0.]])
     """
 
     radius: ArrayLike

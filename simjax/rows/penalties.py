@@ -242,6 +242,11 @@ class L1(_Named):
 
     Raises:
       ValueError: if alpha is negative or not finite.
+
+    Example:
+      >>> import simjax
+      >>> simjax.L1(0.5).value(-2.0).item()
+      1.0
     """
 
     def __init__(self, alpha: ArrayLike) -> None:

@@ -58,6 +58,15 @@ def alpha_max(
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> design, targets = np.eye(2), np.array([[3.0], [-1.0]])
+      >>> alpha = simjax.alpha_max(design, targets, loss_weight=0.5)
+      >>> alpha
+      array([3.])
+      >>> simjax.solve_rows(design, targets, loss_weight=0.5, penalty=simjax.L1(alpha.max())).weights
+      array([[0., 0.]])
     """
     design, targets, _ = prepared_samples(design, targets, sample_weight, fit_intercept)
     d, rows = design.shape[1], targets.shape[1]

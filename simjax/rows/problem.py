@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from simjax._checks import boolean, choice, float_array, matrix, plain_array
+from simjax._checks import boolean, choice, float_array, matrix, plain_array, refuse_traced
 from simjax._values import Value
+from simjax._warnings import warn_of_half_precision
 from simjax.rows.arrays import pytree
 from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
 from simjax.rows.constraints import Constraint, Free, L1Ball, MetzlerRow, RowBound
@@ -217,6 +218,7 @@ def prepared_samples(
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
     fit_intercept = boolean("fit_intercept", fit_intercept)
+    warn_of_half_precision(design=design, targets=targets)
     design, targets = checked_samples(design, targets)
     sample_weight = checked_sample_weight(sample_weight, design.shape[0])
     return weighted_and_centred(design, targets, sample_weight, fit_intercept)
@@ -242,6 +244,8 @@ def rows_over(
             f"loss_weight must be a positive scalar or ({rows},) array, got shape {loss_weight.shape}"
             + (f" with smallest entry {loss_weight.min():g}." if loss_weight.size else ".")
         )
+    if isinstance(penalty, PiecewisePenalty):
+        refuse_traced("penalty", penalty.slope, penalty.curvature, penalty.knot)
     check_penalty(penalty, rows, d)
     if isinstance(penalty, GroupPenalty):
         penalty = penalty.checked(rows, d)
@@ -262,12 +266,15 @@ def rows_over(
             "certificate for it; use one of simjax's penalties."
         )
     mask = support_mask(support, rows, d)
+    bound = constraint.bound(rows, d, mask)
+    if bound is not None:
+        refuse_traced("constraint", bound.omega, bound.radius)
     return RowProblem(
         design=design,
         targets=targets,
         loss_weight=np.broadcast_to(loss_weight, (rows,)).copy(),
         penalty=penalty,
-        bound=constraint.bound(rows, d, mask),
+        bound=bound,
         support=mask,
         matching=matching,
         centring=centring,

@@ -94,6 +94,16 @@ def solve_rows(
       TypeError, ValueError: naming the argument, what was got and what was expected.
       OSError: a checkpoint that cannot be written; what it has is whole. No room for an executor's design.
       RuntimeError: what an executor's worker could not solve; the message names the rows.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> design, targets = np.eye(3), np.array([[3.0, 0.0], [1.0, -4.0], [0.0, 0.5]])
+      >>> solution = simjax.solve_rows(design, targets, loss_weight=0.5, penalty=simjax.L1(1.0))
+      >>> solution.weights.round(6)  # of an orthogonal design: every target moved towards zero by alpha
+      array([[ 2., 0., 0.],
+             [ 0., -3., 0.]])
+      >>> solution.converged
+      True
     """
     options = SolveOptions(
         solver=solver,

@@ -17,6 +17,7 @@ class Status(enum.StrEnum):
     MAX_ITERS: the iteration limit came first; the certificate says how good the weights are.
     INFEASIBLE: no weights satisfy the constraints; the dual is a ray that proves it.
     NONFINITE: the row produced no finite weights; zeros are returned in their place.
+    STALLED: the solver stopped before its limit, as more passes gain nothing at this precision; else as MAX_ITERS.
     """
 
     SOLVED = "SOLVED"
@@ -24,6 +25,7 @@ class Status(enum.StrEnum):
     MAX_ITERS = "MAX_ITERS"
     INFEASIBLE = "INFEASIBLE"
     NONFINITE = "NONFINITE"
+    STALLED = "STALLED"  # the last, for the numbers of the others are kept in files
 
 
 class ConvergenceWarning(UserWarning):
@@ -44,8 +46,13 @@ def row_status(certificate: Certificate, tol: float, *, exact: bool) -> np.ndarr
     return np.where(solved, Status.SOLVED, np.where(almost, Status.ALMOST_SOLVED, Status.MAX_ITERS)).astype("<U13")
 
 
+def told_apart(status: np.ndarray, passes: np.ndarray, max_iters: int) -> np.ndarray:
+    """The status with rows that stopped of themselves, short of `max_iters` passes, called STALLED."""
+    return np.where((status == Status.MAX_ITERS) & (passes < max_iters), Status.STALLED, status).astype("<U13")
+
+
 def convergence_message(
-    status: np.ndarray, certificate: Certificate, tol: float, solver: str, limited: np.ndarray | None = None
+    status: np.ndarray, certificate: Certificate, tol: float, solver: str, limited: np.ndarray
 ) -> str:
     """How many rows missed, how far, and what to try; `limited` says of each row whether it used all its passes."""
     missed = status != Status.SOLVED
@@ -58,9 +65,11 @@ def convergence_message(
         )
     worst = float(np.max(certificate.relative_gap[open_]))
     violation = float(np.max(certificate.infeasibility[open_]))
-    advice = 'raise max_iters or tol, or use solver="auto"' if solver != "auto" else "raise max_iters or tol"
-    if solver == "auto" and limited is not None and not limited[open_].any():
+    advice = "raise max_iters or tol"
+    if not limited[open_].any():
         advice = "raise tol, rescale nearly dependent columns or take a larger penalty: more passes would gain nothing"
+    if solver != "auto":
+        advice += ', or use solver="auto"'
     return (
         f"{np.count_nonzero(missed)} of {status.size} rows are not certified at tol={tol:g} ({kinds}): worst relative "
         f"gap {worst:.1e}, worst infeasibility {violation:.1e}. To get there, {advice}; the weights returned are "

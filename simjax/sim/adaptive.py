@@ -32,6 +32,11 @@ def adaptive_weights(
       TypeError, ValueError: for anything else.
 
     Source: Zou, The adaptive lasso and its oracle properties (2006).
+
+    Example:
+      >>> import simjax
+      >>> simjax.adaptive_weights([[0.95, 0.0]], epsilon=0.05)  # an entry that is large pays little
+      array([[ 1., 20.]])
     """
     epsilon, exponent = positive_scalar("epsilon", epsilon), positive_scalar("exponent", exponent)
     if isinstance(source, FitResult):

@@ -97,7 +97,8 @@ def fit(
         penalty, ball and support, by centring; "penalised" appends a constant 1 to the inputs, as the paper does,
         and then they are penalised like any other weight; "auto" is True for states that are known to come from a
         network with biases (`states.has_biases`), and False otherwise.
-      refit: "support" solves again by least squares on the support found (debiasing), "outputs" fits (C D) to the
+      refit: "support" solves again by least squares on the support found (debiasing: without it "l1" loses to magnitude
+        pruning whose remaining weights are fitted again, see docs/first-hour.md), "outputs" fits (C D) to the
         states the fitted (A B) produces (not from streamed states); a sequence does both in that order.
       solver, engine, precision, tol, max_iters, workers, mesh, max_memory, progress, checkpoint, executor, history:
         as in `solve_rows`; each solve of a refit or of `LowRank` has its own folder in that of the checkpoint.
@@ -108,6 +109,15 @@ def fit(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
       OSError, RuntimeError: as `solve_rows`, for checkpoint and executor.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> result = simjax.fit(states, "l1", alpha=0.1)
+      >>> result.converged, result.model.well_posedness <= 0.99
+      (True, True)
     """
     stated = PlanOptions(
         objective,

@@ -124,6 +124,15 @@ def path(
 
     Source: warm starts over α as in Friedman, Hastie, Tibshirani, Regularization paths for generalized linear models
     via coordinate descent (2010), and the geometric grid from α_max downwards.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> path = simjax.path(states, "l1", points=3)
+      >>> path.nonzeros[0], path.converged  # all weights are zero at the first alpha
+      (np.int64(0), True)
     """
     if alphas is not None and kappas is not None:
         raise ValueError("path needs either alphas or kappas, got both.")

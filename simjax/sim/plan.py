@@ -160,7 +160,8 @@ class Plan:
             data = like.data
         else:
             if like is None and isinstance(states, States):
-                warn_if_implausible(states)
+                unasked = isinstance(options.fit_intercept, str) and states.has_biases is None
+                warn_if_implausible(states, without_biases=unasked and intercept == "none")
             data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, intercept, weight)
         return cls(
             data=data,

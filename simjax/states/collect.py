@@ -33,6 +33,12 @@ def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, la
     Raises:
       TypeError: the network is not such a chain, or not understood; the message says what to do instead.
       ValueError: hidden layers with different activations, no hidden layer, inputs or layers that do not fit.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> simjax.collect_states(MLP((3, 5, 4, 2)), np.ones((10, 3)))
+      States(m=10, n=9, p=3, q=2, activation='relu', layer_sizes=(5, 4), baseline known)
     """
     own = getattr(network, "states", None)
     if callable(own):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simjax._checks import boolean, choice, matrix, plain_array, positive_integer, positive_scalar
+from simjax._checks import boolean, choice, matrix, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
 from simjax._typing import ArrayLike
 from simjax._values import Value
@@ -21,6 +21,7 @@ from simjax.implicit.matrices import outputs, preactivations
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.tensors import parts_of_model, tensors_of_model
 from simjax.implicit.wellposed import checked_scale
+from simjax.states.samples import checked_layer_sizes, chosen_rows, largest_deviation
 
 Rescale = Literal["auto", "inner", "none"]
 
@@ -57,6 +58,14 @@ class States(Value):
       ValueError: shapes that do not fit, empty arrays, NaN or inf, X ≠ φ(Z), an unknown activation, layer
         sizes that do not sum to n, or a baseline that does not produce these states.
       TypeError: arrays that are not real numbers, a baseline that is not an ImplicitModel.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> U, Z1 = np.ones((2, 3)), np.array([[1.0, -2.0], [0.5, 3.0]])
+      >>> Z2 = np.array([[0.1], [-0.2]])  # another hidden layer
+      >>> X1, X2 = np.maximum(Z1, 0), np.maximum(Z2, 0)
+      >>> simjax.States(inputs=U, preactivations=[Z1, Z2], activations=[X1, X2], outputs=3.0 * X2)
+      States(m=2, n=3, p=3, q=1, activation='relu', layer_sizes=(2, 1), baseline unknown)
     """
 
     inputs: Any
@@ -69,17 +78,17 @@ class States(Value):
     has_biases: bool | None = None
 
     def __post_init__(self) -> None:
+        warn_of_half_precision(**{name: getattr(self, name) for name in _ARRAYS})
         self._stack_layers()
         for name in _ARRAYS:
             array = matrix(name, getattr(self, name))
-            warn_of_half_precision(name, getattr(self, name))
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         object.__setattr__(self, "activation", find_activation(self.activation).name)
         self._check_shapes()
         self._check_activations()
         if self.layer_sizes is not None:
-            object.__setattr__(self, "layer_sizes", _checked_layer_sizes(self.layer_sizes, self.n))
+            object.__setattr__(self, "layer_sizes", checked_layer_sizes(self.layer_sizes, self.n))
         if self.baseline is not None:
             self._check_baseline(self.baseline)
             object.__setattr__(self, "has_biases", self.baseline.b is not None or self.baseline.c is not None)
@@ -98,7 +107,8 @@ class States(Value):
         """The float64 states of a layered network x_ℓ = φ(W_ℓ x_{ℓ−1} + b_ℓ), ŷ = W_{L+1} x_L + b_{L+1}.
 
         Args:
-          weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer; L ≥ 1.
+          weights: W_1, …, W_{L+1} from the input to the output, each (outputs, inputs) of its layer, as the `weight` of
+            a torch.nn.Linear is, or the transposed `kernel` of a Flax one; L ≥ 1.
           biases: b_1, …, b_{L+1}, each a vector or None; None means no bias anywhere.
           activation: name of φ.
           inputs: U (m, p).
@@ -108,6 +118,12 @@ class States(Value):
         Raises:
           ValueError, TypeError: as `ImplicitModel.from_layers`, inputs that do not fit the first layer, and layers
             that are not a number of hidden layers.
+
+        Example:
+          >>> import simjax
+          >>> simjax.States.from_layers([[[1.0]], [[2.0]]], [[-1.0], None], "relu", inputs=[[3.0], [0.0]]).outputs
+          array([[4.],
+                 [0.]])
         """
         weights, biases = checked_layers(weights, biases)
         phi = find_activation(activation)
@@ -189,7 +205,7 @@ class States(Value):
           ValueError: no or too many samples asked for, indices out of range, a seed where nothing is drawn.
           TypeError: neither whole numbers nor booleans.
         """
-        rows = _chosen_rows(indices_or_count, self.m, seed)
+        rows = chosen_rows(indices_or_count, self.m, seed)
         return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def scaling(self, rescale: Rescale = "auto", kappa: float | None = 0.99) -> np.ndarray:
@@ -315,7 +331,7 @@ class States(Value):
 
     def _check_activations(self) -> None:
         expected = find_activation(self.activation).host(self.preactivations)
-        deviation, allowed = _deviation(self.activations, expected, _ACTIVATION_TOLERANCE)
+        deviation, allowed = largest_deviation(self.activations, expected, _ACTIVATION_TOLERANCE)
         if deviation > allowed:
             raise ValueError(
                 f"activations must be φ(preactivations) with φ = {self.activation!r}, but they differ by up "
@@ -337,46 +353,13 @@ class States(Value):
             ("preactivations", self.preactivations, preactivations(baseline, X, U)),
             ("outputs", self.outputs, outputs(baseline, X, U)),
         ):
-            deviation, allowed = _deviation(found, expected, _BASELINE_TOLERANCE)
+            deviation, allowed = largest_deviation(found, expected, _BASELINE_TOLERANCE)
             if deviation > allowed:
                 order = " States are stacked last hidden layer first." if name == "preactivations" else ""
                 raise ValueError(
                     f"baseline does not produce these states: {name} differ by up to {deviation:.3g} "
                     f"(allowed {allowed:.3g}).{order}"
                 )
-
-
-def _deviation(found: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[float, float]:
-    """Largest difference, and the largest allowed at this scale."""
-    scale = max(1.0, float(np.abs(expected).max()))
-    return float(np.abs(found - expected).max()), tolerance * scale
-
-
-def _checked_layer_sizes(layer_sizes: Any, n: int) -> tuple[int, ...]:
-    sizes = plain_array("layer_sizes", layer_sizes)
-    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or sizes.size == 0 or sizes.min() < 1:
-        raise ValueError(f"layer_sizes must be positive whole numbers, got {layer_sizes!r}.")
-    if sizes.sum() != n:
-        raise ValueError(f"layer_sizes {tuple(sizes.tolist())} sum to {sizes.sum()}, expected n = {n}.")
-    return tuple(sizes.tolist())
-
-
-def _chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
-    chosen = plain_array("indices_or_count", indices_or_count)
-    if chosen.dtype.kind not in "iub" or (chosen.ndim == 0 and chosen.dtype.kind == "b"):
-        raise TypeError(f"indices_or_count must be a number, indices or a mask, got dtype {chosen.dtype}.")
-    if chosen.ndim == 0:
-        if not 1 <= chosen <= m:
-            raise ValueError(f"indices_or_count must lie in 1 … m = {m} as a number, got {chosen}.")
-        return np.arange(int(chosen)) if seed is None else np.random.default_rng(seed).permutation(m)[:chosen]
-    if seed is not None:
-        raise ValueError("seed draws a number of samples; with indices or a mask it must be None.")
-    if chosen.ndim != 1 or (chosen.dtype.kind == "b" and chosen.size != m):
-        raise ValueError(f"indices_or_count has shape {chosen.shape}, expected indices (k,) or a mask ({m},).")
-    rows = np.flatnonzero(chosen) if chosen.dtype.kind == "b" else chosen
-    if rows.size == 0 or rows.min() < 0 or rows.max() >= m:
-        raise ValueError(f"indices_or_count must name at least one sample, all within 0 … {m - 1}.")
-    return rows
 
 
 def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States:

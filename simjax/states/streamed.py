@@ -180,6 +180,14 @@ def stream_states(batches: Iterable[States], *, sample_weight: ArrayLike | None 
       TypeError: if a batch is not `States`.
       ValueError: if there is no batch, or batches differ in n, p, q, activation, layer sizes, baseline or has_biases;
         or for weights that are negative, all zero, or of another number than the samples.
+
+    Example:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> network, inputs = MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3))
+      >>> streamed = simjax.stream_states(simjax.collect_states(network, inputs[i : i + 10]) for i in (0, 10, 20))
+      >>> simjax.fit(streamed, "l1", alpha=0.1).converged
+      True
     """
     sample: States | None = None
     statistics: SufficientStatistics | None = None

@@ -16,4 +16,5 @@ def test_a_row_that_stalled_is_not_told_to_take_more_passes():
     with pytest.warns(simjax.ConvergenceWarning, match="more passes would gain nothing") as caught:
         solution = simjax.solve_rows(X, targets, penalty=simjax.L1(1e-9), tol=1e-12)
     assert solution.passes[0] < 20_000
+    assert solution.status.tolist() == ["STALLED"]
     assert "max_iters" not in str(caught[0].message)

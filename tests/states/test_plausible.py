@@ -56,11 +56,40 @@ def test_labels_are_no_outputs(classes):
         plan(simjax.States(U, Z, X, labels))
 
 
+def test_answers_of_a_classifier_are_no_outputs():
+    """One-hot labels, and the probabilities after a softmax, of which no linear layer is the origin."""
+    U, Z, X, _ = arrays_of(network_states())
+    chances = generator(32).dirichlet(np.ones(3), size=60)
+    hot = np.eye(3)[chances.argmax(axis=1)]
+    for outputs, words in ((hot, "labels, one-hot"), (chances, "probabilities")):
+        with pytest.warns(UserWarning, match=f"outputs has rows that sum to 1, which look like {words}"):
+            plan(simjax.States(U, Z, X, outputs), fit_intercept=False)
+
+
+def test_biases_that_nobody_spoke_of_are_doubted():
+    U, Z, X, Y = arrays_of(network_states())
+    unknown = simjax.States(U, Z, X, Y)
+    with pytest.warns(UserWarning, match=r"with a constant only: the network seems to have biases.*has_biases=True"):
+        plan(unknown)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for asked in (True, False, "penalised"):
+            plan(unknown, fit_intercept=asked)
+        for known in (True, False):
+            plan(simjax.States(U, Z, X, Y, has_biases=known))
+        plan(unknown.subset(40))  # too few to tell
+        weights = [generator(33).normal(size=shape) for shape in ((7, 5), (2, 7))]
+        without = simjax.States.from_layers(weights, None, "relu", U)
+        plan(simjax.States(*arrays_of(without)))
+
+
 def test_layers_in_the_wrong_order_are_doubted():
     states = network_states()
     (Z1, Z2), (X1, X2) = layers_of(states)
     wrong = simjax.States(
-        states.inputs, np.hstack([Z1, Z2]), np.hstack([X1, X2]), states.outputs, layer_sizes=states.layer_sizes
+        *(states.inputs, np.hstack([Z1, Z2]), np.hstack([X1, X2]), states.outputs),
+        layer_sizes=states.layer_sizes,
+        has_biases=True,
     )
     with pytest.warns(UserWarning, match="stacked last hidden layer first"):
         plan(wrong, support="feedforward")
@@ -73,10 +102,10 @@ def test_nothing_is_said_of_states_that_are_right():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan(states)
-        plan(simjax.States(*arrays_of(states), layer_sizes=states.layer_sizes))
+        plan(simjax.States(*arrays_of(states), layer_sizes=states.layer_sizes, has_biases=True))
         plan(simjax.States(*arrays_of(states.subset(4)), layer_sizes=states.layer_sizes))  # too few to tell
         constant = np.ones((states.m, 1))  # what dead units leave
-        plan(simjax.States(*arrays_of(states)[:3], constant))
+        plan(simjax.States(*arrays_of(states)[:3], constant, has_biases=True))
         simjax.stream_states([states.subset(30)])
 
 
