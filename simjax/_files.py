@@ -113,6 +113,21 @@ def check_target(path: str | PathLike[str], overwrite: bool, suffix: str | None 
         trial.unlink(missing_ok=True)
 
 
+def make_folder(path: str | PathLike[str]) -> Path:
+    """Makes the folder, and those that it is in, unless it is there.
+
+    Raises:
+      NotADirectoryError: something else is there.
+      OSError: it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{path} is not a folder; give another name.") from None
+    return folder
+
+
 def _check_suffix(path: str | PathLike[str], suffix: str) -> None:
     found = Path(path).suffix.lower()
     if found in _SUFFIXES and found != suffix:

@@ -24,7 +24,7 @@ from flax import nnx
 
 from simjax import datasets
 from simjax._checks import choice, positive_integer, positive_scalar
-from simjax._files import atomic_file, check_target
+from simjax._files import atomic_file, check_target, make_folder
 from simjax._version import __version__
 from simjax.app.observer import Observer
 from simjax.app.page import results_page
@@ -36,6 +36,7 @@ from simjax.plotting import plot_gaps, plot_sparsity_pattern, plot_trade_off
 from simjax.rows.status import Status
 from simjax.sim.adaptive import adaptive_weights
 from simjax.sim.fit import fit
+from simjax.sim.path import path
 from simjax.sim.result import FitResult
 from simjax.states.collect import collect_states
 from simjax.states.states import States
@@ -162,13 +163,13 @@ def run_demo(
     fits = _fits(states, objective, [alpha, *path_alphas], watch)
     result = fits[alpha]
     with watch("evaluation", "Evaluating"):
-        path = tuple(_path_point(a, one, states, data) for a, one in sorted(fits.items()))
-        results = _results(alpha, alpha_rule, result, path, states, data)
+        points = tuple(_path_point(a, one, states, data) for a, one in sorted(fits.items()))
+        results = _results(alpha, alpha_rule, result, points, states, data)
     with watch("pictures", "Drawing"):
         figures = {
             "pattern": plot_sparsity_pattern(result.model, _baseline(states), results["model"]["passes"]),
             "gaps": plot_gaps(result),
-            "trade_off": plot_trade_off(path, results["baseline"]["test_accuracy"], alpha, f"{alpha_rule} α"),
+            "trade_off": plot_trade_off(points, results["baseline"]["test_accuracy"], alpha, f"{alpha_rule} α"),
         }
         pictures = {name: _png(figure) for name, figure in figures.items()}
     results = {
@@ -181,7 +182,7 @@ def run_demo(
         "environment": _environment(),
     }
     _write(files, overwrite, network, states, result, results, pictures, watch.observer)
-    return DemoReport(states=states, result=result, path=path, results=results, files=files)
+    return DemoReport(states=states, result=result, path=points, results=results, files=files)
 
 
 class _Stopwatch:
@@ -213,11 +214,9 @@ def _fits(states: States, objective: str, alphas: Sequence[float], watch: _Stopw
     with watch("first_fit", "First fit, coarse"):
         first = fit(states, objective, alpha=_FIRST_ALPHA, tol=_FIRST_TOL, progress=progress, **_FIT)
     relative = _EPSILON * adaptive_weights(first, epsilon=_EPSILON)  # at most 1
-    fits = {}
-    for alpha in alphas:
-        with watch("fits", f"Fit with alpha {alpha:.2g}"):
-            fits[alpha] = fit(states, objective, alpha=alpha * relative, progress=progress, **_FIT)
-    return fits
+    with watch("fits", f"Fits with {len(alphas)} alphas"):
+        found = path(states, objective, alphas=alphas, alpha_weights=relative, progress=progress, **_FIT)
+    return dict(zip(alphas, found.fits, strict=True))
 
 
 def _path_point(alpha: float, result: FitResult, states: States, data: datasets.Dataset) -> PathPoint:
@@ -234,14 +233,14 @@ def _results(
     alpha: float,
     alpha_rule: str,
     result: FitResult,
-    path: Sequence[PathPoint],
+    points: Sequence[PathPoint],
     states: States,
     data: datasets.Dataset,
 ) -> dict[str, Any]:
     """What was measured, as JSON values."""
     baseline, model, certificate = _baseline(states), result.model, result.certificate
     _, info = model.equilibrium(data.test_inputs, return_info=True)
-    chosen = next(point for point in path if point.alpha == alpha)
+    chosen = next(point for point in points if point.alpha == alpha)
     return {
         "fit": {
             **result.settings,
@@ -267,7 +266,7 @@ def _results(
             "worst_infeasibility": json_number(certificate.infeasibility.max()),
             "seconds": round(result.seconds, 3),
         },
-        "path": [asdict(point) for point in path],
+        "path": [asdict(point) for point in points],
     }
 
 
@@ -297,12 +296,12 @@ def _environment() -> dict[str, str]:
 def _free_files(folder: Path, overwrite: bool) -> dict[str, Path]:
     """The files to write in `folder`, which is made; an error if one is there that must not be replaced."""
     files = {purpose: folder / name for purpose, name in _FILES.items()}
-    existing = [path.name for path in files.values() if path.exists()]
+    existing = [file.name for file in files.values() if file.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{folder} already holds {', '.join(existing)}; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in files.values():
-        check_target(path, overwrite)
+    make_folder(folder)
+    for file in files.values():
+        check_target(file, overwrite)
     return files
 
 

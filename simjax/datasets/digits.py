@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from simjax._extras import needs
@@ -17,9 +20,7 @@ def load_digits() -> Dataset:
       ModuleNotFoundError: scikit-learn, which brings them, is not installed.
     """
     with needs("datasets", "scikit-learn", "simjax.datasets.load_digits"):
-        from sklearn import datasets as bundled
-
-    images, labels = bundled.load_digits(return_X_y=True)
+        images, labels = _bundled()
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:DIGITS_TEST_SAMPLES], order[DIGITS_TEST_SAMPLES:]
     inputs, labels = images / 16.0, labels.astype(np.int64)
@@ -31,3 +32,15 @@ def load_digits() -> Dataset:
         test_labels=labels[test],
         class_names=tuple("0123456789"),
     )
+
+
+def _bundled() -> tuple[np.ndarray, np.ndarray]:
+    """Images (1797, 64) and labels, from scikit-learn's file: importing it takes a second, reading that does not."""
+    spec = importlib.util.find_spec("sklearn")
+    file = None if spec is None or spec.origin is None else Path(spec.origin).parent / "datasets/data/digits.csv.gz"
+    if file is None or not file.is_file():  # none at all, or one that keeps it elsewhere
+        from sklearn import datasets as bundled
+
+        return bundled.load_digits(return_X_y=True)
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1], table[:, -1]

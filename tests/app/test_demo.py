@@ -158,7 +158,7 @@ def test_the_observer_hears_of_every_stage(demo: tuple[DemoReport, Recorder, Pat
     ]
     assert recorder.stages[-2:] == ["Evaluating", "Drawing"]
     assert recorder.epochs == [(k, 60) for k in range(1, 61)]
-    assert len(recorder.last) == 7
+    assert list(recorder.last) == ["First fit, coarse", "Fits with 6 alphas"]
     assert all((progress.solved, progress.rows) == (58, 58) for progress in recorder.last.values())
 
 

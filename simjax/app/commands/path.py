@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import simjax
 from simjax._extras import needs
-from simjax._files import atomic_file, check_target
+from simjax._files import atomic_file, check_target, make_folder
 from simjax.app import display, reports
 from simjax.app.arguments import Checkpoint, Force, Json, States, fit_arguments, place_of, with_fit_options
 from simjax.app.exits import exit_by, reporting
@@ -84,7 +84,7 @@ def path(
 
 def _check_folder(folder: Path, force: bool) -> None:
     """Makes the folder, and refuses before a long computation what saving would refuse after it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     there = sorted(file.name for file in (*folder.glob("model-*.safetensors"), *folder.glob("path.*")))
     if there and not force:
         raise FileExistsError(f"{folder} already holds {there[0]} and {len(there) - 1} more files of a path.")

@@ -33,6 +33,8 @@ def predict(
     with reporting() as saved:
         if output is not None:
             check_output(output, force, ".npz")
+            if output.exists() and output.samefile(inputs):
+                raise ValueError(f"{output} holds the inputs, which would be lost: give the outputs another name.")
         loaded = simjax.ImplicitModel.load(model)
         arrays = read_arrays(inputs)
         if "inputs" not in arrays:
