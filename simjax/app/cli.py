@@ -14,7 +14,6 @@ from typing import Annotated
 
 import simjax
 from simjax._extras import needs
-from simjax.app import display
 from simjax.app.commands.demo import demo
 from simjax.app.commands.doctor import doctor
 from simjax.app.commands.evaluate import evaluate
@@ -24,7 +23,7 @@ from simjax.app.commands.path import path
 from simjax.app.commands.predict import predict
 from simjax.app.commands.show import show
 from simjax.app.commands.verify import verify
-from simjax.app.exits import EPILOG, INTERNAL_ERROR, INTERRUPTED
+from simjax.app.exits import EPILOG, INTERNAL_ERROR
 
 with needs("cli", "typer", "the command simjax"):
     import typer
@@ -43,9 +42,6 @@ def main() -> int:
     try:
         _keep_compiled_code()
         app()
-    except KeyboardInterrupt:  # outside of any command
-        display.say_interrupted([])
-        return INTERRUPTED
     except Exception:  # not to leave with 1, which means something else
         traceback.print_exc()
     return INTERNAL_ERROR  # app itself never returns

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simjax._extras import needs
+from simjax.app import interrupts
 from simjax.app.observer import Observer
 from simjax.app.reports import json_text
 
@@ -35,10 +36,12 @@ class _Terminal(Console):
         raise BrokenPipeError  # what to do about it is for the command to say
 
 
-# Tables are as wide as what is in them, whatever the terminal: rich would cut numbers and names of files.
+# Tables are as wide as what is in them, whatever the terminal: rich would cut numbers and names of files. Bars that are
+# drawn over one another have to fit.
 _UNCUT = 100_000
-_out = _Terminal(highlight=False, markup=False, emoji=False, width=_UNCUT)
-_err = _Terminal(stderr=True, highlight=False, markup=False, emoji=False)
+_plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+_out = _Terminal(width=_UNCUT, **_plain)
+_err = _Terminal(stderr=True, width=None if sys.stderr is not None and sys.stderr.isatty() else _UNCUT, **_plain)
 
 
 # ---- words -------------------------------------------------------------------------------------------------
@@ -56,8 +59,8 @@ def say_warning(message: object) -> None:
 
 def say_interrupted(saved: Sequence[Path]) -> None:
     """One line on standard error: what there is to show for it."""
-    what = f"saved: {', '.join(map(str, saved))}" if saved else "nothing saved"
-    _say("Interrupted;", "bold yellow", f"{what}.")
+    head, _, rest = interrupts.NOTHING_SAVED.partition(" ")
+    _say(head, "bold yellow", f"saved: {', '.join(map(str, saved))}." if saved else rest)
 
 
 def say_not_certified() -> None:
@@ -101,14 +104,17 @@ class Display(Observer):
         self._bars.stop()
 
     def stage(self, title: str) -> None:
+        interrupts.check()
         self._finish()
         self._task = self._bars.add_task(title, total=None, note="")
 
     def epoch(self, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
+        interrupts.check()
         note = f"loss {loss:.3f}, accuracy {_percent(accuracy)}"
         self._bars.update(self._task, total=epochs, completed=epoch, note=note)
 
     def rows(self, progress: Progress) -> None:
+        interrupts.check()
         note = f"{progress.solved} of {progress.rows} rows, worst gap {progress.worst_gap:.0e}"
         self._bars.update(self._task, total=progress.rows, completed=progress.solved, note=note)
 
@@ -135,9 +141,7 @@ def print_json(report: Mapping[str, Any]) -> None:
 
 def print_numbers(rows: np.ndarray) -> None:
     """A line for each row on standard output, in digits enough to read the same numbers again; commas between them."""
-    for row in rows.tolist():
-        print(",".join(map(repr, row)))
-    sys.stdout.flush()
+    print("\n".join(",".join(map(repr, row)) for row in rows.tolist()), flush=True)
 
 
 def print_fit(title: str, report: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simjax._extras import needs
-from simjax.app import display
+from simjax.app import display, interrupts
+from simjax.app.interrupts import INTERRUPTED
 from simjax.rows.oracles.interface import OracleUnavailable
 
 with needs("cli", "typer", "the command simjax"):
@@ -19,7 +20,7 @@ with needs("cli", "typer", "the command simjax"):
 NOT_CERTIFIED = 1
 BAD_INPUT = 2
 INTERNAL_ERROR = 3
-INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13  # as a shell reports SIGINT and SIGPIPE
+PIPE_CLOSED = 128 + 13  # as a shell reports SIGPIPE
 EPILOG = (
     f"Exit status: 0 for success, {NOT_CERTIFIED} where rows are not certified or disagree, {BAD_INPUT} for bad input, "
     f"{INTERNAL_ERROR} for an error of simjax itself, {INTERRUPTED} after an interrupt, {PIPE_CLOSED} where the reader "
@@ -35,7 +36,7 @@ def reporting() -> Iterator[list[Path]]:
     Yields a list to which a command adds what it has saved, or where it saves on the way, for an interrupt to name.
     """
     saved: list[Path] = []
-    with warnings.catch_warnings(record=True) as caught:
+    with interrupts.raised(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             yield saved

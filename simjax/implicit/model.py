@@ -30,7 +30,7 @@ from simjax.implicit.matrices import (
     outputs,
     scaled,
 )
-from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
+from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning, not_converged
 from simjax.implicit.tensors import FORMAT, FORMAT_VERSION, parts_of_model, tensors_of_model
 from simjax.implicit.wellposed import checked_scale, perron_eigenvalue, perron_scale
 
@@ -219,7 +219,7 @@ class ImplicitModel(Value):
         if return_info:
             return X, info
         if not info.converged.all():
-            warn(_not_converged(info, tol, self), EquilibriumWarning)
+            warn(not_converged(info, tol, self.well_posedness), EquilibriumWarning)
         return X
 
     def accuracy(self, inputs: Any, labels: Any) -> float:
@@ -240,7 +240,7 @@ class ImplicitModel(Value):
     def _outputs(self, U: np.ndarray) -> np.ndarray:
         X, info = self._iterate(U, TOL, MAX_ITERS)
         if not info.converged.all():
-            warn(_not_converged(info, TOL, self), EquilibriumWarning)
+            warn(not_converged(info, TOL, self.well_posedness), EquilibriumWarning)
         with np.errstate(over="ignore", invalid="ignore"):  # diverged samples, warned about above
             return outputs(self, X, U)
 
@@ -378,17 +378,6 @@ class ImplicitModel(Value):
         tensors, header = read_safetensors(path, FORMAT, FORMAT_VERSION)
         with usable(path, "simjax model"):
             return cls(**parts_of_model(tensors, header))
-
-
-def _not_converged(info: EquilibriumInfo, tol: float, model: ImplicitModel) -> str:
-    failed = ~info.converged
-    finite = info.residual[failed & np.isfinite(info.residual)]
-    worst = f"worst last step {finite.max():.2e}" if finite.size else "all of them diverged"
-    return (
-        f"{failed.sum()} of {failed.size} samples did not reach an equilibrium to tol = {tol:g} in "
-        f"{info.iterations} passes ({worst}; ‖A‖∞ = {model.well_posedness:.4g}). Try more max_iters or a "
-        f"larger tol; with ‖A‖∞ ≥ 1 there may be no equilibrium: fit with a kappa below 1."
-    )
 
 
 def _checked_metadata(metadata: Any) -> dict[str, Any]:

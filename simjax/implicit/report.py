@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from simjax._typing import Array
 from simjax._values import compared_by_identity
 
@@ -27,3 +29,15 @@ class EquilibriumInfo(NamedTuple):
     converged: Array
     residual: Array
     iterations: Array | int
+
+
+def not_converged(info: EquilibriumInfo, tol: float, norm: float) -> str:
+    """What is to be said of samples that did not converge, and of ‖A‖∞ = `norm`."""
+    failed = ~np.asarray(info.converged)
+    finite = np.asarray(info.residual)[failed & np.isfinite(info.residual)]
+    worst = f"worst last step {finite.max():.2e}" if finite.size else "all of them diverged"
+    return (
+        f"{failed.sum()} of {failed.size} samples did not reach an equilibrium to tol = {tol:g} in "
+        f"{info.iterations} passes ({worst}; ‖A‖∞ = {norm:.4g}). Try more max_iters or a "
+        f"larger tol; with ‖A‖∞ ≥ 1 there may be no equilibrium: fit with a kappa below 1."
+    )

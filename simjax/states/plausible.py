@@ -30,6 +30,13 @@ def warn_if_implausible(states: States, *, without_biases: bool) -> None:
         return
     if states.activation == "relu" and not np.any(states.preactivations < 0.0):
         warn_of_no_negative_preactivation()
+    warn_of_other_doubts(states, without_biases=without_biases)
+
+
+def warn_of_other_doubts(states: States, *, without_biases: bool) -> None:
+    """The warnings that some of the samples give reason for as well as all of them."""
+    if states.baseline is not None:
+        return
     like = _like_labels(states.outputs)
     if like is not None:
         warn(f"outputs {like}; expected are the network's own outputs, (m, q), before any softmax, such as its logits.")

@@ -14,7 +14,7 @@ from simjax._values import Value
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.centring import Centring, checked_sample_weight
 from simjax.rows.statistics import SufficientStatistics
-from simjax.states.plausible import warn_of_no_negative_preactivation
+from simjax.states.plausible import warn_of_no_negative_preactivation, warn_of_other_doubts
 from simjax.states.states import Rescale, States
 
 
@@ -195,6 +195,7 @@ def stream_states(batches: Iterable[States], *, sample_weight: ArrayLike | None 
     for batch, weight in weighted_batches(batches, sample_weight):
         if sample is None or statistics is None:
             sample = _extreme_samples(batch)
+            warn_of_other_doubts(batch, without_biases=batch.has_biases is None)
             statistics = SufficientStatistics(batch.n + batch.p + 1, batch.n + batch.q)
         if weight is None or np.any(weight):
             statistics.update(*design_and_targets(batch, ones=True), weight)

@@ -350,7 +350,7 @@ def test_dead_units_and_constant_outputs():
     preactivations[:, 1] = -1.0 - inputs[:, 0]
     preactivations[:, 2] = 0.0
     states = simjax.States(inputs, preactivations, np.maximum(preactivations, 0.0), np.ones((40, 1)))
-    fitted = simjax.fit(states, alpha=1e-3)
+    fitted = simjax.fit(states, alpha=1e-3, fit_intercept=False)
     assert fitted.converged
     assert not fitted.weights[2].any()
 

@@ -71,6 +71,8 @@ def test_biases_that_nobody_spoke_of_are_doubted():
     unknown = simjax.States(U, Z, X, Y)
     with pytest.warns(UserWarning, match=r"with a constant only: the network seems to have biases.*has_biases=True"):
         plan(unknown)
+    with pytest.warns(UserWarning, match="seems to have biases"):
+        simjax.StreamedStates.from_arrays(U, Z, X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for asked in (True, False, "penalised"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from simjax._extras import needs
-from simjax.app import display
+from simjax.app import display, interrupts
 from simjax.app.arguments import Force, Json, one_of
 from simjax.app.exits import exit_by, reporting
 from simjax.app.recipes import OBJECTIVES, RECIPES
@@ -28,7 +28,8 @@ def demo(
 ) -> None:
     """Train a network, fit a certified sparse implicit model to it, evaluate, save and draw both."""
     with reporting() as saved:
-        from simjax.app.demo import run_demo  # here: the other commands need no pictures
+        with interrupts.leaving():
+            from simjax.app.demo import run_demo  # here: the other commands need no pictures
 
         with display.Display(saved) as observer:
             report = run_demo(

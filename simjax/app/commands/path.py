@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import simjax
 from simjax._extras import needs
 from simjax._files import atomic_file, check_target, make_folder
-from simjax.app import display, reports
+from simjax.app import display, interrupts, reports
 from simjax.app.arguments import Checkpoint, Force, Json, States, fit_arguments, place_of, with_fit_options
 from simjax.app.exits import exit_by, reporting
 
@@ -46,7 +46,8 @@ def path(
         arguments = fit_arguments(options)
         loaded = simjax.States.load(states)
         if output is not None:
-            from simjax.plotting import plot_path  # here: needs matplotlib, which the table does not
+            with interrupts.leaving():
+                from simjax.plotting import plot_path  # here: needs matplotlib, which the table does not
 
             _check_folder(output, force)
         if checkpoint is not None:
