@@ -22,7 +22,7 @@ class Progress:
       worst_gap: the largest relative gap.
       passes: passes over the design so far (Newton steps are not passes).
       seconds: since the solve began.
-      stage: what is running, e.g. "admm", "polish", "interior_point".
+      stage: what is running, e.g. "admm", "polish", "interior_point"; "certified" or "checkpoint" where a block is done.
     """
 
     rows: int

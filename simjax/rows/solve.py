@@ -302,11 +302,10 @@ def _solve_blocks(
         answers.put(number - numbers.start, found)
         reporter.done += divided.blocks[number].size
 
-    def done(number: int, found: BlockAnswers, told: str | None = None) -> None:
+    def done(number: int, found: BlockAnswers, told: str) -> None:
         if kept is not None:
             found = kept.save(number, found, divided.digests(number))
-        if told is not None:
-            _report(found, reporter, told)
+        _report(found, reporter, told)
         put(number, found)
 
     missing = []
@@ -320,7 +319,8 @@ def _solve_blocks(
     if options.pool is None:
         for number in missing:
             part, part_start = divided.take(number)
-            done(number, RowBlock.make(part, workspace, options, engine, reporter).answered(part_start))
+            block = RowBlock.make(part, workspace, options, engine, reporter)
+            done(number, block.answered(part_start), "certified")
     else:
         tasks = [Task(number, divided.blocks[number], functools.partial(divided.take, number)) for number in missing]
         told = functools.partial(done, told="executor")
@@ -328,7 +328,7 @@ def _solve_blocks(
 
 
 def _report(found: BlockAnswers, reporter: Reporter, stage: str) -> None:
-    """Tell of a block that was not solved here and now."""
+    """Tell of a block whose answers are there."""
     solved = int(np.count_nonzero(found.status == Status.SOLVED))
     worst = float(found.certificate.relative_gap.max(initial=0.0))
     reporter(solved, worst, int(found.passes.max(initial=0)), stage)

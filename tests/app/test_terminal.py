@@ -154,3 +154,59 @@ def test_json_has_no_infinities() -> None:
     report = {"a": [1.5, float("inf")], "b": {"c": float("nan"), "d": "φ", "e": True}}
     assert json.loads(reports.json_text(report)) == {"a": [1.5, None], "b": {"c": None, "d": "φ", "e": True}}
     assert reports.json_text(report).isascii()
+
+
+@pytest.mark.parametrize("columns", ["1", "15", "40"])
+def test_numbers_and_names_are_whole_where_the_terminal_is_narrow(
+    columns: str, states_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    fitted = run("fit", states_file, "-o", tmp_path / "m", "--alpha", "0.1")
+    assert fitted.exit_code == 0, fitted.stderr
+    assert str(tmp_path / "m") in fitted.stdout
+    path = run("path", states_file, "--points", 2, "--ratio", 0.01)
+    shown = run("show", tmp_path / "m")
+    for result in (fitted, path, shown):
+        assert result.exit_code == 0, result.stderr
+        assert "…" not in result.stdout + result.stderr
+        assert all("\n" not in line for line in result.stdout.splitlines())
+    assert "6 of 6 rows" in fitted.stderr
+    models = json.loads(run("path", states_file, "--points", 2, "--ratio", 0.01, "--json").stdout)["models"]
+    for one in models:
+        assert any(
+            f"{one['misfit']:.2e}" in line and f"{one['alpha']:.4g}" in line for line in path.stdout.splitlines()
+        )
+
+
+@pytest.mark.slow
+def test_output_that_nobody_takes_is_no_traceback(tmp_path: Path) -> None:
+    small_model().save(tmp_path / "m")
+    np.savez(tmp_path / "u.npz", inputs=np.ones((3, 1)))
+    program = "import sys, simjax.app; sys.exit(simjax.app.main())"
+    for arguments in (["show", tmp_path / "m"], ["predict", tmp_path / "m", tmp_path / "u.npz"]):
+        words = " ".join(f"'{word}'" for word in (sys.executable, "-c", program, *arguments))
+        full = subprocess.run(["sh", "-c", f"{words} > /dev/full"], capture_output=True, text=True)
+        assert (full.returncode, full.stderr) == (2, "Error: [Errno 28] No space left on device\n")
+        closed = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, text=True)
+        assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_outputs_do_not_replace_their_inputs(tmp_path: Path) -> None:
+    small_model().save(tmp_path / "m")
+    np.savez(tmp_path / "u.npz", inputs=np.ones((3, 1)))
+    (tmp_path / "link.npz").symlink_to("u.npz")
+    before = (tmp_path / "u.npz").read_bytes()
+    result = run("predict", tmp_path / "m", tmp_path / "u.npz", "-o", tmp_path / "link.npz", "--force")
+    assert (result.exit_code, "holds the inputs, which would be lost" in result.stderr) == (2, True)
+    assert (tmp_path / "u.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["file", "dangling", "pipe"])
+def test_what_is_no_folder_is_not_taken_for_one(place: str, states_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for arguments in (["path", states_file, "--points", 2], ["demo", "--quick"]):
+        result = run(*arguments, "-o", tmp_path / place)
+        assert result.exit_code == 2
+        assert result.stderr.endswith(f"Error: {tmp_path / place} is not a folder; give another name.\n")

@@ -424,7 +424,7 @@ def test_progress_is_reported():
         assert seen[-1].worst_gap <= 1e-6
         assert solution.passes.max() == passes[-1]
         if solver != "auto":
-            assert {progress.stage for progress in seen} == {solver}
+            assert {progress.stage for progress in seen} == {solver, "certified"}
 
 
 # --- Odd rows ----------------------------------------------------------------------------------------------------
