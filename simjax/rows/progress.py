@@ -22,8 +22,8 @@ class Progress:
       worst_gap: the largest relative gap.
       passes: passes over the design so far (Newton steps are not passes).
       seconds: since the solve began.
-      stage: what is running, e.g. "admm", "polish", "interior_point"; "certified", "executor" or "checkpoint" where a block
-        is done, by itself, by a worker, or before.
+      stage: what is running, e.g. "admm", "polish", "interior_point"; "certified", "executor" or "checkpoint" where a
+        block is done, by itself, by a worker, or before.
     """
 
     rows: int
