@@ -63,9 +63,9 @@ def say_interrupted(saved: Sequence[Path]) -> None:
     _say(head, "bold yellow", f"saved: {', '.join(map(str, saved))}." if saved else rest)
 
 
-def say_not_certified() -> None:
+def say_not_certified(rest: str) -> None:
     """One line on standard error."""
-    _say("Not every row is certified.", "bold yellow", "What was computed is saved all the same.")
+    _say("Not every row is certified.", "bold yellow", rest)
 
 
 def _say(head: str, style: str, rest: object) -> None:

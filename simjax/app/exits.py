@@ -54,10 +54,10 @@ def reporting() -> Iterator[list[Path]]:
                 display.say_warning(warning.message)
 
 
-def exit_by(converged: bool) -> None:
-    """Leaves with `NOT_CERTIFIED`, and says so, unless every row is certified."""
-    if not converged:
-        display.say_not_certified()
+def exit_by(right: bool, said: str = "What was computed is saved all the same.") -> None:
+    """Leaves with `NOT_CERTIFIED`, and says so, unless every row is certified, and agrees where it was compared."""
+    if not right:
+        display.say_not_certified(said)
         raise typer.Exit(NOT_CERTIFIED)
 
 

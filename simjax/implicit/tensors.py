@@ -59,7 +59,9 @@ def parts_of_model(tensors: Mapping[str, np.ndarray], header: Mapping[str, str])
       KeyError, TypeError, ValueError: something is missing or does not fit.
     """
     shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
-    read = _read_csr if header["storage"] == "csr" else _read_dense
+    read = {"csr": _read_csr, "dense": _read_dense}.get(header["storage"])
+    if read is None:
+        raise ValueError(f"its storage is {header['storage']!r}, expected 'dense' or 'csr'.")
     return {
         **{name: read(tensors, name, shapes[name]) for name in "ABCD"},
         "activation": header["activation"],

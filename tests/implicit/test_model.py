@@ -375,6 +375,7 @@ def test_damaged_and_foreign_files(rng, tmp_path):
         (tensors, header | {"format_version": "2"}, "format version '2'"),
         (tensors, header | {"activation": "gelu"}, "'gelu' is unknown"),
         (tensors, header | {"shapes": "[]"}, "not a usable simjax model"),
+        (tensors, header | {"storage": "coo"}, "its storage is 'coo', expected 'dense' or 'csr'"),
         (tensors, header | {"metadata": "{"}, "not a usable simjax model"),
         (tensors | {"A.indices": tensors["A.indices"] + 1000}, header, "not a usable simjax model"),
         (tensors | {"B.data": np.full_like(tensors["B.data"], np.nan)}, header, "B must be finite"),

@@ -27,12 +27,18 @@ def fitted():
         (lambda settings: {**settings, "setting_of_0_2": None}, "setting_of_0_2 unknown, none missing"),
         (lambda settings: {k: v for k, v in settings.items() if k != "tol"}, "none unknown, tol missing"),
         (lambda settings: {**settings, "tol": -1.0}, "tol of the fit must be a positive number"),
+        (lambda settings: {**settings, "tol": None}, "tol of the fit must be a positive number"),
+        (lambda settings: {**settings, "kappa": "x"}, "kappa must be a number"),
+        (lambda settings: {**settings, "refit": {"a": 1}}, "refit must be one of 'support', 'outputs'; got 'a'"),
+        (lambda settings: {**settings, "reduction": None}, "reduction must be one of"),
+        (lambda settings: {**settings, "fit_intercept": "always"}, "fit_intercept must be True, False"),
+        (lambda settings: {**settings, "support": ["hollow"]}, "support must be one of"),
     ],
 )
 def test_foreign_settings_are_refused(fitted, change, match) -> None:
     result, states = fitted
     model = dataclasses.replace(result.model, metadata={"fit": change(result.settings)})
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, TypeError), match=match):
         simjax.verify_model(model, states, rows=1)
 
 

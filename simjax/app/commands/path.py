@@ -80,7 +80,10 @@ def path(
             display.print_json(report)
         else:
             display.print_path(f"Path of {states}", report, None if output is None else str(output))
-        exit_by(found.converged)
+        exit_by(
+            found.converged,
+            "What was computed is saved all the same." if output else "Nothing is saved without --output.",
+        )
 
 
 def _check_folder(folder: Path, force: bool) -> None:

@@ -32,4 +32,4 @@ def verify(
             display.print_json(reports.verification_report(found))
         else:
             display.print_verification(found)
-        exit_by(found.ok)
+        exit_by(found.ok, "Rows that say NO are not, or the oracle disagrees.")
