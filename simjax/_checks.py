@@ -132,7 +132,8 @@ def matrix(name: str, value: Any) -> np.ndarray:
     """`value` as a finite float64 matrix with at least one row and one column."""
     array = float_array(name, value)
     if array.ndim != 2:
-        raise ValueError(f"{name} must be a 2-D array, got {array.ndim}-D with shape {array.shape}.")
+        remedy = f": as one column, {name}[:, None]; as one row, {name}[None]." if array.ndim == 1 else "."
+        raise ValueError(f"{name} must be a 2-D array, got {array.ndim}-D with shape {array.shape}{remedy}")
     if 0 in array.shape:
         raise ValueError(f"{name} must not be empty, got shape {array.shape}.")
     return array

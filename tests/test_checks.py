@@ -185,3 +185,10 @@ def test_what_is_traced_in_a_penalty_or_constraint_is_named() -> None:
         for traced in (jax.grad(function), jax.jit(function)):
             with pytest.raises(TypeError, match=rf"{name} is traced by JAX.*simjax\.functional"):
                 traced(0.5)
+
+
+def test_a_vector_in_the_place_of_a_matrix_is_told_how_to_become_one() -> None:
+    with pytest.raises(ValueError, match=r"targets must be.*: as one column, targets\[:, None\]; as one row"):
+        simjax.solve_rows(np.eye(3), np.ones(3), penalty=simjax.L1(0.1))
+    with pytest.raises(ValueError, match=r"inputs must be a 2-D array.*as one row, inputs\[None\]"):
+        simjax.ImplicitModel([[0.0]], [[1.0]], [[1.0]], [[0.0]]).predict([1.0])
