@@ -169,8 +169,6 @@ def test_states_of_half_precision_are_told(dtype: Any) -> None:
     with pytest.warns(UserWarning, match=r"preactivations is of dtype") as caught:
         simjax.States(np.eye(3), [Z], np.maximum(Z.astype(float), 0.0), np.ones((3, 1)))
     assert len(caught) == 1
-    with pytest.warns(UserWarning, match=r"design, targets are of dtype"):
-        simjax.row_problem(Z, Z, penalty=simjax.L1(0.1))
 
 
 def test_what_is_traced_in_a_penalty_or_constraint_is_named() -> None:

@@ -18,7 +18,6 @@ import scipy.sparse
 
 from simjax._checks import boolean, choice, float_array, matrix, plain_array, refuse_traced
 from simjax._values import Value
-from simjax._warnings import warn_of_half_precision
 from simjax.rows.arrays import pytree
 from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
 from simjax.rows.constraints import Constraint, Free, L1Ball, MetzlerRow, RowBound
@@ -218,7 +217,6 @@ def prepared_samples(
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
     fit_intercept = boolean("fit_intercept", fit_intercept)
-    warn_of_half_precision(design=design, targets=targets)
     design, targets = checked_samples(design, targets)
     sample_weight = checked_sample_weight(sample_weight, design.shape[0])
     return weighted_and_centred(design, targets, sample_weight, fit_intercept)

@@ -52,7 +52,7 @@ def told_apart(status: np.ndarray, passes: np.ndarray, max_iters: int) -> np.nda
 
 
 def convergence_message(
-    status: np.ndarray, certificate: Certificate, tol: float, solver: str, limited: np.ndarray
+    status: np.ndarray, certificate: Certificate, tol: float, solver: str, limited: np.ndarray | None = None
 ) -> str:
     """How many rows missed, how far, and what to try; `limited` says of each row whether it used all its passes."""
     missed = status != Status.SOLVED
@@ -66,7 +66,7 @@ def convergence_message(
     worst = float(np.max(certificate.relative_gap[open_]))
     violation = float(np.max(certificate.infeasibility[open_]))
     advice = "raise max_iters or tol"
-    if not limited[open_].any():
+    if limited is not None and not limited[open_].any():
         advice = "raise tol, rescale nearly dependent columns or take a larger penalty: more passes would gain nothing"
     if solver != "auto":
         advice += ', or use solver="auto"'
