@@ -52,7 +52,6 @@ States = Annotated[
         help="Written by States.save, or any .npz with the arrays inputs, preactivations, activations and outputs.",
     ),
 ]
-Alpha = Annotated[float, typer.Option(help="Weight of the penalty.")]
 DEFAULT_ALPHA = float(_PLAN.alpha)
 Checkpoint = Annotated[
     Path | None,

@@ -190,3 +190,19 @@ def test_fit_takes_the_four_arrays_of_anyone(states: simjax.States, tmp_path: Pa
     refused = run("fit", tmp_path / "more.npz", "-o", tmp_path / "n")
     assert refused.exit_code == 2
     assert "must hold the arrays activations, inputs, outputs, preactivations and no others" in refused.stderr
+
+
+def test_fit_finds_the_alpha_of_a_wanted_sparsity(states: simjax.States, tmp_path: Path) -> None:
+    states.save(tmp_path / "s.npz")
+    command = ("fit", tmp_path / "s.npz", "-o", tmp_path / "m", "--objective", "l1", "--sparsity", 0.4)
+    result = run(*command, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    expected = simjax.fit(states, "l1", sparsity=0.4)
+    assert report["sparsity"] == expected.model.sparsity(30) >= 0.4
+    assert report["settings"]["alpha"] == expected.settings["alpha"]
+    both = run(*command, "--alpha", 0.1, "--force")
+    assert (both.exit_code, "either alpha or sparsity" in both.stderr) == (2, True)
+    shard = run(*command[:2], "--sparsity", 0.4, "--shard", "1/2", "--checkpoint", tmp_path / "kept")
+    assert (shard.exit_code, "--sparsity is for a whole fit" in shard.stderr) == (2, True)
+    assert not (tmp_path / "kept").exists()

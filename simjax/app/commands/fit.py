@@ -10,7 +10,6 @@ from simjax._extras import needs
 from simjax.app import display, reports
 from simjax.app.arguments import (
     DEFAULT_ALPHA,
-    Alpha,
     Checkpoint,
     Force,
     Json,
@@ -34,7 +33,11 @@ def fit(
         Path | None,
         typer.Option("--output", "-o", metavar="MODEL.safetensors", help="Where to save the model; not with --shard."),
     ] = None,
-    alpha: Alpha = DEFAULT_ALPHA,
+    alpha: Annotated[float | None, typer.Option(help=f"Weight of the penalty (default: {DEFAULT_ALPHA}).")] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Find alpha instead: for so much fewer weights than the network has, a share in [0, 1)."),
+    ] = None,
     mu: Annotated[
         float | None, typer.Option(help="Second weight of perspective and elastic_net (default: alpha).")
     ] = None,
@@ -55,7 +58,10 @@ def fit(
             check_output(output, force)
         else:
             raise ValueError("--output MODEL.safetensors is needed: where to save the model.")
-        arguments = {"alpha": alpha, "mu": mu, "checkpoint": checkpoint, **fit_arguments(options)}
+        weights = {name: value for name, value in (("alpha", alpha), ("sparsity", sparsity)) if value is not None}
+        if shard is not None and sparsity is not None:
+            raise ValueError("--sparsity is for a whole fit: find its alpha there, and give that to the shards.")
+        arguments = {**weights, "mu": mu, "checkpoint": checkpoint, **fit_arguments(options)}
         loaded = simjax.States.load(states)
         if checkpoint is not None:
             saved.append(checkpoint)
