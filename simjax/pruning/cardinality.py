@@ -2,7 +2,7 @@
 
     min ½‖(W − Ŵ) H^½‖²   s.t.   D = W,  D in the pattern          H = ΦᵀΦ with its columns normalised, HŴᵀ = ΦᵀT
 
-    W ← (TᵀΦ + ρ(D − U))(H + ρI)⁻¹,    D ← the nearest allowed to W + U,    U ← U + W − D,    ρ slowly growing
+    W ← W₀ + (TᵀΦ − W₀H + ρ(D − U − W₀))(H + ρI)⁻¹,    D ← the nearest allowed to W + U,    U ← U + W − D,    ρ ← 1.03 ρ
 
 One eigendecomposition of H serves all ρ, so that a step is two products with its eigenvectors. While ρ is small weights
 move freely between the rows of a layer; what it grows to fixes the support.
@@ -30,7 +30,7 @@ class CardinalityProblem:
 
     Attributes:
       spectrum, basis: the eigenvalues (in,) and eigenvectors (in, in) of H.
-      pull: TᵀΦ in this basis, (out, in).
+      pull: TᵀΦ − W₀H, zero where T is what the layer gives, (out, in).
       dense: W₀ in units in which the columns of Φ have norm one, (out, in), and scaled as `pull` is.
       norms: of the columns of Φ, (in,).
     """
@@ -45,14 +45,15 @@ class CardinalityProblem:
     def make(cls, problem: LayerProblem) -> CardinalityProblem:
         norms = np.linalg.norm(problem.design, axis=0)
         unit = np.where(norms > 0.0, norms, 1.0)
-        values, basis = np.linalg.eigh(problem.gram / unit / unit[:, None])
         dense, pull = problem.weight * norms, problem.correlations / unit
+        correlation = problem.gram / unit / unit[:, None]
         size = max(np.abs(dense).max(), np.abs(pull).max())
+        values, basis = np.linalg.eigh(correlation)
         scale = 1.0 / size if size > 0.0 else 1.0  # nothing leaves the range of float32
         return cls(
             np.maximum(values, 0.0).astype(np.float32),
             basis.astype(np.float32),
-            (pull * scale @ basis).astype(np.float32),
+            ((pull - dense @ correlation) * scale).astype(np.float32),
             (dense * scale).astype(np.float32),
             norms,
         )
@@ -67,8 +68,9 @@ class CardinalityProblem:
         copy = np.where(pattern.project(np.abs(self.dense)), self.dense, np.float32(0.0))
         dual, rho = np.zeros_like(copy), np.float32(_RHO)
         for step in range(steps):
-            weight = ((self.pull + rho * ((copy - dual) @ self.basis)) / (self.spectrum + rho)) @ self.basis.T
-            weight += dual
+            moved = self.pull + rho * (copy - dual - self.dense)
+            weight = ((moved @ self.basis) / (self.spectrum + rho)) @ self.basis.T
+            weight += self.dense + dual
             support = pattern.project(np.abs(weight))
             copy = np.where(support, weight, np.float32(0.0))
             dual = weight - copy
