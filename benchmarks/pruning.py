@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.pruning_peers import PEERS
-from benchmarks.records import RESULTS, Record, merge, place, read, table
+from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, read, table, write_between
 from experiments import minilm
 from simjax._values import Unstated
 from simjax.datasets import load_newsgroups
@@ -28,6 +28,7 @@ from simjax.rows.options import SolveOptions
 
 CALIBRATION, HELD_OUT = 16_000, 14_000  # tokens
 FILE = RESULTS / "pruning.json"
+PAGE, MARKERS = ROOT / "docs" / "pruning.md", ("<!-- begin: measured -->", "<!-- end: measured -->")
 KEYS = ("matrix", "zeros", "method", "seed")
 Name = tuple[int, str]
 
@@ -124,10 +125,16 @@ def report(found: list[Record]) -> str:
         row = [matrix, zeros]
         for method in methods:
             one = by.get(method)
-            raw = "" if one is None or one["as_it_is"] is None else f"{one['as_it_is']:.4f} → "
-            row.append("" if one is None else f"{raw}{one['refitted']:.4f}")
+            raw = "" if one is None or one["as_it_is"] is None else f"{one['as_it_is']:.3g} → "
+            row.append("" if one is None else f"{raw}{one['refitted']:.3g}")
         rows.append(row)
     return "\n".join(table(["matrix", "zeros", *methods], rows))
+
+
+def certified(found: list[Record]) -> str:
+    """How many of the rows that were refitted are certified."""
+    rows, done = (sum(record[key] for record in found) for key in ("rows", "certified"))
+    return f"{done:,} of {rows:,} refitted rows are certified at a relative gap of 1e-6."
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -137,14 +144,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", nargs="*", default=[*PEERS, "auto"], help=", ".join([*PEERS, *METHODS]))
     parser.add_argument("--seed", type=int, default=0, help="of the choice of messages")
     parser.add_argument("--output", type=Path, default=FILE)
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+    parser.add_argument("--table", action="store_true", help="run nothing: put the table of what is there in the page")
     asked = parser.parse_args(arguments)
     if not asked.table:
         run(asked)
-    print(report(read(asked.output)))
+    found = read(asked.output)
+    print(report(found))
+    if asked.table:
+        write_between(PAGE, *MARKERS, "\n".join([report(found), "", certified(found), "", *places(found)]))
 
 
 def run(asked: argparse.Namespace) -> None:
+    where = place()  # of the code that is loaded, whatever happens to its files meanwhile
     encoder, tokenizer = minilm.load()
     every = [f"{number}.{name}" for number in range(encoder.sizes.layers) for name in minilm.LINEAR]
     texts = load_newsgroups().train_texts
@@ -157,7 +168,7 @@ def run(asked: argparse.Namespace) -> None:
         key = int(number), name
         for zeros in asked.zeros:
             for record in records(calibration[key], held_out[key], *weights_of(encoder, key), zeros, asked.method):
-                merge(asked.output, {"matrix": matrix, "seed": asked.seed, **record, **place()}, KEYS)
+                merge(asked.output, {"matrix": matrix, "seed": asked.seed, **record, **where}, KEYS)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.records import RESULTS, Record, merge, peak_mebibytes, place
+from benchmarks.records import RESULTS, ROOT, Record, merge, peak_mebibytes, place, places, read, table, write_between
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import NoPenalty
 from simjax.rows.problem import rows_over
 from simjax.rows.solve import solve_problem
 
 FILE = RESULTS / "refit.json"
+PAGE, MARKERS = ROOT / "docs" / "pruning.md", ("<!-- begin: refit -->", "<!-- end: refit -->")
 
 
 def measure(width: int, rows: int, sparsity: float = 0.5, seed: int = 0) -> Record:
@@ -58,6 +59,27 @@ def measure(width: int, rows: int, sparsity: float = 0.5, seed: int = 0) -> Reco
     }
 
 
+def report(found: list[Record]) -> list[str]:
+    """A table with a line for each record."""
+    heads = ["inputs", "rows", "kept", "certified", "s", "flops", "Gflop/s", "MiB"]
+    return table(
+        heads,
+        [
+            [
+                f"{record['width']:,}",
+                f"{record['rows']:,}",
+                f"{record['kept']:,}",
+                f"{record['certified']:,}",
+                f"{record['seconds']:.1f}",
+                f"{record['flops']:.2g}",
+                f"{record['gflops_per_second']:.1f}",
+                f"{record['mebibytes']:.0f}",
+            ]
+            for record in found
+        ],
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=4096)
@@ -66,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     record = measure(asked.width, asked.rows)
     merge(asked.output, {**record, **place()}, ("width", "rows"))
-    print(record)
+    found = read(asked.output)
+    write_between(PAGE, *MARKERS, "\n".join([*report(found), "", *places(found)]))
 
 
 if __name__ == "__main__":

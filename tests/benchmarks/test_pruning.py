@@ -82,10 +82,12 @@ def test_records_and_their_table():
         json.dumps(found)
     table = pruning.report([{"matrix": "0.query", **record} for record in found])
     assert table.splitlines()[0] == "| matrix | zeros | Wanda | auto |"
-    assert f"{found[0]['as_it_is']:.4f} → {found[0]['refitted']:.4f}" in table
+    assert f"{found[0]['as_it_is']:.3g} → {found[0]['refitted']:.3g}" in table
+    assert pruning.certified(found) == "8 of 8 refitted rows are certified at a relative gap of 1e-6."
 
 
 def test_the_refit_is_counted():
     record = refit.measure(32, 5)
     assert record["certified"] == 5
     assert record["flops"] == 5 * 16**3 / 3
+    assert refit.report([record])[2].startswith("| 32 | 5 | 16 | 5 |")
