@@ -120,7 +120,7 @@ class Pool:
             return False
         if isinstance(self.executor, SharingExecutor):
             self._remove_designs(0)
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown(wait=False)
         self._executor = None
         return True
 
@@ -152,7 +152,7 @@ class Pool:
     def _close(self) -> None:
         self._remove_designs(0)
         if self._executor is not None and not _submits(self.given):
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=True)
         self._executor = None
 
 

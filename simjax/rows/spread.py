@@ -182,7 +182,8 @@ class _Run:
                 "executor a function that makes one, e.g. lambda: ProcessPoolExecutor(...): then another is made, and "
                 "they are solved again."
             ) from error
-        warn(f"a worker of {name} died ({error}): {_words(lost)} are solved again by another {name}.", RuntimeWarning)
+        why = str(error).partition("\n")[0]
+        warn(f"a worker of {name} died ({why}): {_words(lost)} are solved again by another {name}.", RuntimeWarning)
         self.waiting.extend(lost)  # last: should one of them be the reason, the others are finished first
 
 

@@ -29,7 +29,7 @@ from simjax.rows.threads import one_thread_each
 from simjax.rows.workspace import Workspace
 
 _workspaces: OrderedDict[str, Workspace] = OrderedDict()
-_changing = threading.Lock()
+_changing = threading.RLock()
 _forked = threading.Event()
 
 if hasattr(os, "register_at_fork"):
@@ -97,17 +97,16 @@ def forget(token: str) -> None:
         _workspaces.pop(token, None)
 
 
-def _workspace(token: str, design: np.ndarray | str | None) -> Workspace | None:
-    with _changing:
+def _workspace(token: str, design: Any) -> Workspace | None:
+    with _changing:  # also while it is made: threads of one worker ask at the same time
         if token in _workspaces:
             _workspaces.move_to_end(token)
             return _workspaces[token]
-    array = _mapped(design) if isinstance(design, str) else design
-    if array is None:
-        return None
-    workspace = Workspace(array)
-    keep(token, workspace)
-    return workspace
+        array = _mapped(design) if isinstance(design, str) else design
+        if array is None:
+            return None
+        keep(token, Workspace(array))
+        return _workspaces[token]
 
 
 def _mapped(path: str) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import ByHand, generator, sparse_rows
+from helpers import ByHand, NonnegativeL1, generator, sparse_rows
 from numpy.testing import assert_array_equal
 from threadpoolctl import threadpool_info
 
@@ -32,6 +33,7 @@ from simjax.rows.pool import Pool, SharingExecutor
 from simjax.rows.problem import row_problem
 from simjax.rows.solution import Solution, dense_rows
 from simjax.rows.solve import solve_problem
+from simjax.rows.solvers import factor
 
 M, WIDTH, ROWS = 30, 20, 40
 MEMORY = 10 * bytes_per_row((M, WIDTH))  # four blocks of ten rows
@@ -94,6 +96,9 @@ def test_processes_give_the_bits_of_one_process(pool: ProcessPoolExecutor, tmp_p
     found = solve(executor=pool, progress=seen.append)
     assert_same(found, wanted)
     assert found.engine == "numpy, 1 thread a block: in the workers of ProcessPoolExecutor"
+    with_history = solve(executor=pool, history=True).history
+    assert with_history is not None
+    assert_array_equal(with_history.gap[-1], wanted.certificate.relative_gap)
     assert [(told.solved, told.rows, told.stage) for told in seen] == [(k, 40, "executor") for k in (10, 20, 30, 40)]
     stated = {"matching": "exact", "fit_intercept": True, "constraint": simjax.L1Ball(50.0, size=7), "solver": "admm"}
     small = {"design": DESIGN[:8], "targets": TARGETS[:8], **STATED, **stated}
@@ -124,6 +129,12 @@ def test_a_checkpoint_goes_on_with_and_without_an_executor(
     assert_same(solve(checkpoint=tmp_path / "whole", executor=pool, progress=seen.append), wanted)
     assert [told.stage for told in seen] == ["checkpoint", "checkpoint", "executor", "executor"]
 
+    shards = tmp_path / "shards"
+    for k in (1, 2):  # of which each has two blocks
+        part = solve(checkpoint=shards, shard=(k, 2), executor=pool)
+        assert (part.first, len(part.status)) == (20 * (k - 1), 20)
+    assert_same(solve(checkpoint=shards), wanted)
+
     def never() -> Executor:
         raise AssertionError
 
@@ -140,6 +151,23 @@ def test_threads_solve_too_and_the_users_settings_stay() -> None:
     assert found.converged
     assert threadpool_info() == before
     assert not worker._workspaces
+
+
+def test_threads_wait_for_one_factorisation_and_do_not_make_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    plain = factor.in_samples
+
+    def slow(design: Any) -> Any:
+        made.append(1)
+        time.sleep(0.2)
+        return plain(design)
+
+    monkeypatch.setattr(factor, "in_samples", slow)
+    design = factor.FactoredDesign(DESIGN)
+    with ThreadPoolExecutor(3) as threads:
+        found = [future.result() for future in [threads.submit(design.itself) for _ in range(3)]]
+    assert len(made) == 1
+    assert all(design.is_itself(each) for each in found)
 
 
 def test_without_max_memory_a_block_is_64_rows_for_each_thread(solves: list[int]) -> None:
@@ -374,6 +402,14 @@ def test_a_forked_worker_is_not_asked_for_jax(monkeypatch: pytest.MonkeyPatch) -
     assert solve(executor=Elsewhere()).converged
     with pytest.raises(RuntimeError, match=r"rows 0 to 9 .* engine='jax' needs JAX, whose threads do not survive"):
         solve(executor=Elsewhere(), engine="jax")
+
+
+@pytest.mark.slow
+def test_a_penalty_of_ones_own_is_sent(pool: ProcessPoolExecutor) -> None:
+    own = {"penalty": NonnegativeL1(0.5)}
+    found, wanted = solve(executor=pool, **own), solve(**own)
+    assert found.converged
+    np.testing.assert_allclose(found.weights.toarray(), wanted.weights.toarray(), rtol=0.0, atol=1e-9)
 
 
 FORKED = """

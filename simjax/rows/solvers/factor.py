@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class FactoredDesign:
         self.array = design
         self._made: dict[bool, tuple[Factorisation, np.ndarray | None]] = {}
         self._itself: Factorisation | None = None
+        self._making = threading.Lock()  # threads of an executor ask at the same time; `is_itself` needs one answer
 
     @property
     def sparse(self) -> bool:
@@ -101,15 +103,19 @@ class FactoredDesign:
         Args:
           precise: factorise Φ itself whatever it costs.
         """
-        if precise not in self._made:
-            m, d = self.array.shape
-            made = None
-            if not precise:
-                made = _by_moments(self.array) if m >= _MOMENTS_FROM * d else _by_gram(self.array)
-            if made is None and isinstance(self.array, SparseDesign):
-                made = _of_sparse(self.array)
-            self._made[precise] = _by_qr_svd(self.array) if made is None else made
+        with self._making:
+            if precise not in self._made:
+                self._made[precise] = self._factorised(precise)
         return self._made[precise][0]
+
+    def _factorised(self, precise: bool) -> tuple[Factorisation, np.ndarray | None]:
+        m, d = self.array.shape
+        made = None
+        if not precise:
+            made = _by_moments(self.array) if m >= _MOMENTS_FROM * d else _by_gram(self.array)
+        if made is None and isinstance(self.array, SparseDesign):
+            made = _of_sparse(self.array)
+        return _by_qr_svd(self.array) if made is None else made
 
     def itself(self) -> Factorisation:
         """`in_samples`, for products with Φ alone.
@@ -117,8 +123,9 @@ class FactoredDesign:
         Uᵀt − S Vᵀw is then t − Φw, in which rounding averages out over the samples. Where
         the residual is many digits smaller than the target, the coordinate of the largest singular value loses more.
         """
-        if self._itself is None:
-            self._itself = in_samples(self.array)
+        with self._making:
+            if self._itself is None:
+                self._itself = in_samples(self.array)
         return self._itself
 
     def is_itself(self, factorisation: Factorisation) -> bool:
