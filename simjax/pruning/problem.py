@@ -12,7 +12,7 @@ from simjax._checks import float_array, matrix
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.centring import Centring
 from simjax.rows.penalties import NoPenalty, Penalty
-from simjax.rows.problem import RowProblem, checked_samples, rows_over
+from simjax.rows.problem import HUGE, RowProblem, rows_over
 
 _BATCH = 4096  # samples that are made float64 at once
 
@@ -53,15 +53,22 @@ class LayerProblem:
         if bias is None:
             design, given = statistics.compressed()
             given = design @ weight.T if statistics.outputs is None else given
-            size, centring = np.sum(given**2, axis=0), None
+            with np.errstate(over="ignore"):
+                size, centring = np.sum(given**2, axis=0), None
         else:
             design, given, centring = statistics.centred()
             means = centring.targets
             if statistics.outputs is None:
                 given, means = design @ weight.T, weight @ centring.design + bias
                 centring = dataclasses.replace(centring, targets=means)
-            size = np.sum(given**2, axis=0) + centring.total * (means - bias) ** 2
-        return cls(*checked_samples(design, given), weight, centring, size, statistics.m)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                size = np.sum(given**2, axis=0) + centring.total * (means - bias) ** 2
+        largest = np.abs(given).max(initial=0.0)
+        if not largest <= HUGE:
+            raise ValueError(
+                f"weight must not give outputs beyond {HUGE:g}, whose squares overflow, got {largest:g}: rescale."
+            )
+        return cls(design, given, weight, centring, size, statistics.m)
 
     @functools.cached_property
     def gram(self) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 from simjax._checks import matrix, positive_integer
 from simjax._typing import ArrayLike
 from simjax.rows.centring import Centring
+from simjax.rows.problem import HUGE
 from simjax.rows.statistics import SufficientStatistics
 
 
@@ -65,9 +66,14 @@ class LayerStatistics:
         inputs = matrix("inputs", inputs)
         if inputs.shape[1] != self.inputs:
             raise ValueError(f"inputs must have {self.inputs} columns, got shape {inputs.shape}.")
+        targets = None if targets is None else matrix("targets", targets)
         if (targets is None) != (self.outputs is None):
             expected = "None without outputs" if self.outputs is None else f"({inputs.shape[0]}, {self.outputs})"
             raise ValueError(f"targets must be {expected}, got {'None' if targets is None else np.shape(targets)}.")
+        for name, array in (("inputs", inputs), ("targets", targets)):
+            largest = 0.0 if array is None else np.abs(array).max()
+            if largest > HUGE:
+                raise ValueError(f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}.")
         self._sums.update(np.column_stack([inputs, np.ones(inputs.shape[0])]), targets, sample_weight)
 
     def compressed(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """One layer pruned: the support is in the pattern, the refit is the best on it, and it is proved."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -224,6 +225,8 @@ BAD = [
     ({"inputs": np.full_like(INPUTS, np.nan)}, ValueError, "inputs must be finite, got 960 NaN"),
     ({"inputs": INPUTS[:, :4]}, ValueError, "inputs must be .* in = 16 .* got shape"),
     ({"inputs": INPUTS[0]}, ValueError, "inputs must be a 2-D array"),
+    ({"inputs": 1e160 * INPUTS}, ValueError, "inputs must not exceed 1e.151"),
+    ({"weight": 1e160 * WEIGHT}, ValueError, "weight must not give outputs beyond 1e.151"),
     ({"weight": WEIGHT[0]}, ValueError, "weight must be a 2-D array"),
     ({"weight": np.where(WEIGHT > 0, np.inf, 0)}, ValueError, "weight must be finite"),
     ({"bias": BIAS[:2]}, ValueError, r"bias must be \(6,\)"),
@@ -260,6 +263,22 @@ def test_bad_batches_are_named_and_leave_the_statistics_alone():
     with pytest.raises(TypeError, match="inputs must be an integer"):
         LayerStatistics(2.5)
     assert "m=60" in repr(statistics)
+
+
+def test_memory_does_not_grow_with_the_samples():
+    """100,000 samples of 16 numbers are 13 MB."""
+    rng, statistics = generator(0), LayerStatistics(WIDTH, OUTPUTS)
+    tracemalloc.start()
+    try:
+        for _ in range(40):
+            statistics.update(rng.random((2500, WIDTH)), rng.random((2500, OUTPUTS)))
+        pruned = prune_layer(statistics, WEIGHT, BIAS, sparsity=0.5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pruned.converged
+    assert statistics.m == 100_000
+    assert peak < 3e6
 
 
 def test_nothing_of_the_users_is_changed():
