@@ -24,10 +24,14 @@ PAGE, MARKERS = ROOT / "docs" / "pruning.md", ("<!-- begin: refit -->", "<!-- en
 
 
 def measure(width: int, rows: int, sparsity: float = 0.5, seed: int = 0) -> Record:
-    """A record of `rows` rows over `width` inputs whose spectrum falls as 1/√k, on the supports of Wanda's score."""
+    """A record of `rows` rows over `width` inputs, correlated as 0.9^|i−j|, on the supports of Wanda's score.
+
+    Their triangular factor is known, R_ij = 0.9^(j−i) √(1 − 0.9²), in the first row without the root.
+    """
     rng = np.random.default_rng(seed)
-    spectrum = 1.0 / np.sqrt(np.arange(1, width + 1))
-    design = rng.normal(size=(width, width)) * spectrum @ np.linalg.qr(rng.normal(size=(width, width)))[0]
+    distance = np.arange(width) - np.arange(width)[:, None]
+    design = np.where(distance >= 0, 0.9 ** np.abs(distance), 0.0)
+    design[1:] *= np.sqrt(1.0 - 0.9**2)
     weight = rng.normal(size=(rows, width))
     kept = width - int(sparsity * width)
     scores = np.abs(weight) * np.linalg.norm(design, axis=0)

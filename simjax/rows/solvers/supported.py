@@ -70,7 +70,7 @@ def solve_supported_rows(
         given = targets[rows] @ design if correlations is None else correlations[rows]
         weights[rows], residuals[rows], solved[rows] = _solve(design, gram, targets[rows], own, support[rows], given)
 
-    tiles = row_tiles(support)
+    tiles = row_tiles(support)  # whatever the threads, so that the answers are the same to the bit
     if threads == 1 or len(tiles) == 1:
         for rows in tiles:
             solve_tile(rows)
