@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import decimal
 import difflib
 import math
-import numbers
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,18 +11,24 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from simjax._frames import column_names, frame_array, is_frame, is_series
+from simjax._objects import numbers_of_objects
+
 
 def plain_array(name: str, value: Any) -> np.ndarray:
     """`value` as an array of NumPy's that stands for all of it, or an error that names it.
 
-    Object arrays of real numbers, as frames of mixed or nullable columns give, become float64; PyTorch's tensors are
-    taken off their graph and device.
+    Object arrays of real numbers become float64, frames and series as `frame_array` says; PyTorch's tensors are taken
+    off their graph and device.
 
     Raises:
-      TypeError: traced by JAX, sparse, or nothing that can be read as an array.
-      ValueError: masked entries, a ragged array, numbers beyond float64.
+      TypeError: traced by JAX, sparse, nothing that can be read as an array, or a frame with a column of other things
+        than numbers.
+      ValueError: masked or missing entries, a ragged array, numbers beyond float64.
     """
     _refuse_what_arrays_lose(name, value)
+    if is_frame(value) or is_series(value):
+        return frame_array(name, value)
     try:
         array = np.asarray(_off_its_graph(value))
     except Exception as error:  # anyone's __array__ runs here
@@ -33,7 +37,7 @@ def plain_array(name: str, value: Any) -> np.ndarray:
         raise TypeError(
             f"{name} must be an array of real numbers, got a {type(value).__name__} that cannot be read as one: {error}"
         ) from error
-    return _numbers_of_objects(name, array) if array.dtype.kind == "O" else array
+    return numbers_of_objects(name, array) if array.dtype.kind == "O" else array
 
 
 def float_array(name: str, value: Any, *, infinite: bool = False) -> np.ndarray:
@@ -53,8 +57,12 @@ def float_array(name: str, value: Any, *, infinite: bool = False) -> np.ndarray:
         if np.any(np.isnan(array)):
             raise ValueError(f"{name} must not contain NaN.")
     elif not np.all(np.isfinite(array)):
-        bad = int(np.size(array) - np.count_nonzero(np.isfinite(array)))
-        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {array.size}.")
+        finite = np.isfinite(array)
+        bad, where = int(np.count_nonzero(~finite)), ""
+        if is_frame(value):
+            labels = [label for label, good in zip(column_names(value) or (), finite.all(axis=0)) if not good]
+            where = f", in column{'s' if len(labels) > 1 else ''} {', '.join(map(repr, labels[:5]))}"
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {array.size}{where}.")
     return array
 
 
@@ -109,18 +117,6 @@ def _off_its_graph(value: Any) -> Any:
         return value
     value = value.detach().cpu()
     return value.double() if value.is_floating_point() else value
-
-
-def _numbers_of_objects(name: str, array: np.ndarray) -> np.ndarray:
-    """An array of Python's own numbers in float64; strings are no numbers, whatever they spell."""
-    kinds = {type(entry) for entry in array.flat}
-    strange = sorted(kind.__name__ for kind in kinds if not issubclass(kind, numbers.Real | decimal.Decimal | np.bool_))
-    if strange:
-        raise TypeError(f"{name} must be an array of real numbers, got dtype object with {', '.join(strange)} in it.")
-    try:
-        return array.astype(np.float64)
-    except OverflowError as error:
-        raise ValueError(f"{name} must be finite in float64: {error}.") from error
 
 
 def _is_extended_float(array: np.ndarray) -> bool:

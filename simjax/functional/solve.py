@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax import lax
 
 from simjax._checks import choice, positive_integer, positive_scalar
@@ -174,6 +175,10 @@ def _problem(
 
 
 def _real(name: str, value: Any) -> jax.Array:
+    if scipy.sparse.issparse(value):
+        raise TypeError(
+            f"{name} must be a dense array here, got a sparse matrix: simjax.solve_rows takes sparse designs."
+        )
     array = jnp.asarray(value)
     if not (jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)):
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}.")

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from simjax._checks import checked_labels, matrix, positive_integer, positive_scalar
 from simjax._files import read_safetensors, usable, write_safetensors
+from simjax._frames import check_names
 from simjax._values import Value
 from simjax._warnings import warn
 from simjax.implicit.activations import activation as find_activation
@@ -349,6 +350,7 @@ class ImplicitModel(Value):
 
     def _checked_inputs(self, inputs: Any) -> np.ndarray:
         U = matrix("inputs", inputs)
+        check_names("inputs", inputs, ((self.metadata or {}).get("names") or {}).get("inputs"))
         if U.shape[1] != self.p:
             raise ValueError(f"inputs has {U.shape[1]} columns, the model expects p = {self.p}.")
         return U

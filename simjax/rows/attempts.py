@@ -180,7 +180,8 @@ class RowBlock:
         """Rows of a quadratic objective, each on its own support, where no ball binds; those still open."""
         penalty: Any = self.problem.penalty
         m, d = self.problem.design.shape
-        if live.size == 0 or np.any(penalty.knot) or (self.workspace.scaled.sparse and d > m):
+        by_gram = not self.workspace.scaled.sparse or (d <= m and self.workspace.scaled.has_room)
+        if live.size == 0 or np.any(penalty.knot) or not by_gram:
             return live
         problem: Any = self.problem.take(live)
         curvature = problem.penalty.curvature / (2.0 * problem.loss_weight[:, None])

@@ -21,6 +21,7 @@ import numpy as np
 
 from simjax._checks import float_array
 from simjax._typing import ArrayLike, Weights
+from simjax._values import Value
 from simjax.rows.arrays import pytree
 from simjax.rows.sparse_design import SparseDesign, centred, with_columns
 
@@ -29,8 +30,8 @@ _CONSTANT = 1e-15
 
 
 @pytree()
-@dataclasses.dataclass(frozen=True)
-class Centring:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Centring(Value):
     """What was taken out of the samples of rows with a free intercept.
 
     Attributes:

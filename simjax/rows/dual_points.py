@@ -103,7 +103,9 @@ def project_out_flat(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) ->
         return dual
     patterns, which = np.unique(flat, axis=0, return_inverse=True)
     which, done = which.reshape(-1), np.zeros(flat.shape[0], dtype=bool)
-    if len(patterns) > _FEW_PATTERNS or _tall_and_sparse(problem):
+    if isinstance(problem.design, SparseDesign):
+        dual, done = _project_out_sparse(problem.design, dual, flat)
+    elif len(patterns) > _FEW_PATTERNS:
         dual, done = project_out(problem.design, problem.design.T @ problem.design, flat, dual)
     else:
         dual = dual.copy()
@@ -122,9 +124,13 @@ def project_out_flat(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) ->
     return dual
 
 
-def _tall_and_sparse(problem: RowProblem) -> bool:
-    """Whether ΦᵀΦ is smaller than the columns as an array."""
-    return isinstance(problem.design, SparseDesign) and problem.design.shape[0] >= problem.width
+def _project_out_sparse(design: SparseDesign, dual: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`project_out` by the Gram matrix of the columns that any row has, where it is smaller than these as an array."""
+    used = np.flatnonzero(flat.any(axis=0))
+    if used.size > design.shape[0]:
+        return dual.copy(), np.zeros(flat.shape[0], dtype=bool)
+    columns = design.take_columns(used)
+    return project_out(columns, columns.T @ columns, flat[:, used], dual)
 
 
 def _project_into_domain(problem: RowProblem, dual: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

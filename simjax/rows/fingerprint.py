@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from simjax._frames import frame_array, is_frame, is_series
 from simjax._version import __version__
 from simjax.rows.attempts import Start
 from simjax.rows.engines import Engine
@@ -159,6 +160,8 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
         yield f"sequence {len(value)} ".encode()
         for entry in value:
             yield from _pieces(entry)
+    elif is_frame(value) or is_series(value):
+        yield from _pieces(frame_array("frame", value))
     elif scipy.sparse.issparse(value):
         given: Any = value
         entries = given.tocsr()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy.linalg import lapack
@@ -126,14 +127,14 @@ def row_tiles(members: np.ndarray) -> list[np.ndarray]:
 
 
 def project_out(
-    design: np.ndarray, gram: np.ndarray, supports: np.ndarray, duals: np.ndarray
+    design: Any, gram: np.ndarray, supports: np.ndarray, duals: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each y made orthogonal to the columns of its row: y − Φ_J (G_JJ)⁻¹ Φ_Jᵀ y, until only rounding is left.
 
     The products with Φ are made for all rows at once. Where hardly anything is left of y, that is rounding: y = 0.
 
     Args:
-      design: Φ, (m, d).
+      design: Φ, (m, d), or a `SparseDesign`.
       gram: G = ΦᵀΦ, (d, d).
       supports: J, boolean (R, d).
       duals: y, (R, m).
@@ -154,7 +155,7 @@ def project_out(
 
 
 def orthogonal(
-    design: np.ndarray, gram: np.ndarray, factors: GatheredFactors, supports: np.ndarray, duals: np.ndarray
+    design: Any, gram: np.ndarray, factors: GatheredFactors, supports: np.ndarray, duals: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """`project_out` for factors that are at hand."""
     reach = np.sqrt(design.shape[0] * np.maximum(np.diagonal(gram), 0.0))

@@ -121,7 +121,12 @@ def check_penalty(penalty: Any, rows: int = 1, width: int = 1) -> None:
     name, asked = type(penalty).__name__, traceable(penalty)
     for point in _SAMPLED:
         x = np.full((rows, width), point)
-        value = asked.value(x)
+        try:
+            value = asked.value(x)
+        except ValueError as error:
+            raise ValueError(
+                f"penalty {name} must take weights of shape ({rows}, {width}), and says: {error}"
+            ) from error
         if not np.all(value >= 0.0) or (point == 0.0 and np.any(value != 0.0)):
             raise ValueError(
                 f"penalty {name} must satisfy h(0) = 0 and h(w) >= 0 everywhere; at {point:g} it does not."

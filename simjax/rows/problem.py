@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from simjax._checks import boolean, choice, float_array, matrix, plain_array, refuse_traced
+from simjax._frames import check_names, check_same_index, column_names, is_series
 from simjax._values import Value
 from simjax.rows.arrays import pytree
 from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
@@ -163,6 +164,7 @@ def row_problem(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
+    check_names("support", support, column_names(design), "the design")
     design, targets, centring = prepared_samples(design, targets, sample_weight, fit_intercept)
     return rows_over(
         design,
@@ -177,7 +179,7 @@ def row_problem(
 
 
 def checked_samples(design: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Φ (m, d) and T (m, R) in float64, taken over and checked; a sparse Φ as a `SparseDesign`.
+    """Φ (m, d) and T (m, R) in float64, taken over and checked; a sparse Φ as a `SparseDesign`, a series T as one row.
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
@@ -188,6 +190,8 @@ def checked_samples(design: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
         design = matrix("design", design)
     if scipy.sparse.issparse(targets):  # residuals are dense, whatever the targets are
         targets = sparse_design("targets", targets, HUGE).toarray()
+    if is_series(targets):  # of a single row
+        targets = float_array("targets", targets)[:, None]
     targets = matrix("targets", targets)
     if targets.shape[0] != design.shape[0]:
         raise ValueError(
@@ -217,6 +221,7 @@ def prepared_samples(
       TypeError, ValueError: naming the argument, what was got and what was expected.
     """
     fit_intercept = boolean("fit_intercept", fit_intercept)
+    check_same_index(design=design, targets=targets, sample_weight=sample_weight)
     design, targets = checked_samples(design, targets)
     sample_weight = checked_sample_weight(sample_weight, design.shape[0])
     return weighted_and_centred(design, targets, sample_weight, fit_intercept)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from simjax._typing import Weights
-from simjax._values import Value, html_facts
+from simjax._values import Value, html_facts, html_table, text_table
 from simjax.rows.arrays import pytree_of
 from simjax.rows.certificate import Certificate
 from simjax.rows.history import History
@@ -16,6 +17,7 @@ from simjax.rows.problem import RowProblem, RowSource
 from simjax.rows.status import Status
 from simjax.rows.verify import Verification, sample_rows, verify_rows
 
+_LARGEST, SHOWN = 3, 20  # weights of a row, and rows, that a table shows
 INDENT = 16  # where the lines of a summary go on after their first word
 
 
@@ -24,9 +26,33 @@ def dense_rows(weights: Weights) -> np.ndarray:
     return weights if isinstance(weights, np.ndarray) else weights.toarray()
 
 
+def table_of_rows(
+    weights: Weights,
+    certificate: Certificate,
+    status: np.ndarray,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    most: int | None = None,
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table with a line for each row, or for the first `most` of them."""
+    cells = []
+    for row in range(status.size)[:most]:
+        own = dense_rows(weights[[row]])[0]
+        used = np.flatnonzero(own)
+        first = used[np.argsort(-np.abs(own[used]), kind="stable")[:_LARGEST]]
+        told = ", ".join(f"{column_names[j]} {own[j]:+.3g}" for j in first) + (", …" if used.size > _LARGEST else "")
+        cells.append([row_names[row], str(status[row]), f"{certificate.relative_gap[row]:.1e}", f"{used.size}", told])
+    return ["row", "status", "gap", "nonzeros", "largest weights"], cells
+
+
+def numbered(letter: str, count: int) -> tuple[str, ...]:
+    """Names for what has none: letter[0], letter[1], …"""
+    return tuple(f"{letter}[{k}]" for k in range(count))
+
+
 @pytree_of(
     ("weights", "intercept", "certificate", "passes", "newton_steps", "polished", "history"),
-    ("problem", "status", "solver", "engine", "seconds", "tol", "first"),
+    ("problem", "status", "solver", "engine", "seconds", "tol", "first", "row_names", "column_names"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Solution(Value):
@@ -50,6 +76,8 @@ class Solution(Value):
       tol: the relative gap that was asked for.
       history: the gap of every row at every check, where `history=True` asked for it; otherwise None.
       first: the number of the first of these rows among those of all shards; 0 where there are none.
+      row_names: of the rows, (R,), where targets were a frame or a series with a name; otherwise None.
+      column_names: of the weights, (d,), where the design was a frame; otherwise None.
     """
 
     problem: RowProblem | RowSource
@@ -66,6 +94,8 @@ class Solution(Value):
     tol: float
     history: History | None = None
     first: int = 0
+    row_names: tuple[str, ...] | None = None
+    column_names: tuple[str, ...] | None = None
 
     @property
     def converged(self) -> bool:
@@ -77,7 +107,18 @@ class Solution(Value):
         return f"{self.status.size} rows of {self.problem.width} weights, solver={self.solver!r}, {certified}"
 
     def _repr_html_(self) -> str:
-        return html_facts(self.summary().splitlines(), INDENT)
+        facts = html_facts(self.summary().splitlines(), INDENT)
+        named = self.row_names is not None or self.column_names is not None
+        return facts + html_table(*self._cells(SHOWN)) if named else facts
+
+    def table(self) -> str:
+        """A line for each row: its name, status, relative gap, how many nonzeros it has, and its largest weights."""
+        return text_table(*self._cells(), (3, 6, 7, 8))
+
+    def _cells(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+        rows = self.row_names or tuple(map(str, range(self.first, self.first + self.status.size)))
+        columns = self.column_names or numbered("w", self.problem.width)
+        return table_of_rows(self.weights, self.certificate, self.status, rows, columns, most)
 
     def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
         """Have an interior-point oracle solve a random sample of rows again, and compare.

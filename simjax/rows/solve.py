@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simjax._frames import column_names
 from simjax._typing import ArrayLike, MatrixLike
 from simjax._warnings import warn
 from simjax.rows.attempts import RowBlock, Start
@@ -72,8 +73,10 @@ def solve_rows(
         exact     min_w  h(w)  s.t.  Φw = t,          w in the constraint and the support     (SIM paper, eq. 2b–2c)
 
     Args:
-      design: Φ, (m, d), any array-like, or a matrix of scipy.sparse, of which no array is made: see docs/theory.md.
-      targets: (m, R), one column per row; made an array where sparse, as residuals are.
+      design: Φ, (m, d), any array-like; a matrix of scipy.sparse, of which no array is made (docs/theory.md); or a
+        frame of pandas or polars, whose names are kept.
+      targets: (m, R), one column per row, likewise, but made an array where sparse, as residuals are; or a series, of
+        a single row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h, e.g. `L1(1e-3)`; parameters scalar, (d,) or (R, d).
       constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None.
@@ -139,7 +142,11 @@ def solve_rows(
         sample_weight=sample_weight,
         fit_intercept=fit_intercept,
     )
-    return solve_problem(problem, options, origin=Origin(arguments))
+    solution = solve_problem(problem, options, origin=Origin(arguments))
+    row_names = column_names(targets)
+    if row_names is not None:
+        row_names = row_names[solution.first : solution.first + solution.status.size]
+    return dataclasses.replace(solution, row_names=row_names, column_names=column_names(design))
 
 
 def solve_problem(

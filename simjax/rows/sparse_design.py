@@ -217,4 +217,5 @@ def _column_sums(matrix: Any, terms: Any) -> np.ndarray:
     """Σ over the stored entries of each column of `terms(rows, columns, data)`, (d,)."""
     entries = matrix.tocoo()
     values = terms(entries.row, entries.col, entries.data)
-    return np.bincount(entries.col, weights=values, minlength=matrix.shape[1])
+    # Without any entry the sums are whole numbers to NumPy.
+    return np.bincount(entries.col, weights=values, minlength=matrix.shape[1]).astype(np.float64)

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 from scipy.linalg import lapack
 
 from simjax._checks import matrix, positive_integer
-from simjax._typing import ArrayLike
+from simjax._typing import ArrayLike, MatrixLike
 from simjax.rows.centring import checked_sample_weight
+from simjax.rows.sparse_design import sparse_design
 
 _BLOCK = 4096  # samples that are reduced at once
 _PANEL = 64  # columns of a panel of LAPACK's blocked factorisation
@@ -71,12 +73,12 @@ class SufficientStatistics:
         return f"SufficientStatistics(width={self.width}, rows={self.rows}, m={self.m})"
 
     def update(
-        self, design: ArrayLike, targets: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+        self, design: MatrixLike, targets: ArrayLike | None = None, sample_weight: ArrayLike | None = None
     ) -> None:
         """Take in one batch of k samples; a batch that is refused leaves the statistics as they were.
 
         Args:
-          design: (k, d), real numbers of any type: they are converted to float64 here.
+          design: (k, d), real numbers of any type, converted to float64 here; sparse matrices in blocks of samples.
           targets: (k, R); None where there are no rows.
           sample_weight: v ≥ 0, (k,): the squared error of a sample counts v times; None means once.
 
@@ -84,7 +86,8 @@ class SufficientStatistics:
           TypeError, ValueError: arrays that are not real, finite, two-dimensional and of these shapes; weights that are
             negative or all zero.
         """
-        design = matrix("design", design)
+        sparse = sparse_design("design", design, np.inf) if scipy.sparse.issparse(design) else None
+        design = matrix("design", design) if sparse is None else sparse
         targets = np.zeros((design.shape[0], 0)) if targets is None else matrix("targets", targets)
         if design.shape[1] != self.width:
             raise ValueError(f"design must have width = {self.width} columns, got shape {design.shape}.")
@@ -93,7 +96,7 @@ class SufficientStatistics:
         weight = checked_sample_weight(sample_weight, design.shape[0])
         for start in range(0, design.shape[0], _BLOCK):
             part = slice(start, start + _BLOCK)
-            block = np.array(design[part], order="F")
+            block = np.array(design[part] if sparse is None else sparse[part].toarray(), order="F")
             block_targets = np.array(targets[part], order="F")
             if weight is not None:
                 root = np.sqrt(weight[part, None])

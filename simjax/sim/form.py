@@ -22,6 +22,7 @@ class ModelForm:
       intercept: "none"; "free"; or "penalised": the last column of the rows.
       scale: s, (n,): the model has x' = s x in the units of the rows.
       layer_sizes: widths of the hidden layers, where the model knows them: of support="architecture".
+      names: of inputs, states and outputs, where they have any.
     """
 
     n: int
@@ -30,6 +31,7 @@ class ModelForm:
     intercept: str
     scale: np.ndarray
     layer_sizes: list[int] | None = None
+    names: dict[str, list[str] | None] | None = None
 
     def model(self, weights: Weights, intercept: np.ndarray | None, settings: dict[str, Any]) -> ImplicitModel:
         """The rows (n + q, d), and their intercepts (n + q,), as a model in the units in which ‖A‖∞ ≤ kappa holds."""
@@ -38,6 +40,7 @@ class ModelForm:
             intercept = dense_rows(weights[:, [-1]])[:, 0]
         upper, lower = weights[:n], weights[n:]
         layers = {} if self.layer_sizes is None else {"layer_sizes": self.layer_sizes}
+        names = {} if self.names is None else {"names": self.names}
         model = ImplicitModel(
             upper[:, :n],
             upper[:, n : n + p],
@@ -46,7 +49,7 @@ class ModelForm:
             activation=self.activation,
             b=None if intercept is None else intercept[:n],
             c=None if intercept is None else intercept[n:],
-            metadata={"fit": settings, **layers},
+            metadata={"fit": settings, **layers, **names},
         )
         return model.scaled(self.scale) if np.any(self.scale != 1.0) else model
 

@@ -11,7 +11,7 @@ import numpy as np
 from simjax._checks import choice, float_array, positive_scalar
 from simjax._typing import ArrayLike
 from simjax._values import Unstated
-from simjax.rows.penalties import OBJECTIVES, Penalty
+from simjax.rows.penalties import OBJECTIVES, Penalty, PiecewisePenalty
 from simjax.sim.low_rank import LowRank
 from simjax.states.states import Rescale, States
 from simjax.states.streamed import StreamedStates
@@ -122,7 +122,20 @@ def checked_penalty(options: PlanOptions, states: States | StreamedStates, inter
         raise TypeError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))} or a penalty object, got {got}.")
     if mu is not None or not isinstance(alpha, Unstated):
         raise ValueError("alpha and mu must be left alone with a penalty object, which brings its own weights.")
-    return objective
+    if not isinstance(objective, PiecewisePenalty):
+        return objective
+    return _penalty_of_columns(objective, states, intercept)
+
+
+def _penalty_of_columns(penalty: PiecewisePenalty, states: States | StreamedStates, intercept: str) -> PiecewisePenalty:
+    """The penalty, but for the column that may be there for a free intercept and must be zero then."""
+    knot = np.asarray(penalty.knot)
+    if intercept == "free" and knot.shape[-1:] == (states.n + states.p + 1,):
+        knot = knot[..., :-1]  # says nothing where slope and curvature are zero
+    given = {"slope": penalty.slope, "curvature": penalty.curvature, "knot": knot}
+    checked = {name: _checked_weight(f"objective.{name}", value, states, intercept) for name, value in given.items()}
+    whole = all(np.shape(checked[name]) == np.shape(getattr(penalty, name)) for name in given)
+    return penalty if whole else PiecewisePenalty(**checked)
 
 
 def _checked_weight(name: str, value: Any, states: States | StreamedStates, intercept: str) -> Any:

@@ -238,7 +238,8 @@ class Plan:
     def form(self) -> ModelForm:
         """How the rows lie in the model."""
         layers = list(self.support.layer_sizes) if self.support.kind == "architecture" else None
-        return ModelForm(self.states.n, self.states.p, self.states.activation, self.intercept, self.scale, layers)
+        states, names = self.states, _names(self.states)
+        return ModelForm(states.n, states.p, states.activation, self.intercept, self.scale, layers, names)
 
     @property
     def origin(self) -> Origin:
@@ -250,6 +251,7 @@ class Plan:
             if field.name != "refit"  # which comes after these rows
         }
         arguments |= {name: getattr(states, name) for name in ("activation", "layer_sizes", "has_biases")}
+        arguments["names"] = _names(states)
         arguments["baseline"] = None if states.baseline is None else tensors_of_model(states.baseline)[0]
         about = {"form": self.form.as_json(), "settings": {**self.settings, "refit": []}}
         return Origin(arguments, {} if self.rank is not None else {"fit": about})
@@ -333,6 +335,11 @@ class Plan:
         if self.constraint == "ball":
             return L1Ball(radius, size=n, weights=1.0 / scale)
         return L1Ball(radius, size=n + self.states.p, weights=np.concatenate([1.0 / scale, np.ones(self.states.p)]))
+
+
+def _names(states: States | StreamedStates) -> dict[str, list[str] | None] | None:
+    """The names of inputs, states and outputs as values of JSON."""
+    return None if states.names is None else states.names.as_json()
 
 
 def _nonzero(weights: Weights, index: np.ndarray) -> np.ndarray:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simjax._typing import Weights
-from simjax._values import Value, html_facts
+from simjax._values import Value, html_facts, html_table, text_table
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.wellposed import matrix_measure
 from simjax.rows.certificate import Certificate
 from simjax.rows.history import History, joined_histories
-from simjax.rows.solution import INDENT, Solution, certified_rows
+from simjax.rows.solution import INDENT, SHOWN, Solution, certified_rows, numbered, table_of_rows
 from simjax.rows.status import Status
 from simjax.rows.verify import Verification, joined, sample_rows
 
@@ -82,7 +83,34 @@ class FitResult(Value):
         return f"n={model.n}, p={model.p}, q={model.q}, nonzeros={model.nonzeros}, {certified}"
 
     def _repr_html_(self) -> str:
-        return html_facts(self.summary().splitlines(), INDENT)
+        facts = html_facts(self.summary().splitlines(), INDENT)
+        return facts + html_table(*self._cells(SHOWN)) if self._names else facts
+
+    @property
+    def _names(self) -> Mapping[str, Sequence[str] | None]:
+        """What the model was told of names, by "inputs", "states" and "outputs"."""
+        return (self.model.metadata or {}).get("names") or {}
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """Of the n + q rows: the names of states and outputs where they came as frames, otherwise x[0] … and y[0] …"""
+        states, outputs = self._names.get("states"), self._names.get("outputs")
+        n, q = self.model.n, self.model.q
+        return (*(states or numbered("x", n)), *(outputs or numbered("y", q)))
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Of the d weights of a row: those of states and inputs, u[0] … without, and 1 for a penalised intercept."""
+        n, p = self.model.n, self.model.p
+        names = (*(self._names.get("states") or numbered("x", n)), *(self._names.get("inputs") or numbered("u", p)))
+        return names + ("1",) * (self.weights.shape[1] - n - p)
+
+    def table(self) -> str:
+        """A line for each row of the fit, as `Solution.table`; weights in the units of the fit."""
+        return text_table(*self._cells(), (3, 6, 7, 8))
+
+    def _cells(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+        return table_of_rows(self.weights, self.certificate, self.status, self.row_names, self.column_names, most)
 
     def verify(self, oracle: str = "clarabel", rows: int = 16, *, seed: int = 0, workers: int = 1) -> Verification:
         """Have an interior-point oracle solve a random sample of the n + q rows again, and compare.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from simjax._frames import is_frame
 from simjax._typing import ArrayLike
 from simjax.states.states import States
 from simjax.states.torch_layers import is_torch_module, read_torch_layers
@@ -58,4 +59,5 @@ def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, la
         from simjax.states.flax_layers import read_layers  # here, so that plain arrays need no Flax
 
         flat, weights, biases, name = read_layers(network, inputs, variables)
-    return States.from_layers(weights, biases, name, flat, layers)
+    # A frame once more, for its names.
+    return States.from_layers(weights, biases, name, inputs if is_frame(inputs) else flat, layers)

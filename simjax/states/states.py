@@ -12,6 +12,7 @@ import numpy as np
 
 from simjax._checks import boolean, choice, matrix, positive_integer, positive_scalar
 from simjax._files import read_npz, usable, write_npz
+from simjax._frames import column_names
 from simjax._typing import ArrayLike
 from simjax._values import Value
 from simjax._warnings import warn_of_half_precision
@@ -21,6 +22,7 @@ from simjax.implicit.matrices import outputs, preactivations
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.tensors import parts_of_model, tensors_of_model
 from simjax.implicit.wellposed import checked_scale
+from simjax.states.names import Names
 from simjax.states.samples import checked_layer_sizes, chosen_rows, largest_deviation
 
 Rescale = Literal["auto", "inner", "none"]
@@ -51,12 +53,13 @@ class States(Value):
         the lists say.
       baseline: the exact implicit form of the network that produced the states, or None if unknown.
       has_biases: whether it has biases, which `fit` then fits by default; None if unknown, or as the baseline says.
+      names: what inputs, states and outputs are called; None means as frames call them, if they came as such.
 
-    All array-likes of real numbers are accepted and kept in float64, read-only.
+    All array-likes of real numbers are accepted, frames too, and kept in float64, read-only.
 
     Raises:
       ValueError: shapes that do not fit, empty arrays, NaN or inf, X ≠ φ(Z), an unknown activation, layer
-        sizes that do not sum to n, or a baseline that does not produce these states.
+        sizes that do not sum to n, frames with indices that differ, or a baseline that does not produce these states.
       TypeError: arrays that are not real numbers, a baseline that is not an ImplicitModel.
 
     Example:
@@ -76,8 +79,12 @@ class States(Value):
     layer_sizes: tuple[int, ...] | None = None
     baseline: ImplicitModel | None = None
     has_biases: bool | None = None
+    names: Names | None = None
 
     def __post_init__(self) -> None:
+        if self.names is None:
+            read = Names.read(self.inputs, self.preactivations, self.activations, self.outputs)
+            object.__setattr__(self, "names", read)
         warn_of_half_precision(**{name: getattr(self, name) for name in _ARRAYS})
         self._stack_layers()
         for name in _ARRAYS:
@@ -87,6 +94,8 @@ class States(Value):
         object.__setattr__(self, "activation", find_activation(self.activation).name)
         self._check_shapes()
         self._check_activations()
+        if self.names is not None:
+            self.names.check(self.p, self.n, self.q)
         if self.layer_sizes is not None:
             object.__setattr__(self, "layer_sizes", checked_layer_sizes(self.layer_sizes, self.n))
         if self.baseline is not None:
@@ -130,10 +139,11 @@ class States(Value):
         U = matrix("inputs", inputs)
         if U.shape[1] != weights[0].shape[1]:
             raise ValueError(f"inputs has {U.shape[1]} columns, the network expects {weights[0].shape[1]}.")
-        hidden = len(weights) - 1
+        own, hidden = column_names(inputs), len(weights) - 1
         count = hidden if layers is None else positive_integer("layers", layers)
         if count > hidden:
             raise ValueError(f"layers must be in 1 … {hidden}, the number of hidden layers, got {layers}.")
+        names = None if own is None or count < hidden else Names(inputs=own)
         Zs: list[np.ndarray] = []
         Xs: list[np.ndarray] = [U]
         for W, b in zip(weights, biases):
@@ -150,6 +160,7 @@ class States(Value):
             activation=phi.name,
             layer_sizes=tuple(W.shape[0] for W in weights[:-1]),
             baseline=ImplicitModel.from_layers(weights, biases, phi.name),
+            names=names,
         )
 
     # ---- what they are -------------------------------------------------------------------------------------
@@ -281,6 +292,7 @@ class States(Value):
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         about: dict[str, Any] = {"activation": self.activation, "layer_sizes": self.layer_sizes, "baseline": None}
         about["has_biases"] = self.has_biases
+        about["names"] = None if self.names is None else self.names.as_json()
         if self.baseline is not None:
             tensors, about["baseline"] = tensors_of_model(self.baseline)
             arrays |= {_BASELINE_PREFIX + name: tensor for name, tensor in tensors.items()}
@@ -380,4 +392,5 @@ def _states_from(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> States
         layer_sizes=about["layer_sizes"],
         baseline=baseline,
         has_biases=about.get("has_biases"),
+        names=Names.of_json(about.get("names")),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from simjax._checks import positive_integer
 from simjax._typing import ArrayLike
@@ -14,6 +15,7 @@ from simjax._values import Value
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.centring import Centring, checked_sample_weight
 from simjax.rows.statistics import SufficientStatistics
+from simjax.states.names import Names
 from simjax.states.plausible import warn_of_no_negative_preactivation, warn_of_other_doubts
 from simjax.states.states import Rescale, States
 
@@ -55,7 +57,8 @@ class StreamedStates(Value):
 
         Args:
           inputs, preactivations, activations, outputs: as in `States`; anything with a shape that gives arrays when
-            sliced, such as np.memmap or an HDF5 data set. `batch_size` samples are read at a time, each once.
+            sliced, such as np.memmap, an HDF5 data set or a matrix of scipy.sparse. `batch_size` samples are read at a
+            time, each once, and arrays made of them.
           activation, layer_sizes, baseline, has_biases: as in `States`.
           sample_weight: as in `stream_states`.
           batch_size: samples that are in memory at once.
@@ -69,7 +72,7 @@ class StreamedStates(Value):
             "activations": activations,
             "outputs": outputs,
         }
-        arrays = {name: value if hasattr(value, "shape") else np.asarray(value) for name, value in named.items()}
+        arrays = {name: _sliceable(value) for name, value in named.items()}
         batch_size = positive_integer("batch_size", batch_size)
         for name, array in arrays.items():
             if len(array.shape) != 2:
@@ -84,7 +87,7 @@ class StreamedStates(Value):
 
         def batches() -> Iterator[States]:
             for start in range(0, arrays["inputs"].shape[0], batch_size):
-                parts: dict[str, Any] = {name: array[start : start + batch_size] for name, array in arrays.items()}
+                parts = {name: _batch(array, start, batch_size) for name, array in arrays.items()}
                 try:
                     yield States(
                         **parts,
@@ -134,6 +137,11 @@ class StreamedStates(Value):
         return self.sample.baseline
 
     @property
+    def names(self) -> Names | None:
+        """What inputs, states and outputs are called, or None."""
+        return self.sample.names
+
+    @property
     def has_biases(self) -> bool | None:
         """Whether that network has biases; None if unknown."""
         return self.sample.has_biases
@@ -178,8 +186,8 @@ def stream_states(batches: Iterable[States], *, sample_weight: ArrayLike | None 
 
     Raises:
       TypeError: if a batch is not `States`.
-      ValueError: if there is no batch, or batches differ in n, p, q, activation, layer sizes, baseline or has_biases;
-        or for weights that are negative, all zero, or of another number than the samples.
+      ValueError: if there is no batch, or batches differ in n, p, q, activation, layer sizes, baseline, has_biases or
+        names; or for weights that are negative, all zero, or of another number than the samples.
 
     Example:
       >>> import numpy as np, simjax
@@ -235,7 +243,7 @@ def agreeing_batches(batches: Iterable[States]) -> Iterator[States]:
             raise TypeError(f"batches must hold simjax.States, got {type(batch).__name__} as batch {number}.")
         if first is None:
             first = _extreme_samples(batch)
-        for name in ("n", "p", "q", "activation", "layer_sizes", "has_biases"):
+        for name in ("n", "p", "q", "activation", "layer_sizes", "has_biases", "names"):
             if getattr(batch, name) != getattr(first, name):
                 raise ValueError(
                     f"batches must come from one network: batch {number} has {name} = {getattr(batch, name)!r}, "
@@ -244,6 +252,18 @@ def agreeing_batches(batches: Iterable[States]) -> Iterator[States]:
         if not _same_model(batch.baseline, first.baseline):
             raise ValueError(f"batches must come from one network: batch {number} has another baseline than batch 0.")
         yield batch
+
+
+def _sliceable(value: Any) -> Any:
+    if scipy.sparse.issparse(value):
+        given: Any = value
+        return given.tocsr()
+    return value if hasattr(value, "shape") else np.asarray(value)
+
+
+def _batch(array: Any, start: int, size: int) -> Any:
+    part: Any = array[start : start + size]
+    return part.toarray() if hasattr(part, "toarray") else part
 
 
 def _extreme_samples(batch: States) -> States:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-from helpers import generator
+from helpers import ROWS, TALL, WIDTH, generator
 from numpy.testing import assert_allclose, assert_array_equal
 
 import simjax
@@ -22,7 +22,7 @@ from simjax.rows.fingerprint import digest
 from simjax.rows.problem import prepared_samples, row_problem
 from simjax.rows.solvers import factor
 
-SHAPES = {"tall": (200, 12), "squarish": (60, 40), "wide": (40, 90)}
+SHAPES = {"of other tests": (TALL, WIDTH), "tall": (200, 12), "squarish": (60, 40), "wide": (40, 90)}
 PENALTIES = {
     "l1": simjax.L1(1.0),
     "elastic net": simjax.ElasticNet(0.8, 0.3),
@@ -43,7 +43,7 @@ def samples(shape: tuple[int, int], seed: int = 0, rows: int = 4) -> tuple[Any, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["tall", "squarish", "wide"])
 @pytest.mark.parametrize("kind", PENALTIES)
 def test_the_answer_is_that_of_the_same_numbers_in_an_array(kind: str, shape: str, way: str) -> None:
     design, targets = samples(SHAPES[shape])
@@ -82,12 +82,15 @@ def test_the_answer_is_that_of_the_same_numbers_in_an_array(kind: str, shape: st
     ids=["ball", "metzler", "admm", "jax", "clarabel", "least squares", "next to no penalty"],
 )
 def test_every_way_to_solve_takes_it(options: dict[str, Any], shape: str) -> None:
-    if options.get("engine") == "jax" and shape == "wide":
-        pytest.skip("a compilation for what the tall one shows")
+    rows = 4
+    if options.get("engine") == "jax":
+        if shape == "wide":
+            pytest.skip("a compilation for what the tall one shows")
+        shape, rows = "of other tests", ROWS
     if shape == "wide" and options["penalty"].slope == 1e-9:  # interpolation, which no float64 certifies
         options = {"penalty": simjax.L1(1e-4)}
     options = {"tol": 1e-7, "fit_intercept": True, **options}
-    design, targets = samples(SHAPES[shape])
+    design, targets = samples(SHAPES[shape], rows=rows)
     found = simjax.solve_rows(design, targets, **options)
     dense = simjax.solve_rows(design.toarray(), targets, **{**options, "engine": "numpy"})
     assert found.converged
@@ -154,6 +157,20 @@ def test_entries_are_what_scipy_says_they_are() -> None:
     assert_array_equal(prepared_samples(flags, np.ones((3, 1)))[0].toarray(), np.eye(3))
 
 
+@pytest.mark.parametrize(
+    "penalty", [simjax.L1(0.1), simjax.NoPenalty(), simjax.Ridge(1.0)], ids=["l1", "none", "ridge"]
+)
+@pytest.mark.parametrize("shape", [(6, 4), (6, 1), (1, 5)])
+def test_nothing_stored_means_nothing_to_gain(shape: tuple[int, int], penalty: Any) -> None:
+    targets = generator(9).normal(size=(shape[0], 2))
+    for intercept in (False, True):
+        found = simjax.solve_rows(scipy.sparse.csr_array(shape), targets, penalty=penalty, fit_intercept=intercept)
+        assert found.converged
+        assert not np.any(found.weights)
+    full = scipy.sparse.csr_array(np.full(shape, 7.0))
+    assert not np.any(simjax.solve_rows(full, targets, penalty=penalty, fit_intercept=True).weights)
+
+
 def test_a_sparse_target_is_the_array_that_residuals_are() -> None:
     design, targets = samples(SHAPES["tall"])
     targets = np.where(targets > 0.5, targets, 0.0)
@@ -186,6 +203,32 @@ def test_nothing_sparse_becomes_an_array_by_itself() -> None:
     with pytest.raises(TypeError, match=r"toarray\(\)"):
         np.asarray(design)
     assert repr(design).startswith("SparseDesign(200 × 12, ")
+    assert "\n" not in repr(row_problem(*samples(SHAPES["tall"]), penalty=simjax.L1(1.0), fit_intercept=True))
+
+
+def test_statistics_and_streamed_states_take_it() -> None:
+    design, targets = samples(SHAPES["tall"])
+    one, other = (simjax.SufficientStatistics(12, 4) for _ in range(2))
+    one.update(design, targets, np.arange(200.0))
+    other.update(design.toarray(), targets, np.arange(200.0))
+    for found, expected in zip(one.compressed(), other.compressed()):
+        assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="design must have width = 12 columns"):
+        one.update(design.T, targets)
+    activations = np.maximum(targets, 0.0)
+    arrays = targets, activations, activations[:, :2]
+    streamed = simjax.StreamedStates.from_arrays(design.tocoo(), *arrays, batch_size=70)
+    whole = simjax.StreamedStates.from_arrays(design.toarray(), *arrays, batch_size=70)
+    for found, expected in zip(streamed.compressed(), whole.compressed()):
+        assert_array_equal(found, expected)
+
+
+def test_where_it_is_not_taken_it_is_told_so() -> None:
+    design, targets = samples(SHAPES["tall"])
+    with pytest.raises(TypeError, match=r"simjax\.solve_rows takes sparse designs"):
+        simjax.functional.solve_rows(design, targets, penalty=simjax.L1(1.0))
+    with pytest.raises(TypeError, match=r"inputs must be a dense array, got a scipy.sparse csr_array"):
+        simjax.States(design, targets, targets, targets)
 
 
 # ---- products, means, files --------------------------------------------------------------------------------
@@ -253,18 +296,21 @@ def test_workers_are_sent_it(kind: Any) -> None:
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
-def test_rows_for_which_there_is_no_memory_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    design, targets = samples(SHAPES["wide"])
+@pytest.mark.parametrize("shape", ["squarish", "wide"])
+def test_rows_for_which_there_is_no_memory_say_so(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    design, targets = samples(SHAPES[shape])
     monkeypatch.setattr(factor, "memory_left", lambda: 1e4)
     monkeypatch.setattr(sparse_design, "memory_left", lambda: 1e4)
-    found = simjax.solve_rows(design, targets, penalty=simjax.L1(1.0))  # working sets need no factorisation
-    assert found.converged
+    free = simjax.L1(np.where(np.arange(design.shape[1]) < 3, 0.0, 1.0))
+    for penalty in (simjax.L1(1.0), free):  # working sets need no factorisation
+        found = simjax.solve_rows(design, targets, penalty=penalty, fit_intercept=True)
+        assert found.converged
     with (
         pytest.warns(UserWarning, match=r"4 rows are not solved: .* takes about \S+ GB, more than is free"),
         pytest.warns(simjax.ConvergenceWarning),
     ):
-        missed = simjax.solve_rows(design, targets, penalty=simjax.L1(1.0), solver="admm")
-    assert set(missed.status) == {"MAX_ITERS"}
+        missed = simjax.solve_rows(design, targets, penalty=simjax.NoPenalty())
+    assert set(missed.status) == {"STALLED"}  # more passes would gain nothing
     with pytest.raises(MemoryError, match="as an array of shape"):
         found.verify(rows=1)
 

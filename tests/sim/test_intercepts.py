@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import generator
@@ -134,3 +135,41 @@ def test_streamed_states_have_weights_and_free_biases(states: simjax.States, obj
 def test_an_intercept_of_another_kind_is_refused(states: simjax.States) -> None:
     with pytest.raises(ValueError, match="fit_intercept must be True, False, 'auto' or 'penalised', got 1"):
         simjax.fit(states, "l1", fit_intercept=1)  # type: ignore[arg-type]
+
+
+def test_a_penalty_object_may_say_that_the_free_intercept_is_free(states: simjax.States) -> None:
+    d, rows = states.n + states.p, states.n + states.q
+    alpha = generator(3).random((rows, d)) * 1e-2
+    zeros = np.zeros((rows, 1))
+    expected = simjax.fit(states, simjax.L1(alpha), fit_intercept=True)
+    found = simjax.fit(states, simjax.L1(np.append(alpha, zeros, axis=1)), fit_intercept=True)
+    assert_array_equal(found.weights, expected.weights)
+    mu = np.append(np.full(d, 1e-3), 1.0)  # of a coordinate without α it says nothing
+    one = simjax.fit(states, simjax.Perspective(np.append(alpha[0], 0.0), mu), fit_intercept=True)
+    other = simjax.fit(states, simjax.Perspective(alpha[0], 1e-3), fit_intercept=True)
+    assert_allclose(one.weights, other.weights, atol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"objective.slope must be 0 in its last column, objective.slope\[..., n \+ p\]"
+    ):
+        simjax.fit(states, simjax.L1(np.full(d + 1, 0.1)), fit_intercept=True)
+    with pytest.raises(ValueError, match=r"objective.slope must be .* got shape"):
+        simjax.fit(states, simjax.L1(np.full(d + 1, 0.1)), fit_intercept=False)
+    with pytest.raises(ValueError, match=rf"objective.slope must be .*\({d + 1},\).* d = n \+ p \+ 1; got"):
+        simjax.fit(states, simjax.Ridge(np.full(d, 0.1)), fit_intercept="penalised")
+    with pytest.raises(ValueError, match=r"penalty parameters must be scalars"):
+        simjax.solve_rows(np.eye(3), np.eye(3), penalty=simjax.L1(np.ones(4)), fit_intercept=True)
+
+
+def test_a_penalty_of_ones_own_for_another_width_is_named() -> None:
+    class Own:
+        def value(self, weights):
+            return jnp.abs(weights) * jnp.ones(4)
+
+        def prox(self, points, step):
+            return points
+
+        def conjugate(self, slopes):
+            return slopes
+
+    with pytest.raises(ValueError, match=r"penalty Own must take weights of shape \(2, 3\)"):
+        simjax.solve_rows(np.eye(3), np.ones((3, 2)), penalty=Own(), fit_intercept=True)
