@@ -19,6 +19,7 @@ _LEAST_RCOND = 1e-11
 _PASSES = 4
 # Rounding of s_j = φ_jᵀy is 1e-13 √m ‖φ_j‖ ‖y‖ to the certificate; passes end well inside of it.
 _ENOUGH = 1e-14
+_ROUNDED = 1e-16  # a product of rounded numbers has no less: what is below needs no pass at all
 _NEGLIGIBLE = 5e-14
 _CANCELLED = 1e-12
 # SciPy's LAPACK holds the interpreter's lock, NumPy's does not, but is slower on small matrices.
@@ -145,7 +146,7 @@ def project_out(
     """
     projected, good = np.array(duals, dtype=np.float64), np.ones(supports.shape[0], dtype=bool)
     reach = np.sqrt(design.shape[0] * np.maximum(np.diagonal(gram), 0.0))
-    limit = _ENOUGH * reach * np.linalg.norm(projected, axis=1, keepdims=True)
+    limit = _ROUNDED * reach * np.linalg.norm(projected, axis=1, keepdims=True)
     open_ = np.flatnonzero(np.any(supports & (np.abs(projected @ design) > limit), axis=1))
     for rows in (open_[tile] for tile in row_tiles(supports[open_])):
         if rows.size:
