@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.implicit.model import ImplicitModel
     from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
     from simjax.pruning.layer import prune_layer
+    from simjax.pruning.network_result import PrunedMap, PrunedNetwork, PruneProgress
+    from simjax.pruning.prune import prune
     from simjax.pruning.result import PrunedLayer
     from simjax.pruning.statistics import LayerStatistics
     from simjax.rows.certificate import Certificate, certify
@@ -45,6 +47,8 @@ _NAMES = {
     "simjax.implicit.model": ("ImplicitModel",),
     "simjax.implicit.report": ("EquilibriumInfo", "EquilibriumWarning"),
     "simjax.pruning.layer": ("prune_layer",),
+    "simjax.pruning.network_result": ("PruneProgress", "PrunedMap", "PrunedNetwork"),
+    "simjax.pruning.prune": ("prune",),
     "simjax.pruning.result": ("PrunedLayer",),
     "simjax.pruning.statistics": ("LayerStatistics",),
     "simjax.rows.certificate": ("Certificate", "certify"),
@@ -104,7 +108,10 @@ __all__ = [
     "Penalty",
     "Perspective",
     "Progress",
+    "PruneProgress",
     "PrunedLayer",
+    "PrunedMap",
+    "PrunedNetwork",
     "Ridge",
     "RowProblem",
     "Solution",
@@ -122,6 +129,7 @@ __all__ = [
     "fit_shard",
     "merge",
     "path",
+    "prune",
     "prune_layer",
     "recertify",
     "row_problem",

@@ -1,4 +1,4 @@
-"""Pictures: sparsity pattern, row gaps and how they fell, accuracy against sparsity, the misfit along a path.
+"""Pictures: sparsity pattern, pruned layers, row gaps and how they fell, trade-offs, the misfit along a path.
 
 Each function returns a `matplotlib.figure.Figure` of its own: no backend is chosen, no rcParams are changed,
 and nothing is shown or saved. Save one with `figure.savefig(path)`, which needs no display.
@@ -24,6 +24,7 @@ from simjax.sim.result import FitResult
 
 if TYPE_CHECKING:
     from simjax.implicit.model import ImplicitModel
+    from simjax.pruning.network_result import PrunedNetwork
     from simjax.rows.solution import Solution
     from simjax.sim.path import Path
 
@@ -226,6 +227,34 @@ def plot_history(result: Solution | FitResult) -> Figure:
     _label(ax, "How the gaps fell", "passes over the design" if took_passes else "checks", "relative duality gap")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     _legend_above(ax)
+    return figure
+
+
+# ---- pruned networks ---------------------------------------------------------------------------------------
+
+
+def plot_prune(result: PrunedNetwork) -> Figure:
+    """Of each layer the share of zeros and the relative error, from the first layer that runs to the last.
+
+    Args:
+      result: from `prune`.
+    """
+    names, layers = list(result.layers), list(result.layers.values())
+    figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(names)), dpi=_DPI, layout="constrained")
+    places = np.arange(len(names))
+    shares = {"share of zeros": [layer.sparsity for layer in layers]}
+    shares["relative error"] = [layer.relative_error for layer in layers]
+    for number, (what, values) in enumerate(shares.items()):
+        ax = figure.add_subplot(1, 2, number + 1)
+        ax.barh(places, values, color=(_BLUE, _VERMILION)[number], height=0.7)
+        ax.set_yticks(places, names if number == 0 else [""] * len(names), fontsize=_SMALL)
+        ax.invert_yaxis()
+        for place, value in enumerate(values):
+            told = f"{value:.1%}" if number == 0 else f"{value:.2g}"
+            ax.annotate(told, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=_SMALL)
+        ax.set_xlim(0.0, 1.25 * max(max(values), 1e-12))
+        _label(ax, "", what, "")
+    figure.suptitle(f"{result.sparsity:.1%} zeros in {len(names)} layers", fontsize=_TITLE)
     return figure
 
 

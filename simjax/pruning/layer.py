@@ -102,6 +102,7 @@ def refitted(
         bias=solution.intercept,
         support=support,
         relative_error=float(errors.sum()) / total if total > 0.0 else 0.0,
+        size=total,
         row_errors=np.where(size > 0.0, errors / np.where(size > 0.0, size, 1.0), 0.0),
         method=method,
         pattern=pattern,

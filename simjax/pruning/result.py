@@ -27,6 +27,7 @@ class PrunedLayer(Value):
       relative_error: ‖T − XWᵀ − 1bᵀ‖² / ‖T − 1b₀ᵀ‖², with T what the layer was to give, in general T = XW₀ᵀ + 1b₀ᵀ;
         0 where there was nothing to give.
       row_errors: the same of each row, (out,).
+      size: ‖T − 1b₀ᵀ‖², against which the error is relative.
       method: what found the support.
       pattern: "unstructured", "rows" or n:m.
       unseen: inputs that were zero in all samples, with a bias those that were constant: their weights are zero.
@@ -40,6 +41,7 @@ class PrunedLayer(Value):
     support: np.ndarray
     relative_error: float
     row_errors: np.ndarray
+    size: float
     method: str
     pattern: str
     unseen: int

@@ -81,7 +81,7 @@ def _run_nnx(network: nnx.Module, inputs: jax.Array, variables: None, cast: Call
             module.dot_general = _recorded(module, module.dot_general, calls)
         elif type(module).__module__.startswith("flax.") and not isinstance(module, _TRANSPARENT):
             others.append(f"{type(module).__name__} ({'.'.join(map(str, path))})")
-    return Run(np.asarray(copy(inputs, **_evaluation_flags(copy.__call__))), calls, others)
+    return Run(np.asarray(copy(inputs, **evaluation_flags(copy.__call__))), calls, others)
 
 
 def _recorded(layer: nnx.Linear, dot_general: Callable, calls: list[Call]) -> Callable:
@@ -113,11 +113,11 @@ def _run_linen(network: linen.Module, inputs: jax.Array, variables: Any, cast: C
         return layer(*args, **kwargs)
 
     with linen.intercept_methods(record):
-        flags: Any = _evaluation_flags(network.__call__)
+        flags: Any = evaluation_flags(network.__call__)
         return Run(np.asarray(network.apply(jax.tree.map(cast, variables), inputs, **flags)), calls, others)
 
 
-def _evaluation_flags(call: Callable) -> dict[str, bool]:
+def evaluation_flags(call: Callable) -> dict[str, bool]:
     """The usual names of an evaluation switch, where the module's call has one."""
     return {name: value for name, value in _EVALUATION.items() if name in inspect.signature(call).parameters}
 
