@@ -350,7 +350,7 @@ class Trials:
         like, workspace = self._shared.get(key, (None, None))
         plan = Plan.make(states, stated, like)
         if workspace is None:
-            workspace = Workspace(plan.samples[0])
+            workspace = Workspace(plan.design)
             self._shared[key] = plan, workspace
         return fit_plan(plan, SolveOptions(), workspace=workspace, start=start)
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.sim.shards import fit_shard, merge
     from simjax.sim.verify_model import verify_model
     from simjax.states.collect import collect_states
+    from simjax.states.mapped import MappedStates
     from simjax.states.states import States
     from simjax.states.streamed import StreamedStates, stream_states
 
@@ -72,6 +73,7 @@ _NAMES = {
     "simjax.sim.shards": ("fit_shard", "merge"),
     "simjax.sim.verify_model": ("verify_model",),
     "simjax.states.collect": ("collect_states",),
+    "simjax.states.mapped": ("MappedStates",),
     "simjax.states.states": ("States",),
     "simjax.states.streamed": ("StreamedStates", "stream_states"),
 }
@@ -102,6 +104,7 @@ __all__ = [
     "L1Ball",
     "LayerStatistics",
     "LowRank",
+    "MappedStates",
     "MetzlerRow",
     "NoPenalty",
     "Path",

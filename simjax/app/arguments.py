@@ -17,6 +17,9 @@ from simjax.rows.penalties import OBJECTIVES
 from simjax.rows.problem import MATCHINGS
 from simjax.sim.options import CONSTRAINTS, REDUCTIONS, RESCALES, SYNONYMS, UNITS, PlanOptions
 from simjax.sim.supports import SUPPORTS
+from simjax.states.kinds import AnyStates
+from simjax.states.mapped import MappedStates
+from simjax.states.states import States as KeptStates
 
 with needs("cli", "typer", "the command simjax"):
     import typer
@@ -48,8 +51,9 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL.safetensors", help="A save
 States = Annotated[
     Path,
     typer.Argument(
-        metavar="STATES.npz",
-        help="Written by States.save, or any .npz with the arrays inputs, preactivations, activations and outputs.",
+        metavar="STATES.npz|FOLDER",
+        help="Written by States.save, or any .npz with the arrays inputs, preactivations, activations and outputs; or "
+        "a folder with inputs.npy and so on, of which only what is needed is read.",
     ),
 ]
 DEFAULT_ALPHA = float(_PLAN.alpha)
@@ -138,6 +142,11 @@ def fit_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     if named["fit_intercept"] is None:
         named["fit_intercept"] = _PLAN.fit_intercept
     return named
+
+
+def load_states(path: Path) -> AnyStates:
+    """The states in an .npz, or in a folder of .npy files."""
+    return MappedStates.load(path) if path.is_dir() else KeptStates.load(path)
 
 
 def _number_or_none(name: str, text: str) -> float | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from simjax.rows.verify import Verification
     from simjax.sim.path import Path as FitPath
     from simjax.sim.result import FitResult
-    from simjax.states.states import States
+    from simjax.states.kinds import AnyStates
 
 
 def fit_report(result: FitResult, baseline: ImplicitModel | None, output: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _rows_report(result: FitResult | Solution) -> dict[str, Any]:
     }
 
 
-def path_report(path: FitPath, states: States) -> dict[str, Any]:
+def path_report(path: FitPath, states: AnyStates) -> dict[str, Any]:
     """Of a path, a dictionary per model; the sparsity is None where the network's own weights are not known."""
     baseline = states.baseline
     models = [

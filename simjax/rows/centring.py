@@ -125,7 +125,7 @@ def _take_out_mean(columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
     size = np.sqrt(np.einsum("i,ij,ij->j", share, columns, columns))
     total = np.zeros(columns.shape[1])
     for _ in range(2):
-        mean = share @ columns
+        mean = np.einsum("i,ij->j", share, columns)  # no BLAS: the same bits whatever the number of threads
         columns -= mean
         total += mean
     constant = np.sqrt(np.einsum("i,ij,ij->j", share, columns, columns)) <= _CONSTANT * size

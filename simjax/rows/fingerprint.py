@@ -76,8 +76,7 @@ def fingerprint(
             values[field.name] = getattr(options, field.name)
     values["engine"], values["mesh"] = engine.name, _mesh_in_words(options.mesh)
     stated = {name: _plain(value) for name, value in arguments.items()}
-    means = None if problem.centring is None else (problem.centring.design, problem.centring.direction)
-    values |= {"matching": problem.matching, **stated, "design": (problem.design, means)}
+    values |= {"matching": problem.matching, **stated, "design": problem.design}
     digests = {name: digest(value) for name, value in values.items()}
     words = {
         name: str(value) for name, value in values.items() if value is None or isinstance(value, str | int | float)
@@ -89,7 +88,6 @@ def fingerprint_of_rows(rows: RowProblem, start: Start | None) -> dict[str, str]
     """Digests of what the rows of a block have of their own, by the names that the user knows."""
     names = {field.name for field in dataclasses.fields(rows)} - {"design", "matching"}  # which all rows share
     own = {name: getattr(rows, name) for name in sorted(names)}
-    own["centring"] = None if rows.centring is None else rows.centring.targets
     return {_NAMES.get(name, name): digest(value) for name, value in {**own, "start": start}.items()}
 
 

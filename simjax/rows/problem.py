@@ -107,14 +107,12 @@ class RowSource(Value):
       count: how many rows there are.
       matching: "penalty" or "exact".
       take: makes the `RowProblem` of the rows with given numbers (k,).
-      centring: as in `RowProblem`.
     """
 
     design: np.ndarray
     count: int
     matching: str
     take: Callable[[np.ndarray], RowProblem]
-    centring: Centring | None = None
 
     @property
     def width(self) -> int:
@@ -126,8 +124,7 @@ class RowSource(Value):
 
     def part(self, index: np.ndarray) -> RowSource:
         """The rows in `index`, made when they are asked for as well."""
-        centring = None if self.centring is None else self.centring.take(index)
-        return RowSource(self.design, index.size, self.matching, functools.partial(self._take_of, index), centring)
+        return RowSource(self.design, index.size, self.matching, functools.partial(self._take_of, index))
 
     def _take_of(self, index: np.ndarray, numbers: np.ndarray) -> RowProblem:
         return self.take(index[numbers])
@@ -198,14 +195,20 @@ def checked_samples(design: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
             f"targets must have as many rows as design ({design.shape[0]} samples), got shape {targets.shape}."
         )
     for name, array in (("design", design), ("targets", targets)):
-        if isinstance(array, SparseDesign):
-            continue
-        largest = np.abs(array).max()
-        if largest > HUGE:
-            raise ValueError(
-                f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale."
-            )
+        if not isinstance(array, SparseDesign):
+            refuse_huge(name, array)
     return design, targets
+
+
+def refuse_huge(name: str, array: np.ndarray) -> None:
+    """Refuse entries whose squares overflow, and what is not finite.
+
+    Raises:
+      ValueError: naming the array.
+    """
+    largest = max(float(array.max()), -float(array.min()))  # of which NaN is one where there is any
+    if not largest <= HUGE:
+        raise ValueError(f"{name} must not exceed {HUGE:g}, beyond which squares overflow, got {largest:g}: rescale.")
 
 
 def prepared_samples(

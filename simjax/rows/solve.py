@@ -278,7 +278,7 @@ def _checkpoint(
 ) -> Checkpoint:
     """The folder in which blocks are kept, made or compared; with a shard it is told that the shard has begun."""
     problem, block = divided.problem, divided.blocks[0].size
-    refuse_own_penalty(problem.take(np.arange(1)).penalty)  # before there is a folder
+    refuse_own_penalty(problem.take(divided.blocks[numbers[0]][:1]).penalty)  # before there is a folder
     mark = fingerprint(problem, options, engine, block, origin.arguments)
     about = {**origin.about, "sparse": sparse}
     kept = Checkpoint(Path(os.fspath(options.checkpoint or "")), mark, problem.count, block, about)

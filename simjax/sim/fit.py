@@ -19,12 +19,12 @@ from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
 from simjax.sim.solve_plan import fit_plan
 from simjax.sim.sparsity import fit_to_sparsity
-from simjax.states.states import Rescale, States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
+from simjax.states.states import Rescale
 
 
 def fit(
-    states: States | StreamedStates,
+    states: AnyStates,
     objective: str | Penalty = PlanOptions.objective,
     *,
     alpha: ArrayLike = PlanOptions.alpha,
@@ -63,7 +63,8 @@ def fit(
     Every row of (A B) and (C D) is an independent convex problem over the same design, and each comes back certified.
 
     Args:
-      states: what the baseline did on m inputs; `StreamedStates` where these samples do not fit in memory.
+      states: what the baseline did on m inputs; `MappedStates` in files, of which only what is needed is
+        read; `StreamedStates` where these samples do not fit in memory.
       objective: "perspective", "l1", "elastic_net", "ridge", "least_squares", or a penalty object.
       alpha: weight of the penalty (β of the paper for "l1"): a scalar, one per coordinate (d,), or (n + q, d), with
         d = n + p (+ 1 with a penalised intercept). To be left out with a penalty object, which brings its own.

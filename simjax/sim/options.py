@@ -13,8 +13,8 @@ from simjax._typing import ArrayLike
 from simjax._values import Unstated
 from simjax.rows.penalties import OBJECTIVES, Penalty, PiecewisePenalty
 from simjax.sim.low_rank import LowRank
-from simjax.states.states import Rescale, States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
+from simjax.states.states import Rescale
 
 CONSTRAINTS = ("ball", "stacked_ball", "metzler")
 REDUCTIONS = ("sum", "mean")
@@ -57,7 +57,7 @@ class PlanOptions:
         return isinstance(self.alpha, Unstated)
 
 
-def check_low_rank(rank: int, states: States | StreamedStates, options: PlanOptions) -> None:
+def check_low_rank(rank: int, states: AnyStates, options: PlanOptions) -> None:
     if rank > states.n:
         raise ValueError(f"constraint=LowRank(rank) needs a rank of at most the {states.n} states, got {rank}.")
     mu = 0.0 if options.mu is None else options.mu
@@ -95,7 +95,7 @@ def checked_eta(eta: Any, constraint: str, n: int) -> np.ndarray:
     return array
 
 
-def checked_intercept(fit_intercept: Any, states: States | StreamedStates) -> str:
+def checked_intercept(fit_intercept: Any, states: AnyStates) -> str:
     """Which of `INTERCEPTS` the argument asks for, of these states."""
     if isinstance(fit_intercept, str) and fit_intercept == "penalised":
         return "penalised"
@@ -106,7 +106,7 @@ def checked_intercept(fit_intercept: Any, states: States | StreamedStates) -> st
     return "free" if fit_intercept else "none"
 
 
-def checked_penalty(options: PlanOptions, states: States | StreamedStates, intercept: str) -> Penalty:
+def checked_penalty(options: PlanOptions, states: AnyStates, intercept: str) -> Penalty:
     objective, alpha, mu = options.objective, options.alpha, options.mu
     if isinstance(objective, str):
         choice("objective", objective, OBJECTIVES, synonyms=SYNONYMS)
@@ -127,7 +127,7 @@ def checked_penalty(options: PlanOptions, states: States | StreamedStates, inter
     return _penalty_of_columns(objective, states, intercept)
 
 
-def _penalty_of_columns(penalty: PiecewisePenalty, states: States | StreamedStates, intercept: str) -> PiecewisePenalty:
+def _penalty_of_columns(penalty: PiecewisePenalty, states: AnyStates, intercept: str) -> PiecewisePenalty:
     """The penalty, but for the column that may be there for a free intercept and must be zero then."""
     knot = np.asarray(penalty.knot)
     if intercept == "free" and knot.shape[-1:] == (states.n + states.p + 1,):
@@ -138,7 +138,7 @@ def _penalty_of_columns(penalty: PiecewisePenalty, states: States | StreamedStat
     return penalty if whole else PiecewisePenalty(**checked)
 
 
-def _checked_weight(name: str, value: Any, states: States | StreamedStates, intercept: str) -> Any:
+def _checked_weight(name: str, value: Any, states: AnyStates, intercept: str) -> Any:
     """The weight as it was given, but for the zero that may be said for a free intercept."""
     penalised = intercept == "penalised"
     rows, width = states.n + states.q, states.n + states.p + int(penalised)

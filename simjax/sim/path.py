@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import float_array, positive_integer, positive_scalar
-from simjax._typing import ArrayLike
+from simjax._typing import ArrayLike, Weights
 from simjax._values import Value, html_table, text_table
 from simjax.rows.attempts import Start
 from simjax.rows.group_penalty import GroupL1
@@ -22,12 +22,12 @@ from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
 from simjax.sim.solve_plan import fit_plan
 from simjax.sim.sparsity import largest_alpha
-from simjax.states.states import States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
 
 _PLAN_NAMES = {field.name for field in dataclasses.fields(PlanOptions)}
 _SOLVE_NAMES = {field.name for field in dataclasses.fields(SolveOptions)}
 _POINTS, _RATIO = 20, 1e-3
+_ROWS = 1024  # whose targets are looked at together
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +87,7 @@ class Path(Value):
 
 
 def path(
-    states: States | StreamedStates,
+    states: AnyStates,
     objective: str | GroupL1 = "perspective",
     *,
     alphas: Sequence[float] | None = None,
@@ -187,16 +187,25 @@ def path(
     with solve.holding_executor():
         for number, position in enumerate(order):
             plan = plans.pop(int(position))
-            design, targets, _ = plan.samples
-            if workspace is None or workspace.design is not design:  # κ can change the units of the fit
-                workspace = Workspace(design)
+            if workspace is None or workspace.design is not plan.design:  # κ can change the units of the fit
+                workspace = Workspace(plan.design)
             result = fit_plan(plan, solve.stage(f"fit-{number:03d}"), workspace=workspace, start=start)
             fits[int(position)] = result
-            residual = targets - (result.weights @ design.T).T
-            misfit[position] = np.sum(residual**2) / max(np.sum(targets**2), np.finfo(np.float64).tiny)
+            misfit[position] = _misfit(plan, result.weights)
             first = result.solutions[0]
             start = Start(dense_rows(first.weights), first.certificate.dual)
     return Path(name[:-1], values, tuple(fits[k] for k in range(values.size)), misfit)
+
+
+def _misfit(plan: Plan, weights: Weights) -> float:
+    """‖T − ΦWᵀ‖² / ‖T‖² over all rows, some of them at a time."""
+    left = whole = 0.0
+    for first in range(0, weights.shape[0], _ROWS):
+        numbers = np.arange(first, min(first + _ROWS, weights.shape[0]))
+        targets, _ = plan.data.rows(numbers)
+        left += np.sum((targets - (weights[numbers] @ plan.design.T).T) ** 2)
+        whole += np.sum(targets**2)
+    return float(left / max(whole, np.finfo(np.float64).tiny))
 
 
 def _values(name: str, given: Sequence[float] | None) -> np.ndarray:

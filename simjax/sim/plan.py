@@ -14,11 +14,11 @@ from simjax._typing import Weights
 from simjax.implicit.matrices import model_rows
 from simjax.implicit.model import ImplicitModel
 from simjax.implicit.tensors import tensors_of_model
-from simjax.rows.centring import Centring, checked_sample_weight
+from simjax.rows.centring import checked_sample_weight
 from simjax.rows.checkpoint import Origin
 from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import NoPenalty, Penalty, take_rows
-from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, prepared_samples, rows_over
+from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, rows_over
 from simjax.rows.solution import dense_rows
 from simjax.sim.form import ModelForm
 from simjax.sim.low_rank import LowRank
@@ -36,39 +36,12 @@ from simjax.sim.options import (
     checked_penalty,
     checked_refits,
 )
+from simjax.sim.samples import Samples
 from simjax.sim.supports import SUPPORTS, RowSupports
+from simjax.states.kinds import AnyStates
 from simjax.states.plausible import warn_if_implausible
 from simjax.states.states import Rescale, States
-from simjax.states.streamed import StreamedStates, design_and_targets
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What all rows of a fit see."""
-
-    states: States | StreamedStates
-    intercept: str  # "none"; "free"; or "penalised": a column of ones in the design
-    sample_weight: np.ndarray | None  # (m,)
-
-    @functools.cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, Centring | None]:
-        """Design and targets, and what was taken out of them for a free intercept; checked here, once.
-
-        They are the samples, weighted, or the few that streamed states compress them to.
-        """
-        if isinstance(self.states, States):
-            return self.prepared(self.states.activations)
-        if self.intercept == "free":
-            design, targets, centring = self.states.centred()
-            return *checked_samples(design, targets), centring
-        return *checked_samples(*self.states.compressed(self.intercept == "penalised")), None
-
-    def prepared(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray, Centring | None]:
-        """The same with other activations X (m, n) in the design; of `States` alone."""
-        assert isinstance(self.states, States)
-        design, targets = design_and_targets(self.states, ones=self.intercept == "penalised")
-        design[:, : self.states.n] = activations
-        return prepared_samples(design, targets, self.sample_weight, self.intercept == "free")
+from simjax.states.streamed import StreamedStates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +62,19 @@ class Plan:
     intercept: str
     refits: tuple[str, ...]
     settings: dict[str, Any]
-    given: States | StreamedStates  # in the units of the caller
+    given: AnyStates  # in the units of the caller
     stated: PlanOptions
 
     @classmethod
-    def make(cls, states: States | StreamedStates, options: PlanOptions, like: Plan | None = None) -> Plan:
+    def make(cls, states: AnyStates, options: PlanOptions, like: Plan | None = None) -> Plan:
         """Check every argument of `fit` and put them together.
 
         Args:
           like: a plan of the same states, whose samples are shared if they are the same.
         """
-        if not isinstance(states, States | StreamedStates):
+        if not isinstance(states, AnyStates):
             raise TypeError(
-                f"states must be simjax.States or StreamedStates, got {type(states).__name__}; "
+                f"states must be simjax.States, MappedStates or StreamedStates, got {type(states).__name__}; "
                 f"build one from arrays with States(...)."
             )
         support, matching = options.support, options.matching
@@ -125,7 +98,7 @@ class Plan:
         choice("rescale", options.rescale, RESCALES)
         choice("units", options.units, UNITS)
         refits = checked_refits(options.refit)
-        if "outputs" in refits and not isinstance(states, States):
+        if "outputs" in refits and isinstance(states, StreamedStates):
             raise ValueError(
                 "refit='outputs' needs the inputs of every sample, to find the states that the fitted (A B) produces, "
                 "and streamed states do not keep them: pass States, e.g. of fewer samples, or another refit."
@@ -159,9 +132,10 @@ class Plan:
         if like is not None and like.intercept == intercept and np.array_equal(like.unit, unit):
             data = like.data
         else:
-            if like is None and isinstance(states, States):
+            if like is None and not isinstance(states, StreamedStates):
                 unasked = isinstance(options.fit_intercept, str) and states.has_biases is None
-                warn_if_implausible(states, without_biases=unasked and intercept == "none")
+                seen = states if isinstance(states, States) else states.sample
+                warn_if_implausible(seen, without_biases=unasked and intercept == "none")
             data = Samples(states.rescaled(unit) if np.any(unit != 1.0) else states, intercept, weight)
         return cls(
             data=data,
@@ -183,45 +157,46 @@ class Plan:
         )
 
     @property
-    def states(self) -> States | StreamedStates:
+    def states(self) -> AnyStates:
         """In the units of the fit."""
         return self.data.states
 
     @property
-    def samples(self) -> tuple[np.ndarray, np.ndarray, Centring | None]:
-        """Design and targets of all rows, and what was taken out of them for a free intercept."""
-        return self.data.arrays
+    def design(self) -> np.ndarray:
+        """Φ of all rows."""
+        return self.data.design
 
     def rows(self) -> RowSource:
         """All n + q rows."""
-        return self._source(self.samples, np.arange(self.loss_weight.size), self.support.rows)
+        return self._source(self.data, np.arange(self.loss_weight.size), self.support.rows)
 
     def rows_on_support(self, weights: Weights) -> RowSource:
         """All rows by least squares on the support of `weights`: debiasing."""
         every = np.arange(self.loss_weight.size)
-        return self._source(self.samples, every, functools.partial(_nonzero, weights), NoPenalty())
+        return self._source(self.data, every, functools.partial(_nonzero, weights), NoPenalty())
 
     def output_rows(self, weights: Weights, intercept: np.ndarray | None) -> RowSource:
         """The q rows of (C D), on the states that the (A B) in `weights` produces."""
         n = self.states.n
-        assert isinstance(self.states, States)  # `make` refuses this refit of streamed states
+        assert not isinstance(self.states, StreamedStates)  # `make` refuses this refit of them
         activations = self.model(weights, intercept, {}).equilibrium(self.states.inputs) / self.scale
-        samples = self.data.prepared(activations)
+        samples = dataclasses.replace(self.data, activations=activations)
         return self._source(samples, np.arange(n, self.loss_weight.size), self.support.rows)
 
     def rows_of_low_rank(self, basis: np.ndarray) -> RowProblem:
         """The n rows of (L B) for A = L Rᵀ with R = `basis` (n, r): see `simjax.sim.low_rank`."""
-        design, targets, centring = self.samples
         n, rank = self.states.n, basis.shape[1]
+        design = self.design
+        targets, centring = self.data.rows(np.arange(n))
         constraint = None
         if self.kappa is not None:  # Σ_j |A_ij|/s_j ≤ Σ_k |L_ik| Σ_j |R_jk|/s_j ≤ κ/s_i
             reach = (np.abs(basis) / self.scale[:, None]).sum(axis=0)
             constraint = L1Ball(self.kappa / self.scale, size=rank, weights=np.where(reach > 0.0, reach, 1.0))
         if centring is not None:
             means = np.concatenate([centring.design[:n] @ basis, centring.design[n:]])
-            centring = dataclasses.replace(centring.take(np.arange(n)), design=means)
+            centring = dataclasses.replace(centring, design=means)
         return rows_over(
-            *checked_samples(np.concatenate([design[:, :n] @ basis, design[:, n:]], axis=1), targets[:, :n]),
+            *checked_samples(np.concatenate([design[:, :n] @ basis, design[:, n:]], axis=1), targets),
             centring=centring,
             loss_weight=self.loss_weight[:n],
             penalty=self.penalty,
@@ -270,46 +245,34 @@ class Plan:
 
     def _source(
         self,
-        samples: tuple[np.ndarray, np.ndarray, Centring | None],
+        samples: Samples,
         numbers: np.ndarray,
         support: Callable[[np.ndarray], np.ndarray | None],
         penalty: Penalty | None = None,
     ) -> RowSource:
-        """The rows with these numbers of the n + q, each made when it is asked for, over samples that are checked."""
-        centring = samples[2]
+        """The rows with these numbers of the n + q, each made when it is asked for."""
         take = functools.partial(self._taken, samples, numbers, support, penalty)  # which can be pickled
-        return RowSource(
-            samples[0], numbers.size, self.matching, take, None if centring is None else centring.take(numbers)
-        )
+        return RowSource(samples.design, numbers.size, self.matching, take)
 
     def _taken(
         self,
-        samples: tuple[np.ndarray, np.ndarray, Centring | None],
+        samples: Samples,
         numbers: np.ndarray,
         support: Callable[[np.ndarray], np.ndarray | None],
         penalty: Penalty | None,
         index: np.ndarray,
     ) -> RowProblem:
         rows = numbers[index]
-        return self._problem(samples, rows, support(rows), penalty)
-
-    def _problem(
-        self,
-        samples: tuple[np.ndarray, np.ndarray, Centring | None],
-        rows: np.ndarray,
-        mask: np.ndarray | None,
-        penalty: Penalty | None,
-    ) -> RowProblem:
-        design, targets, centring = samples
+        targets, centring = samples.rows(rows)
         penalty = self.penalty if penalty is None else penalty
         return rows_over(
-            design,
-            targets[:, rows],
-            centring=None if centring is None else centring.take(rows),
+            samples.design,
+            targets,
+            centring=centring,
             loss_weight=self.loss_weight[rows],
             penalty=penalty if rows.size == self.loss_weight.size else take_rows(penalty, rows),
             constraint=self._constraint(rows),
-            support=mask,
+            support=support(rows),
             matching=self.matching,
         )
 
@@ -337,7 +300,7 @@ class Plan:
         return L1Ball(radius, size=n + self.states.p, weights=np.concatenate([1.0 / scale, np.ones(self.states.p)]))
 
 
-def _names(states: States | StreamedStates) -> dict[str, list[str] | None] | None:
+def _names(states: AnyStates) -> dict[str, list[str] | None] | None:
     """The names of inputs, states and outputs as values of JSON."""
     return None if states.names is None else states.names.as_json()
 
@@ -346,8 +309,8 @@ def _nonzero(weights: Weights, index: np.ndarray) -> np.ndarray:
     return dense_rows(weights[index]) != 0.0
 
 
-def _checked_weight(sample_weight: Any, states: States | StreamedStates) -> np.ndarray | None:
-    if sample_weight is not None and not isinstance(states, States):
+def _checked_weight(sample_weight: Any, states: AnyStates) -> np.ndarray | None:
+    if sample_weight is not None and isinstance(states, StreamedStates):
         raise ValueError(
             "sample_weight must be None for streamed states, which do not keep their samples: give it to stream_states "
             "or StreamedStates.from_arrays."
@@ -355,13 +318,13 @@ def _checked_weight(sample_weight: Any, states: States | StreamedStates) -> np.n
     return checked_sample_weight(sample_weight, states.m)
 
 
-def _total_weight(states: States | StreamedStates, sample_weight: np.ndarray | None) -> float:
+def _total_weight(states: AnyStates, sample_weight: np.ndarray | None) -> float:
     """Σ v, by which the mean loss is divided: the number of samples where they have no weights."""
     if isinstance(states, StreamedStates):
         return states.statistics.total_weight
     return float(states.m) if sample_weight is None else float(sample_weight.sum())
 
 
-def state_scale(states: States | StreamedStates, rescale: Rescale, kappa: float | None) -> np.ndarray:
+def state_scale(states: AnyStates, rescale: Rescale, kappa: float | None) -> np.ndarray:
     """`states.scaling` for any kappa: one that is not positive has no rescaling to go with it."""
     return states.scaling(rescale, kappa if kappa is None or kappa > 0.0 else None)

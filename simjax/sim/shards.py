@@ -24,8 +24,7 @@ from simjax.sim.low_rank import LowRank
 from simjax.sim.options import PlanOptions, checked_refits
 from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
-from simjax.states.states import States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
 
 _ROWS = "rows"  # the stage of a fit that shards solve
 _PLAN_NAMES = {field.name for field in dataclasses.fields(PlanOptions)} - {"objective"}
@@ -33,7 +32,7 @@ _SOLVE_NAMES = {field.name for field in dataclasses.fields(SolveOptions)} - {"ch
 
 
 def fit_shard(
-    states: States | StreamedStates,
+    states: AnyStates,
     objective: str | Penalty = PlanOptions.objective,
     *,
     shard: tuple[int, int],

@@ -71,7 +71,7 @@ def _fit_low_rank(
     n, every = plan.states.n, np.arange(plan.states.n + plan.states.q)
     origin = plan.origin
     first = solve_problem(plan.rows(), options.stage("rows"), workspace=workspace, start=start, origin=origin)
-    design = plan.samples[0]
+    design = plan.design
     basis = reduced_rank_basis(dense_rows(first.weights[:n])[:, :n], design[:, :n], rank)
     upper = solve_problem(plan.rows_of_low_rank(basis), options.stage("low-rank"), origin=origin)
     factor = dense_rows(upper.weights)

@@ -19,15 +19,12 @@ from simjax.sim.options import PlanOptions
 from simjax.sim.plan import Plan
 from simjax.sim.result import FitResult
 from simjax.sim.solve_plan import fit_plan
-from simjax.states.states import States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
 
 _SLACK = 2e-3  # of the weights that sparsity is counted against: a search that is nearer ends
 
 
-def fit_to_sparsity(
-    states: States | StreamedStates, stated: PlanOptions, sparsity: Any, options: SolveOptions
-) -> FitResult:
+def fit_to_sparsity(states: AnyStates, stated: PlanOptions, sparsity: Any, options: SolveOptions) -> FitResult:
     """The fit of `stated` with the α at which the model has the sparsity that is asked for, or a little more.
 
     Raises:
@@ -47,7 +44,7 @@ def fit_to_sparsity(
     largest = largest_alpha(first, options.max_memory, "sparsity cannot be met")
     if stated.objective == "perspective" and stated.mu is not None:
         largest *= largest  # the slope 2√(αμ) grows with the root of α
-    workspace = Workspace(first.samples[0])
+    workspace = Workspace(first.design)
     count = sparsity_reference(states)
     most = int(np.floor((1.0 - wanted) * count * (1.0 + 1e-12)))
     solves = 0
@@ -71,7 +68,7 @@ def fit_to_sparsity(
     return dataclasses.replace(found, model=model, settings=settings)
 
 
-def sparsity_reference(states: States | StreamedStates) -> int:
+def sparsity_reference(states: AnyStates) -> int:
     """What nonzeros are counted against: those of the baseline, or all weights of a model where there is none."""
     if states.baseline is not None:
         return states.baseline.nonzeros

@@ -9,8 +9,7 @@ import numpy as np
 from simjax._checks import choice, plain_array
 from simjax._typing import ArrayLike
 from simjax.rows.constraints import architecture_support, feedforward_support, hollow_support
-from simjax.states.states import States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
 
 SUPPORTS = ("auto", "full", "hollow", "feedforward", "architecture")
 _LAYERED = ("feedforward", "architecture")
@@ -29,7 +28,7 @@ class RowSupports:
     layer_sizes: tuple[int, ...]
 
     @classmethod
-    def make(cls, support: ArrayLike, states: States | StreamedStates, width: int) -> RowSupports:
+    def make(cls, support: ArrayLike, states: AnyStates, width: int) -> RowSupports:
         n, q = states.n, states.q
         if isinstance(support, str):
             choice("support", support, SUPPORTS)

@@ -16,8 +16,7 @@ from simjax.rows.verify import Verification, joined, sample_rows, verify_rows
 from simjax.sim.options import CONSTRAINTS, PlanOptions
 from simjax.sim.plan import Plan
 from simjax.sim.supports import SUPPORTS
-from simjax.states.states import States
-from simjax.states.streamed import StreamedStates
+from simjax.states.kinds import AnyStates
 
 _OF_THE_SOLVE = {"solver", "tol", "sparsity"}  # settings that do not say what is solved
 # Models of version 0.1 lack the first three; only a fit to a sparsity has the last.
@@ -26,7 +25,7 @@ _MAY_LACK = {"constraint", "eta", "sample_weight", "sparsity"}
 
 def verify_model(
     model: ImplicitModel,
-    states: States | StreamedStates,
+    states: AnyStates,
     oracle: str = "clarabel",
     rows: int = 16,
     *,

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import plain_array
+from simjax.implicit.activations import activation as find_activation
+
+# Relative to max(1, largest entry): states collected in float32 pass, another activation does not.
+_ACTIVATION_TOLERANCE = 1e-5
 
 
 def largest_deviation(found: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[float, float]:
@@ -40,3 +44,14 @@ def chosen_rows(indices_or_count: Any, m: int, seed: int | None) -> np.ndarray:
     if rows.size == 0 or rows.min() < 0 or rows.max() >= m:
         raise ValueError(f"indices_or_count must name at least one sample, all within 0 … {m - 1}.")
     return rows
+
+
+def check_activations(preactivations: np.ndarray, activations: np.ndarray, activation: str) -> None:
+    """Refuse X ≠ φ(Z) for φ of this name."""
+    expected = find_activation(activation).host(preactivations)
+    off, allowed = largest_deviation(activations, expected, _ACTIVATION_TOLERANCE)
+    if off > allowed:
+        raise ValueError(
+            f"activations must be φ(preactivations) with φ = {activation!r}, but they differ by up to {off:.3g} "
+            f"(allowed {allowed:.3g})."
+        )

@@ -11,17 +11,16 @@ import scipy.sparse
 
 from simjax._checks import positive_integer
 from simjax._typing import ArrayLike
-from simjax._values import Value
 from simjax.implicit.model import ImplicitModel
 from simjax.rows.centring import Centring, checked_sample_weight
 from simjax.rows.statistics import SufficientStatistics
-from simjax.states.names import Names
 from simjax.states.plausible import warn_of_no_negative_preactivation, warn_of_other_doubts
-from simjax.states.states import Rescale, States
+from simjax.states.sampled import SampledStates
+from simjax.states.states import States
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class StreamedStates(Value):
+class StreamedStates(SampledStates):
     """What `fit` needs of the states of a baseline network, without the samples. Build it with `stream_states`.
 
     `fit` poses its rows on the compressed samples of `SufficientStatistics`, at most d + 1, and they are the problem
@@ -105,53 +104,6 @@ class StreamedStates(Value):
     def m(self) -> int:
         """Number of samples."""
         return self.statistics.m
-
-    @property
-    def n(self) -> int:
-        """Number of states."""
-        return self.sample.n
-
-    @property
-    def p(self) -> int:
-        """Number of inputs."""
-        return self.sample.p
-
-    @property
-    def q(self) -> int:
-        """Number of outputs."""
-        return self.sample.q
-
-    @property
-    def activation(self) -> str:
-        """Name of φ."""
-        return self.sample.activation
-
-    @property
-    def layer_sizes(self) -> tuple[int, ...] | None:
-        """Widths of the hidden layers, first hidden layer first, or None."""
-        return self.sample.layer_sizes
-
-    @property
-    def baseline(self) -> ImplicitModel | None:
-        """The network that produced the states, or None."""
-        return self.sample.baseline
-
-    @property
-    def names(self) -> Names | None:
-        """What inputs, states and outputs are called, or None."""
-        return self.sample.names
-
-    @property
-    def has_biases(self) -> bool | None:
-        """Whether that network has biases; None if unknown."""
-        return self.sample.has_biases
-
-    def __repr__(self) -> str:
-        return repr(self.sample).replace("States", "StreamedStates").replace(f"m={self.sample.m}", f"m={self.m}")
-
-    def scaling(self, rescale: Rescale = "auto", kappa: float | None = 0.99) -> np.ndarray:
-        """The factors s (n,) of `States.scaling`, which depend on the baseline alone."""
-        return self.sample.scaling(rescale, kappa)
 
     def rescaled(self, scale: ArrayLike) -> StreamedStates:
         """These states with z′ = s·z and x′ = s·x; as `States.rescaled`."""

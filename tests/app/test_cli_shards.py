@@ -93,3 +93,23 @@ def test_what_is_missing_and_what_does_not_go_together_is_said(states_file: Path
     assert run("fit", states_file, *folder, "--shard", "1/2", "--max-memory", MEMORY).exit_code == 0
     refused("missing: shard 2/2 (21 of 21 rows, not begun)", "merge", tmp_path / "fit", *output)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_folder_of_arrays_is_fitted_in_shards(states_file: Path, tmp_path: Path) -> None:
+    states = simjax.States.load(states_file)
+    (tmp_path / "states").mkdir()
+    for name in ("inputs", "preactivations", "activations", "outputs"):
+        np.save(tmp_path / "states" / f"{name}.npy", getattr(states, name))
+    stated = ["--alpha", 0.3, "--max-memory", MEMORY]
+    for number in (1, 2):
+        shard = ("--checkpoint", tmp_path / "fit", "--shard", f"{number}/2")
+        assert run("fit", tmp_path / "states", *shard, *stated).exit_code == 0
+    assert run("merge", tmp_path / "fit", "-o", tmp_path / "merged.safetensors").exit_code == 0
+    assert run("fit", states_file, "-o", tmp_path / "whole.safetensors", *stated).exit_code == 0
+    merged, whole = (simjax.ImplicitModel.load(tmp_path / f"{name}.safetensors") for name in ("merged", "whole"))
+    assert (merged.A != whole.A).nnz == 0
+    checked = run("verify", tmp_path / "merged.safetensors", tmp_path / "states", "--rows", 2)
+    assert checked.exit_code == 0, checked.stderr
+    missing = run("fit", tmp_path, "-o", tmp_path / "m.safetensors")
+    assert missing.exit_code == 2
+    assert "is no folder of states" in missing.stderr

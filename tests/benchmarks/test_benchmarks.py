@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import simjax
-from benchmarks import calls, problems, records, report, sidebyside
+from benchmarks import calls, problems, records, report, scale, sidebyside
 from benchmarks.peers import common, conic, environments, lasso, own, torchidl
 from benchmarks.peers.registry import PEERS
 from simjax.rows.certificate import certify
@@ -438,3 +438,36 @@ def test_whole_calls_are_told_with_their_aims():
     assert "| l1, m = 7 | 20 | 6.0 | 2.0 | 3.0 | 30.0 | 40 of 40 |" in text
     assert "1,000 rows of 3 coordinates" in text
     assert "999 certified" in text
+
+
+# --- scale -------------------------------------------------------------------------------------------------------
+
+
+def test_scale_measures_what_it_says(tmp_path, monkeypatch):
+    rows = {"rows": 300, "m": 12, "d": 20, "nonzeros": 2, "max_memory": 8.0 * 20 * (40 * 20 + 8 * 12)}
+    kept, shared = scale.checkpoint(rows, pairs=1), scale.shards(rows, count=3)
+    assert kept["same_bits"]
+    assert shared["same_bits"]
+    assert kept["certified"] == 300
+    assert kept["ratio"] == kept["kept_seconds"][0] / kept["plain_seconds"][0]
+    assert kept["bytes"] > 300 * 8 * 12  # the dual points at least
+    assert len(shared["shard_seconds"]) == 3
+    told = scale.section({"checkpoint": kept, "shards": shared, "places": [records.place()]})
+    assert "300 rows of 20 weights over 12 samples" in told
+    assert "OTHER BITS" not in told
+    assert "OTHER BITS" in scale.section({"shards": {**shared, "same_bits": False}, "places": []})
+
+
+def test_scale_solves_one_shard_of_states_in_files(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=(30, 5)), rng.normal(size=(25, 30)) / 5, rng.normal(size=(9, 25))]
+    states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(20, 5)))
+    for name in ("inputs", "preactivations", "activations", "outputs"):
+        np.save(tmp_path / f"{name}.npy", getattr(states, name))
+    (tmp_path / "states.json").write_text(json.dumps({"layer_sizes": states.layer_sizes}))
+    made = scale.one_shard(tmp_path, shards=4, rows_in_block=8, alpha=0.1)
+    assert (made["states"], made["m"]) == (states.n, 20)
+    assert made["rows"] == made["certified"] == 16  # two of eight blocks of eight
+    assert made["peak_mebibytes"] >= made["before_mebibytes"] > 0
+    with pytest.raises(ValueError, match="missing: shards 2/4"):
+        simjax.merge(tmp_path / "fit")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import inspect
+import os
 import re
 import resource
 import shutil
@@ -283,6 +285,56 @@ def test_no_room_is_said_and_loses_nothing(tmp_path: Path, solves: list[int]) ->
     solves.clear()
     assert_same(solve(stopped), wanted)
     assert solves == [10, 10]
+
+
+def test_a_disk_that_cannot_take_what_it_took_loses_nothing(
+    tmp_path: Path, solves: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where space is given out late, a full disk shows when the file is flushed, not when it is written."""
+    wanted, stopped, plain = solve(tmp_path / "whole"), tmp_path / "stopped", os.fsync
+
+    def full(number: int) -> None:
+        if len(blocks_in(stopped)) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(number)
+
+    said = r"block 3 of 4 could not be written \(No space left on device\)"
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=said) as caught:
+        solve(stopped)
+    monkeypatch.setattr("os.fsync", plain)
+    assert caught.value.errno == errno.ENOSPC
+    assert len(blocks_in(stopped)) == 2
+    solves.clear()
+    assert_same(solve(stopped), wanted)
+    assert solves == [10, 10]
+
+
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path, solves: list[int]) -> None:
+    wanted, disk = solve(tmp_path / "whole"), tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small disk may not be mounted here")
+    try:
+
+        def fill(told: simjax.Progress) -> None:
+            if len(blocks_in(disk / "fit")) == 2 and not (disk / "filler").exists():
+                with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+                    while True:
+                        filler.write(bytes(2**16))
+
+        with pytest.raises(OSError, match=r"block 3 of 4 could not be written \(No space left on device\)") as caught:
+            solve(disk / "fit", progress=fill)
+        assert caught.value.errno == errno.ENOSPC
+        assert len(blocks_in(disk / "fit")) == 2
+        assert [file.name for file in (disk / "fit").iterdir() if file.name.endswith(".part")] == []
+        (disk / "filler").unlink()
+        solves.clear()
+        assert_same(solve(disk / "fit"), wanted)
+        assert solves == [10, 10]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 # A process of its own that says in a file which blocks it begins, and from the `first` line of that file on waits after

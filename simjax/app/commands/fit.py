@@ -16,6 +16,7 @@ from simjax.app.arguments import (
     States,
     check_output,
     fit_arguments,
+    load_states,
     shard_of,
     with_fit_options,
 )
@@ -62,7 +63,7 @@ def fit(
         if shard is not None and sparsity is not None:
             raise ValueError("--sparsity is for a whole fit: find its alpha there, and give that to the shards.")
         arguments = {**weights, "mu": mu, "checkpoint": checkpoint, **fit_arguments(options)}
-        loaded = simjax.States.load(states)
+        loaded = load_states(states)
         if checkpoint is not None:
             saved.append(checkpoint)
         with display.Display(saved) as observer:

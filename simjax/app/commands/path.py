@@ -10,7 +10,7 @@ import simjax
 from simjax._extras import needs
 from simjax._files import atomic_file, check_target, make_folder
 from simjax.app import display, interrupts, reports
-from simjax.app.arguments import Checkpoint, Force, Json, States, fit_arguments, place_of, with_fit_options
+from simjax.app.arguments import Checkpoint, Force, Json, States, fit_arguments, load_states, place_of, with_fit_options
 from simjax.app.exits import exit_by, reporting
 
 with needs("cli", "typer", "the command simjax"):
@@ -44,7 +44,7 @@ def path(
     """Fit models from the sparsest to the densest, each begun where the one before ended, and certify all of them."""
     with reporting() as saved:
         arguments = fit_arguments(options)
-        loaded = simjax.States.load(states)
+        loaded = load_states(states)
         if output is not None:
             with interrupts.leaving():
                 from simjax.plotting import plot_path  # here: needs matplotlib, which the table does not

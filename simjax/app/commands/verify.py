@@ -7,7 +7,7 @@ from typing import Annotated
 import simjax
 from simjax._extras import needs
 from simjax.app import display, reports
-from simjax.app.arguments import Json, Model, States, one_of
+from simjax.app.arguments import Json, Model, States, load_states, one_of
 from simjax.app.exits import exit_by, reporting
 from simjax.rows.oracles.interface import ORACLES
 
@@ -26,7 +26,7 @@ def verify(
 ) -> None:
     """Have an independent solver solve a random sample of a fitted model's rows again, and compare."""
     with reporting():
-        loaded, collected = simjax.ImplicitModel.load(model), simjax.States.load(states)
+        loaded, collected = simjax.ImplicitModel.load(model), load_states(states)
         found = simjax.verify_model(loaded, collected, oracle, rows, seed=seed, workers=workers)
         if as_json:
             display.print_json(reports.verification_report(found))
