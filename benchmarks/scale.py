@@ -34,6 +34,7 @@ BEGIN, END = "<!-- scale:begin -->", "<!-- scale:end -->"
 # Rows: the cheaper a row, the more it counts that it is written.
 ROWS = {"rows": 100_000, "m": 32, "d": 128, "nonzeros": 4, "max_memory": 2.5e8}
 PAIRS, SHARDS = 3, 16
+_PROOF = ("dual", "gap", "objective")
 # A shard of ResNet-20: images, share of the shards, rows in a block.
 RESNET = {"width": 16, "samples": 32, "shards": 64, "rows_in_block": 32, "alpha": 1e-2}
 
@@ -59,12 +60,10 @@ def solved(problem: Record, design: np.ndarray, targets: np.ndarray, **options: 
 
 def same_bits(one: Solution, other: Solution) -> bool:
     """Whether weights and proofs are the same."""
-    parts = [
-        (one.certificate.dual, other.certificate.dual),
-        (one.certificate.gap, other.certificate.gap),
-        *((getattr(one.weights, name), getattr(other.weights, name)) for name in ("data", "indices", "indptr")),
-    ]
-    return all(ours.tobytes() == theirs.tobytes() for ours, theirs in parts)
+    ours, theirs = scipy.sparse.csr_array(one.weights), scipy.sparse.csr_array(other.weights)
+    places = all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("indices", "indptr"))
+    proofs = (getattr(one.certificate, name).tobytes() == getattr(other.certificate, name).tobytes() for name in _PROOF)
+    return places and ours.data.tobytes() == theirs.data.tobytes() and all(proofs)
 
 
 def checkpoint(problem: Record = ROWS, pairs: int = PAIRS) -> Record:
@@ -238,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--part", choices=("checkpoint", "shards", "resnet"), help="only this one; the others stay")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="of runs without and with a checkpoint")
     parser.add_argument("--width", type=int, default=RESNET["width"], help="channels of the network; 16 is ResNet-20")
     parser.add_argument("--shards", type=int, default=RESNET["shards"], help="of which one is solved")
     parser.add_argument("--states", nargs=3, metavar=("FOLDER", "WIDTH", "SAMPLES"), help="only make states")
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = RESULTS / "scale.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
     if given.part in (None, "checkpoint"):
-        results["checkpoint"] = checkpoint()
+        results["checkpoint"] = checkpoint(pairs=given.pairs)
     if given.part in (None, "shards"):
         results["shards"] = shards()
     if given.part in (None, "resnet"):

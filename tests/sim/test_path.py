@@ -6,9 +6,10 @@ from helpers import generator
 
 import simjax
 from simjax.plotting import plot_path
-from simjax.rows import memory, problem
+from simjax.rows import memory
 from simjax.rows.solvers.factor import FactoredDesign
 from simjax.rows.workspace import Workspace
+from simjax.sim import samples
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +167,18 @@ def test_bad_input_is_named(states, arguments, error, message):
 
 
 def test_the_design_is_taken_over_once_for_all_alphas_and_blocks(states, monkeypatch):
-    real, looked_through = problem.matrix, []
+    real, looked_through = samples.refuse_huge, []
 
     def counted(name, value):
-        looked_through.append(name)
+        looked_through.append((name, value.shape))
         return real(name, value)
 
-    monkeypatch.setattr(problem, "matrix", counted)
+    monkeypatch.setattr(samples, "refuse_huge", counted)
     shape = states.m, states.n + states.p
     path = simjax.path(states, "l1", alphas=[1.0, 0.1], max_memory=9 * memory.bytes_per_row(shape))
-    assert looked_through == ["design", "targets"]
+    assert looked_through.count(("design", shape)) == 1
+    assert looked_through[0][0] == "design"
+    assert {name for name, _ in looked_through[1:]} == {"targets"}
     (first,), (second,) = (fit.solutions for fit in path.fits)
     assert first.problem.design is second.problem.design
     assert first.problem.take(np.arange(2)).design is first.problem.design

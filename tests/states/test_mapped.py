@@ -19,7 +19,7 @@ from simjax.states.states import ARRAYS
 
 M, P, LAYERS, Q = 70, 6, (50, 21), 5
 N = sum(LAYERS)
-MEMORY = 8 * bytes_per_row((M, N + P))  # the 76 rows in ten blocks
+MEMORY = 8 * bytes_per_row((M, N + P + 1))  # the 76 rows in ten blocks, also with a column of ones
 STATED: dict[str, Any] = {"alpha": 0.5, "kappa": 0.9, "max_memory": MEMORY, "tol": 1e-4}
 
 
@@ -154,7 +154,7 @@ def test_what_is_read_is_checked(states: simjax.States, tmp_path: Path) -> None:
     (tmp_path / "half.npy").write_bytes(b"\x93NUMPY")
     refused("half.npy is not a .npy file of numbers", outputs=tmp_path / "half.npy")
     with pytest.raises(FileNotFoundError, match=r"none\.npy is not a file"):
-        refused("", outputs=tmp_path / "none.npy")
+        refused("not reached", outputs=tmp_path / "none.npy")
 
 
 def test_folders_are_checked(folder: Path, tmp_path: Path) -> None:
