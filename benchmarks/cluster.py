@@ -35,7 +35,7 @@ from simjax.rows.solution import Solution
 from simjax.rows.solve import solve_problem
 
 BEGIN, END = "<!-- cluster:begin -->", "<!-- cluster:end -->"
-ROWS, SAMPLES, WIDTH, REPEATS = 2000, 500, 1000, 2
+ROWS, SAMPLES, WIDTH, REPEATS = 2000, 800, 1500, 2
 ONE = "one process"
 
 

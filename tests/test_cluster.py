@@ -76,7 +76,7 @@ def test_one_machine_and_errors_that_name_their_rows(ray: Any, monkeypatch: pyte
         nobody = types.ModuleType("nobody")
         monkeypatch.setitem(sys.modules, "nobody", nobody)
         nobody.Own = OfNobody  # type: ignore[attr-defined]
-        with pytest.raises(RuntimeError, match=r"^rows 0 to 57 could .* of RayExecutor: ModuleNotFoundError: No mod"):
+        with pytest.raises(RuntimeError, match=r"^rows 0 to 199 could .* of RayExecutor: ModuleNotFoundError: No mod"):
             solve(executor=pool, penalty=OfNobody(simjax.L1(0.5)), max_memory=None)
     assert not ray.is_initialized()
 

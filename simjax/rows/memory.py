@@ -13,7 +13,7 @@ from simjax.rows.container import memory_left
 _ARRAYS_OF_D = 40
 _ARRAYS_OF_M = 8
 
-TASK_ROWS = 64  # that a worker of an executor is given at once for each of its threads
+TASK_ROWS = 256  # that a worker of an executor is given at once for each of its threads
 _KEPT = 2.0**28  # bytes of the working arrays of a block that is kept in a checkpoint
 
 

@@ -50,7 +50,7 @@ class SolveOptions:
         which then goes on where it was stopped, with the same answers to the bit on the same software and number of
         cores. Without max_memory a block takes 256 MiB, or eight rows. Not for a penalty of your own.
       executor: whose workers solve the blocks: a `concurrent.futures.Executor`, a function that makes one and is called
-        again where a worker's death breaks it, or what `simjax.cluster` gives. Without max_memory a block is 64 rows
+        again where a worker's death breaks it, or what `simjax.cluster` gives. Without max_memory a block is 256 rows
         for each thread of a worker, or what takes 256 MiB. "auto" is the engine "numpy" then. Not with a mesh.
       shard: (k, n): solve shard k of n alone, counted from 1, the rows of about every n-th part of the blocks in a row;
         needs a checkpoint, in whose folder the other shards put theirs. None means all rows.

@@ -170,9 +170,9 @@ def test_threads_wait_for_one_factorisation_and_do_not_make_their_own(monkeypatc
     assert all(design.is_itself(each) for each in found)
 
 
-def test_without_max_memory_a_block_is_64_rows_for_each_thread(solves: list[int]) -> None:
-    targets = np.concatenate([TARGETS] * 5, axis=1)
-    for threads, blocks in ((1, [50] * 4), (2, [100] * 2)):
+def test_without_max_memory_a_block_is_256_rows_for_each_thread(solves: list[int]) -> None:
+    targets = np.concatenate([TARGETS] * 15, axis=1)
+    for threads, blocks in ((1, [200] * 3), (2, [300] * 2)):
         solves.clear()
         with ThreadPoolExecutor(1) as one:
             found = simjax.solve_rows(DESIGN, targets, penalty=simjax.L1(0.5), executor=Pool(one, threads=threads))
