@@ -29,7 +29,7 @@ import numpy as np
 import simjax
 from benchmarks.records import RESULTS, ROOT, write_text
 from simjax.rows.certificate import certify, infeasibility_margin
-from simjax.rows.constraints import Free, L1Ball
+from simjax.rows.constraints import Box, Constraint, Free, L1Ball
 from simjax.rows.oracles import solve as oracle_solve
 from simjax.rows.problem import RowProblem, row_problem
 from simjax.rows.solve import solve_problem
@@ -45,7 +45,7 @@ PENALTIES = {
     "least squares": lambda scale: simjax.NoPenalty(),
     "groups": lambda scale: simjax.GroupL1(0.1 * scale, np.arange(SHAPES[0][1]) % 6),
 }
-CONSTRAINTS = ("free", "ball", "weighted ball, support")
+CONSTRAINTS = ("free", "ball", "weighted ball, support", "nonnegative", "box", "box, ball, support")
 MATCHINGS = ("penalty", "exact")
 
 
@@ -59,9 +59,11 @@ def family(
     design = (left * np.logspace(0, -rng.uniform(0, 4), min(m, d))) @ right.T * np.sqrt(m)
     truth = rng.normal(size=(rows, d)) * (rng.random((rows, d)) < 0.3)
     support = None
-    if constraint == "weighted ball, support":
+    if constraint in ("weighted ball, support", "box, ball, support"):
         support = rng.random((rows, d)) < 0.8
         truth = truth * support
+    if constraint == "nonnegative":
+        truth = np.abs(truth)
     size = 10.0 ** rng.uniform(-3, 3, (rows, 1))
     truth = truth * size
     # Radii around the norm of the truth: some balls bind, some do not, and exact rows may be infeasible.
@@ -76,10 +78,25 @@ def family(
         targets,
         loss_weight=10.0 ** rng.uniform(-1, 1, rows),
         penalty=PENALTIES[penalty](10.0 ** rng.uniform(-2, 1)),
-        constraint=Free() if constraint == "free" else L1Ball(radius, size=BALL, weights=weights),
+        constraint=chosen_constraint(rng, constraint, L1Ball(radius, size=BALL, weights=weights), truth, size),
         support=support,
         matching=matching,
     )
+
+
+def chosen_constraint(
+    rng: np.random.Generator, constraint: str, ball: L1Ball, truth: np.ndarray, size: np.ndarray
+) -> Constraint:
+    """The constraint of a family. Boxes end around the truth: some bind, and exact rows may be infeasible."""
+    if constraint == "free":
+        return Free()
+    if constraint == "nonnegative":
+        return Box(0.0, np.inf)
+    if constraint.startswith("box"):
+        most = np.abs(truth).max(axis=1, keepdims=True) * rng.choice([0.7, 1.0, 3.0], (len(truth), 1)) + 0.1 * size
+        upper = np.where(rng.random(truth.shape) < 0.2, np.inf, most)
+        return Box(-most * rng.uniform(0.5, 1.5, truth.shape), upper, ball=None if constraint == "box" else ball)
+    return ball
 
 
 def examine(problem: RowProblem) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, 
     from simjax.pruning.result import PrunedLayer
     from simjax.pruning.statistics import LayerStatistics
     from simjax.rows.certificate import Certificate, certify
-    from simjax.rows.constraints import Free, L1Ball, MetzlerRow
+    from simjax.rows.constraints import Box, Free, L1Ball, MetzlerRow
     from simjax.rows.group_penalty import GroupL1
     from simjax.rows.penalties import L1, ElasticNet, NoPenalty, Penalty, Perspective, Ridge
     from simjax.rows.penalty_range import alpha_max
@@ -53,7 +53,7 @@ _NAMES = {
     "simjax.pruning.result": ("PrunedLayer",),
     "simjax.pruning.statistics": ("LayerStatistics",),
     "simjax.rows.certificate": ("Certificate", "certify"),
-    "simjax.rows.constraints": ("Free", "L1Ball", "MetzlerRow"),
+    "simjax.rows.constraints": ("Box", "Free", "L1Ball", "MetzlerRow"),
     "simjax.rows.group_penalty": ("GroupL1",),
     "simjax.rows.penalties": ("L1", "ElasticNet", "NoPenalty", "Penalty", "Perspective", "Ridge"),
     "simjax.rows.penalty_range": ("alpha_max",),
@@ -92,6 +92,7 @@ _SUBMODULES = (
 
 __all__ = [
     "L1",
+    "Box",
     "Certificate",
     "ConvergenceWarning",
     "ElasticNet",

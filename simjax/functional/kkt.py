@@ -3,12 +3,13 @@
 With the signs σ of the nonzero weights J, which of them are beyond the knot (bent), and whether the ball binds, a
 solution satisfies
 
-    σ(c − 2ab [bent]) + 2a [bent] w + θn − Φᵀy = 0  on J,      w = 0  elsewhere
+    σ(c − 2ab [bent]) + 2a [bent] w + θn − Φᵀy = 0  on J,      w = 0, or its bound of a box,  elsewhere
     nᵀw = κ  where the ball binds,  θ = 0  elsewhere           n = σω + δ
     y = 2λ(t − Φw),  or, under exact matching,  Φw = t
 
 which is linear in (w, θ), or (w, y, θ), and smooth in everything else: the implicit function theorem gives the
-derivatives of a solution with respect to Φ, t, λ, c, a, b, ω, δ and κ, as long as the active set stays what it is.
+derivatives of a solution with respect to Φ, t, λ, c, a, b, ω, δ, κ, l and u, as long as the active set stays what it
+is.
 
 With groups h'(w) is β_g w/‖w_g‖ on the groups that are not zero, where h'' = (β_g/‖w_g‖)(I − w_g w_gᵀ/‖w_g‖²), and the
 linear equations are those of a step of Newton's.
@@ -26,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from simjax.rows.arrays import matmul, rounding_unit
+from simjax.rows.boxed import box_of, unboxed
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.problem import RowProblem
 from simjax.rows.solvers.linear import Gram, gather_system
@@ -48,17 +50,23 @@ class Point(NamedTuple):
 class ActiveSet(NamedTuple):
     """What is taken for known of a solution, row by row."""
 
-    member: Any  # (R, d), weights that are not zero
-    sign: Any  # (R, d), theirs
+    member: Any  # (R, d), weights that are neither zero nor on a bound
+    sign: Any  # (R, d), of all weights
     bent: Any  # (R, d), which of them are beyond the knot
     binds: Any  # (R, 1), whether the ball binds
+    above: Any  # (R, d), weights on the upper bound of their box
+    below: Any  # (R, d), and on the lower one
     size: Any = None  # (R, d), the norm of each weight's group, where there are groups; 1 for one that is zero
     unit: Any = None  # (R, d), the weights divided by it
 
 
-def active_set(problem: RowProblem, weights: Any) -> ActiveSet:
-    """That of given weights (R, d)."""
-    penalty: Any = problem.penalty
+def active_set(problem: RowProblem, weights: Any, pull: Any = None) -> ActiveSet:
+    """That of given weights (R, d).
+
+    Args:
+      pull: Φᵀy (R, d); a weight of zero on a bound of zero is held by that where this exceeds the penalty's slope.
+    """
+    penalty, box = unboxed(problem.penalty), box_of(problem.penalty)
     sign = jnp.sign(weights)
     binds = jnp.zeros((weights.shape[0], 1), dtype=bool)
     if problem.bound is not None:
@@ -66,6 +74,7 @@ def active_set(problem: RowProblem, weights: Any) -> ActiveSet:
         slack = _BINDS * jnp.sum(jnp.abs(bound.normal(sign) * weights), axis=1, keepdims=True)
         binds = jnp.isfinite(bound.radius) & (bound.norm(weights) >= bound.radius - slack)
     member = weights != 0.0
+    held_by_none = jnp.zeros_like(member), jnp.zeros_like(member)
     if isinstance(penalty, GroupPenalty):
         norms = penalty.norms(weights)
         size = penalty.to_columns(jnp.where(norms > 0.0, norms, 1.0))
@@ -73,23 +82,39 @@ def active_set(problem: RowProblem, weights: Any) -> ActiveSet:
         moves = penalty.to_columns(norms > 0.0)
         moves = moves if problem.bound is None else moves & ~(binds & problem.bound.sees)
         moves = moves if problem.support is None else moves & problem.support
-        return ActiveSet(member | moves, sign, jnp.zeros_like(member), binds, size, weights / size)
-    return ActiveSet(member, sign, member & (jnp.abs(weights) > penalty.knot), binds)
+        return ActiveSet(member | moves, sign, jnp.zeros_like(member), binds, *held_by_none, size, weights / size)
+    above, below = held_by_none
+    if box is not None:
+        above, below = weights == box.upper, weights == box.lower
+        member = member & ~above & ~below
+        held = (jnp.zeros_like(weights), jnp.zeros_like(weights)) if pull is None else (pull, -pull)
+        above, below = (
+            side & ((weights != 0.0) | (force > penalty.slope)) for side, force in zip((above, below), held)
+        )
+    return ActiveSet(member, sign, member & (jnp.abs(weights) > penalty.knot), binds, above, below)
+
+
+def _held(problem: RowProblem, active: ActiveSet) -> Any:
+    """What weights outside of J are, (R, d)."""
+    box = box_of(problem.penalty)
+    if box is None:
+        return jnp.zeros_like(active.sign)
+    return jnp.where(active.above, box.upper, jnp.where(active.below, box.lower, 0.0))
 
 
 def _bend(problem: RowProblem, active: ActiveSet) -> Any:
     """The diagonal of the penalty's second derivative, 2a, or β_g/‖w_g‖ before its other part, (R, d)."""
-    penalty: Any = problem.penalty
+    penalty = unboxed(problem.penalty)
     if isinstance(penalty, GroupPenalty):
         return jnp.where(active.member, penalty.to_columns(penalty.level) / active.size, 0.0)
     return jnp.where(active.bent, 2.0 * penalty.curvature, 0.0)
 
 
 def _normal(problem: RowProblem, active: ActiveSet) -> Any:
-    """n on J where the ball binds, (R, d)."""
+    """n where the weights are not zero and the ball binds, (R, d)."""
     if problem.bound is None:
         return jnp.zeros_like(active.sign)
-    return jnp.where(active.member & active.binds, problem.bound.normal(active.sign), 0.0)
+    return jnp.where((active.sign != 0.0) & active.binds, problem.bound.normal(active.sign), 0.0)
 
 
 def residual_dual(problem: RowProblem, weights: Any) -> Any:
@@ -99,7 +124,7 @@ def residual_dual(problem: RowProblem, weights: Any) -> Any:
 
 def _gradient(problem: RowProblem, active: ActiveSet, weights: Any) -> Any:
     """h'(w) on J, (R, d)."""
-    penalty: Any = problem.penalty
+    penalty = unboxed(problem.penalty)
     bend = _bend(problem, active)
     if isinstance(penalty, GroupPenalty):
         return bend * weights
@@ -111,7 +136,7 @@ def equations(problem: RowProblem, active: ActiveSet, point: Point) -> Point:
     weights, dual, theta = point
     slopes = matmul(residual_dual(problem, weights) if dual is None else dual, problem.design)
     stationarity = _gradient(problem, active, weights) + theta * _normal(problem, active) - slopes
-    upper = jnp.where(active.member, stationarity, weights)
+    upper = jnp.where(active.member, stationarity, weights - _held(problem, active))
     misfit = None if dual is None else matmul(weights, problem.design.T) - problem.targets.T
     if problem.bound is None:
         return Point(upper, misfit, theta)
@@ -122,7 +147,7 @@ def equations(problem: RowProblem, active: ActiveSet, point: Point) -> Point:
 
 def multiplier(problem: RowProblem, active: ActiveSet, point: Point) -> Any:
     """The θ that meets the equations of J best, (R, 1)."""
-    normal = _normal(problem, active)
+    normal = jnp.where(active.member, _normal(problem, active), 0.0)
     dual = residual_dual(problem, point.weights) if point.dual is None else point.dual
     left = matmul(dual, problem.design) - _gradient(problem, active, point.weights)
     square = jnp.sum(normal**2, axis=1, keepdims=True)
@@ -142,6 +167,13 @@ def solve(problem: RowProblem, active: ActiveSet, gram: Any, right: Point, wante
     bend, normal, member = _bend(problem, active), _normal(problem, active), active.member
     penalty: Any = problem.penalty
     design, exact = problem.design, problem.exact
+    if box_of(problem.penalty) is not None:  # what weights outside of J move by is known, and moves all else
+        moved = jnp.where(member, 0.0, right.weights)
+        image = matmul(moved, design.T)
+        pushed = right.weights if exact else right.weights - jnp.where(member, weight * matmul(image, design), 0.0)
+        left = None if right.dual is None else right.dual - image
+        right = Point(pushed, left, right.theta - jnp.sum(normal * moved, axis=1, keepdims=True))
+    normal = jnp.where(member, normal, 0.0)
     # What the equations of active columns that are too few cannot meet is met as well as it can be.
     slack = _SLACK * rounding_unit(design) ** 0.5 * jnp.sum(design**2) / design.shape[1]
 
@@ -271,7 +303,7 @@ def polish(problem: RowProblem, gram: Any, weights: Any, dual: Any, wanted: Any,
 
 def tangents(problem: RowProblem, tangent: Any, weights: Any, dual: Any) -> tuple[Any, Any]:
     """How a solution (R, d) and its dual point (R, m) move with the problem, by the implicit function theorem."""
-    active = active_set(problem, weights)
+    active = active_set(problem, weights, matmul(dual, problem.design))
     point = Point(weights, dual if problem.exact else None, None)
     point = point._replace(theta=multiplier(problem, active, point))
     # A mask has no derivative.

@@ -20,8 +20,10 @@ from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
 from simjax.functional import kkt
 from simjax.rows.arrays import matmul, tree_map
-from simjax.rows.constraints import Constraint, Free
+from simjax.rows.boxed import BoxedPenalty, box_of
+from simjax.rows.constraints import Box, Constraint, Free
 from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.joint_prox import moved_inside
 from simjax.rows.penalties import Penalty, PiecewisePenalty
 from simjax.rows.problem import MATCHINGS, RowProblem, check_groups, parameter_rows
 from simjax.rows.solvers import admm
@@ -91,7 +93,7 @@ def solve_rows(
       targets: (m, R), one column per row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h, one of simjax's; parameters scalar, (d,) or (R, d), traced or not.
-      constraint: `L1Ball`, `MetzlerRow`, `Free` or None; parameters traced or not.
+      constraint: `L1Ball`, `MetzlerRow`, `Box`, `Free` or None; parameters traced or not.
       support: boolean mask (d,) or (R, d) of the entries that may be nonzero, or None.
       matching: "penalty" or "exact". Rows that are infeasible end as MAX_ITERS here: only the host proves them so.
       tol: relative gap at which a row counts as solved; None means 1e-6 in float64, 1e-4 in float32. A Python number.
@@ -143,7 +145,8 @@ def _problem(
         )
     constraint = Free() if constraint is None else constraint
     if not isinstance(constraint, Constraint):
-        raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, Free or None, got {type(constraint).__name__}.")
+        got = type(constraint).__name__
+        raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, a Box, Free or None, got {got}.")
     if support is not None:
         support = jnp.asarray(support)
         if support.dtype != np.bool_ or support.shape not in ((d,), (rows, d)):
@@ -162,6 +165,8 @@ def _problem(
         own = PiecewisePenalty(*(cast(parameter_rows(jnp.asarray(x), rows, d)) for x in parameters))
     else:
         own = GroupPenalty(cast(jnp.asarray(own.level)), jnp.asarray(own.labels))
+    if isinstance(constraint, Box):
+        own = BoxedPenalty(own, *(cast(jnp.asarray(side)) for side in constraint.sides(rows, d, support)))
     make: Any = RowProblem  # whose arrays are NumPy's elsewhere
     return make(
         design=cast(design),
@@ -193,11 +198,14 @@ def _solved(problem: RowProblem, tol: float, max_iters: int) -> SolvedRows:
     weights, dual, passes = _passes(factorisation, rows, _SHARE * tol, max_iters)
 
     # The gap that counts is that of the weights in their own units, in the samples.
-    weights = weights * rows.point_scale
+    box, scaled = box_of(problem.penalty), box_of(rows.penalty)
+    found, weights = weights, weights * rows.point_scale
     finite = jnp.isfinite(weights).all(axis=1)
     weights = jnp.where(finite[:, None], weights, 0.0)
-    if problem.bound is not None:
-        weights = problem.bound.inside(weights)
+    if box is not None and scaled is not None:  # those on a bound stay there: a change of units rounds
+        weights = jnp.where(found >= scaled.upper, box.upper, jnp.where(found <= scaled.lower, box.lower, weights))
+        weights = box.clip(weights)
+    weights = moved_inside(problem.penalty, problem.bound, weights)
     inside = dual * rows.dual_scale
     inside = inside if rows.exact else inside - rows.targets * rows.dual_scale
     dual = matmul(inside, left.T)
@@ -205,7 +213,11 @@ def _solved(problem: RowProblem, tol: float, max_iters: int) -> SolvedRows:
         dual = dual + 2.0 * problem.loss_weight[:, None] * problem.targets.T
     samples = in_samples(problem.design)
     stated = canonical_rows(problem, samples, problem.targets.T, jnp.ones_like(scale))
-    judged: Any = judge(samples, stated, weights / stated.point_scale, dual / stated.dual_scale)
+    scaled = box_of(stated.penalty)
+    found = weights / stated.point_scale
+    if box is not None and scaled is not None:  # a compiler may divide the bounds in another order
+        found = jnp.where(weights == box.upper, scaled.upper, jnp.where(weights == box.lower, scaled.lower, found))
+    judged: Any = judge(samples, stated, found, dual / stated.dual_scale)
     dual, gap = judged
     finite = finite & ~jnp.isnan(gap)
     gap = jnp.where(finite, gap, jnp.inf)
@@ -238,7 +250,7 @@ def _passes(factorisation: Factorisation, rows: CanonicalRows, tol: float, max_i
         support=rows.support,
         matching="exact" if rows.exact else "penalty",
     )
-    gram = None if rows.exact else matmul(reduced.design.T, reduced.design)
+    gram, box = None if rows.exact else matmul(reduced.design.T, reduced.design), box_of(rows.penalty)
     rounding = 100.0 * float(jnp.finfo(rows.targets.dtype).eps)
 
     def judged(weights: Any, dual: Any) -> tuple[Any, Any, Any]:
@@ -257,6 +269,8 @@ def _passes(factorisation: Factorisation, rows: CanonicalRows, tol: float, max_i
         weights, dual, gap = judged(*admm.point(state))
         open_ = carry.gap > tol
         sign = jnp.sign(weights)
+        if box is not None:  # on a bound other than zero, a weight counts as having another sign
+            sign = jnp.where(box.fixed(weights), 3.0 * sign, sign)
         settled = jnp.sum(sign != carry.sign, axis=1) <= _SETTLED
         # The same signs again would be polished to the same point.
         # With groups a polish depends on more than signs.

@@ -19,11 +19,13 @@ from simjax.rows import infeasible
 from simjax.rows.answers import RowAnswers
 from simjax.rows.arrays import largest
 from simjax.rows.blocks import BlockAnswers
+from simjax.rows.boxed import box_of, unboxed
 from simjax.rows.certificate import Candidates, Certificate, bound_violation, certify_until
 from simjax.rows.dual_points import flat_of
 from simjax.rows.engines import Engine
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.history import Checks
+from simjax.rows.joint_prox import moved_inside
 from simjax.rows.options import SolveOptions
 from simjax.rows.oracles.interface import ORACLES
 from simjax.rows.penalties import PiecewisePenalty
@@ -121,10 +123,14 @@ class RowBlock:
         rows = problem.count
         # Below this size squares underflow: such a target is zero as far as float64 can tell, and so is such a design,
         # from which there is nothing to gain. w = 0 is the answer then, and its residual proves it; unless a Metzler
-        # row with κ < 0 rules it out.
+        # row with κ < 0 or a box rules it out.
         zero = np.abs(problem.targets).max(axis=0) <= TINY
         if problem.bound is not None:
             zero &= problem.bound.radius[:, 0] > 0.0
+        box = box_of(problem.penalty)
+        if box is not None:
+            answers.weights[:] = box.clip(answers.weights)
+            zero &= ~answers.weights.any(axis=1)
         if largest(problem.design) <= TINY:
             zero[:] = True
         trivial, live = np.flatnonzero(zero), np.flatnonzero(~zero)
@@ -264,7 +270,7 @@ class RowBlock:
             dual = design.coordinates(start.duals.T, precise=precise) / rows.dual_scale
             canonical_start = start.weights / rows.point_scale, dual
         single = self.options.precision == "auto" and not (precise or problem.exact or tol < _SINGLE_FROM)
-        ours = isinstance(problem.penalty, PiecewisePenalty | GroupPenalty)
+        ours = isinstance(unboxed(problem.penalty), PiecewisePenalty | GroupPenalty)
         single = single and factorisation.basis.size >= _SINGLE_SIZE and ours
         with self.engine.session():
             portfolio.run(
@@ -335,9 +341,10 @@ class RowBlock:
         """What might prove rows under exact matching infeasible, (k, m)."""
         rays = infeasible.inconsistency_rays(part)
         proved = infeasible.proved(part, rays)
-        if part.bound is not None and part.bound.tilt is None and not proved.all():
+        boxed = box_of(part.penalty) is not None
+        if (boxed or (part.bound is not None and part.bound.tilt is None)) and not proved.all():
             rest = np.flatnonzero(~proved)
-            phase_one = infeasible.smallest_ball(part.take(rest))
+            phase_one = (infeasible.nearest_fit if boxed else infeasible.smallest_ball)(part.take(rest))
             block = RowBlock.make(phase_one, self.workspace, self.options, self.engine, Reporter(None, rest.size))
             block.answer(None)
             rays[rest] = block.certificate.dual
@@ -353,9 +360,13 @@ def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> Row
 
 
 def _in_units(problem: RowProblem, board: RowAnswers, rows: CanonicalRows) -> np.ndarray:
-    """The weights in the units of the problem, and in the ball there, too: a change of units rounds."""
-    weights = board.weights * rows.point_scale
-    return weights if problem.bound is None else np.asarray(problem.bound.inside(weights))
+    """The weights in the units of the problem, and in the box and the ball there, too: a change of units rounds."""
+    weights, box = board.weights * rows.point_scale, box_of(problem.penalty)
+    if box is not None:
+        inner: Any = rows.penalty
+        weights = np.where(board.weights == inner.upper, box.upper, weights)
+        weights = box.clip(np.where(board.weights == inner.lower, box.lower, weights))
+    return np.asarray(moved_inside(problem.penalty, problem.bound, weights))
 
 
 def _no_room(rows: int, design: FactoredDesign) -> str:

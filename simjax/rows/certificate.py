@@ -22,10 +22,11 @@ from simjax._checks import refuse_masked
 from simjax._typing import ArrayLike
 from simjax._values import Value
 from simjax.rows.arrays import column_norms, pytree
-from simjax.rows.conjugate import support_function
+from simjax.rows.boxed import BoxedPenalty, box_of, opened_at
+from simjax.rows.conjugate import held_slopes, support_function
 from simjax.rows.dual_points import DualPoints, narrow_rows, projected_points, scaled_points
 from simjax.rows.own_penalty import traceable
-from simjax.rows.penalties import total_value
+from simjax.rows.penalties import Penalty, PiecewisePenalty, total_value
 from simjax.rows.problem import RowProblem, objective_floor
 
 # A relative gap below this needs no better dual point.
@@ -45,8 +46,9 @@ class Certificate(Value):
       dual_objective: D(y), (R,): no weights whatever can have a smaller objective.
       gap: P − D ≥ 0, (R,).
       relative_gap: gap / max(P, 1e-12·λ‖t‖²), (R,).
-      infeasibility: (R,), the larger of the relative violation of the ball, (Σω|w| + δᵀw − κ)₊/κ (for a Metzler row
-        relative to |κ| + |δᵀw|), and, under exact matching, ‖Φw − t‖/‖t‖.
+      infeasibility: (R,), the largest of the relative violation of the ball, (Σω|w| + δᵀw − κ)₊/κ (for a Metzler row
+        relative to |κ| + |δᵀw|), of that of the box, max_j (w_j − u_j)₊ and (l_j − w_j)₊ in units of the larger of that
+        bound and max |w|, and, under exact matching, ‖Φw − t‖/‖t‖.
       dual: y, (R, m): the dual point that proves the row.
     """
 
@@ -154,6 +156,21 @@ def certify_until(
         better = gap < best_gap[rows]
         best_gap[rows[better]], best_dual[rows[better]] = gap[better], points.dual[better]
 
+    def not_good(rows: np.ndarray) -> np.ndarray:
+        return best_gap[rows] > _GOOD * np.maximum(objective, floor)[rows]
+
+    def offer(rows: np.ndarray, part: RowProblem, dual: np.ndarray, penalty: Penalty) -> None:
+        """Make the points feasible for the conjugate of a penalty that is nowhere above that of the rows."""
+        domain = dataclasses.replace(part, penalty=penalty)
+        points = scaled_points(domain, dual)
+        keep(rows, part, points)
+        # Where scaling lost what the point is worth, a projection may keep it.
+        lost = np.flatnonzero((points.scaling[:, 0] < 1.0) & not_good(rows))
+        if lost.size:
+            lost = lost[narrow_rows(domain.take(lost), dual[lost])]
+        if lost.size:
+            keep(rows[lost], part.take(lost), projected_points(domain.take(lost), dual[lost]))
+
     def from_residual(rows: np.ndarray) -> np.ndarray:
         part = residual[rows]
         return np.zeros_like(part) if problem.exact else 2.0 * problem.loss_weight[rows, None] * part
@@ -169,15 +186,12 @@ def certify_until(
         dual = np.asarray(candidate(rows), dtype=np.float64)
         if number > 0:
             dual = np.where(np.isfinite(dual).all(axis=1, keepdims=True), dual, from_residual(rows))
-        points = scaled_points(part, dual)
-        keep(rows, part, points)
-        # Where scaling lost what the point is worth, a projection may keep it.
-        bad = best_gap[rows] > _GOOD * np.maximum(objective, floor)[rows]
-        lost = np.flatnonzero((points.scaling[:, 0] < 1.0) & bad)
-        if lost.size:
-            lost = lost[narrow_rows(part.take(lost), dual[lost])]
-        if lost.size:
-            keep(rows[lost], part.take(lost), projected_points(part.take(lost), dual[lost]))
+        offer(rows, part, dual, opened_at(part.penalty, weights[rows]))
+        if isinstance(part.penalty, BoxedPenalty):  # weights that are somebody else's may be next to their bounds
+            bad = np.flatnonzero(not_good(rows))
+            if bad.size:
+                part = part.take(bad)
+                offer(rows[bad], part, dual[bad], part.penalty)
     scale = np.maximum(objective, floor)
     gap = np.where(np.isfinite(objective), best_gap, np.inf)
     relative_gap = np.where(gap == 0.0, 0.0, gap / np.where(scale > 0.0, scale, np.finfo(np.float64).tiny))
@@ -199,7 +213,8 @@ def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
 
     If Φw = t for such a w, then yᵀt = yᵀΦw is at most the supremum: κ max |s_j|/ω_j over the ball's coordinates, with
     s = Φᵀy, and infinite unless s_j = 0 on the free ones (to rounding: 1e-13 √m ‖φ_j‖ ‖y‖). For a Metzler row it is
-    κ s_i/δ_i, and infinite unless that θ = s_i/δ_i ≥ |s_j|/ω_j for all j.
+    κ s_i/δ_i, and infinite unless that θ = s_i/δ_i ≥ |s_j|/ω_j for all j. For a box it is the support function of
+    box and ball, infinite unless s_j is zero, to rounding, on the sides that neither bounds.
 
     Args:
       rays: y, (R, m).
@@ -216,6 +231,14 @@ def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
         slopes = np.where(problem.support, slopes, 0.0)
     size = np.linalg.norm(rays, axis=1)
     rounding = 1e-13 * np.sqrt(m) * size[:, None] * column_norms(problem.design)
+    scale = size * np.linalg.norm(problem.targets, axis=0)
+    box = box_of(problem.penalty)
+    if box is not None:
+        aimless = BoxedPenalty(PiecewisePenalty(*np.zeros((3, 1, 1))), box.lower, box.upper)
+        held = held_slopes(aimless, problem.bound, slopes)
+        slopes = np.where(np.abs(slopes - held) <= rounding, held, slopes)
+        gain = np.sum(rays * problem.targets.T, axis=1) - support_function(aimless, problem.bound, slopes, None)
+        return np.where(scale > 0.0, gain / np.where(scale > 0.0, scale, 1.0), -np.inf)
     reach, sees = np.zeros(rows), np.zeros(slopes.shape, dtype=bool)
     escapes = np.zeros(rows, dtype=bool)
     if problem.bound is not None:
@@ -236,7 +259,6 @@ def infeasibility_margin(problem: RowProblem, rays: ArrayLike) -> np.ndarray:
         reach = np.where(finite[:, 0], np.where(finite, radius, 0.0)[:, 0], 0.0) * per_radius
     escapes = escapes | np.any(~sees & (np.abs(slopes) > rounding), axis=1)
     gain = np.sum(rays * problem.targets.T, axis=1) - reach
-    scale = size * np.linalg.norm(problem.targets, axis=0)
     return np.where(escapes | (scale == 0.0), -np.inf, gain / np.where(scale > 0.0, scale, 1.0))
 
 
@@ -292,8 +314,13 @@ def _gap(problem: RowProblem, weights: np.ndarray, residual: np.ndarray, points:
 
 
 def bound_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
-    """By what share of its radius each row exceeds its ball, (R,); inf outside the support."""
-    violation = np.zeros(problem.count)
+    """By what share each row exceeds its ball or box, as in `Certificate.infeasibility`, (R,); inf off the support."""
+    violation, box = np.zeros(problem.count), box_of(problem.penalty)
+    if box is not None:
+        side = np.where(weights > box.upper, box.upper, box.lower)
+        largest = np.abs(weights).max(axis=1, keepdims=True, initial=0.0)
+        unit = np.maximum(np.where(np.isfinite(side), np.abs(side), 0.0), largest)
+        violation = np.max(box.excess(weights) / np.where(unit > 0.0, unit, 1.0), axis=1)
     if problem.bound is not None:
         norm = np.sum(np.asarray(problem.bound.omega) * np.abs(weights), axis=1)
         radius = np.asarray(problem.bound.radius)[:, 0]
@@ -302,7 +329,8 @@ def bound_violation(problem: RowProblem, weights: np.ndarray) -> np.ndarray:
             signed = np.sum(np.asarray(problem.bound.tilt) * weights, axis=1)
             norm, unit = norm + signed, unit + np.abs(signed)
         excess = np.maximum(norm - radius, 0.0)
-        violation = np.where(np.isfinite(radius), excess / np.where(unit > 0.0, unit, 1.0), 0.0)
+        beyond = np.where(np.isfinite(radius), excess / np.where(unit > 0.0, unit, 1.0), 0.0)
+        violation = np.maximum(violation, beyond)
     if problem.support is not None:
         violation = np.where(np.any(weights[:] * ~problem.support != 0.0, axis=1), np.inf, violation)
     return violation

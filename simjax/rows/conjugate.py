@@ -1,6 +1,8 @@
 """The conjugate of a penalty and a row constraint together, and what keeps a dual point inside its domain.
 
 g*(s) = sup_w sᵀw − h(w)   s.t.  Σ_j ω_j |w_j| + δ_j w_j ≤ κ
+
+h is that of a box as well, where there is one: see `boxed`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, smallest_divisor, while_loop
+from simjax.rows.boxed import BoxedPenalty, box_of, piecewise, unboxed
 from simjax.rows.constraints import RowBound
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.joint_prox import shrunk
@@ -38,7 +41,7 @@ def support_function(penalty: Penalty, bound: RowBound | None, slopes: Array, ma
     if bound is None:
         return xp.sum(penalty.conjugate(slopes), axis=1)
     penalty, bound = _in_precision_of(slopes, penalty, bound)
-    if isinstance(penalty, PiecewisePenalty):
+    if isinstance(penalty, (PiecewisePenalty, BoxedPenalty)) and piecewise(penalty) is not None:
         theta = _multiplier_of_piecewise(penalty, bound, slopes)
     elif isinstance(penalty, GroupPenalty):
         theta = _multiplier_of_groups(penalty, bound, slopes)
@@ -48,7 +51,7 @@ def support_function(penalty: Penalty, bound: RowBound | None, slopes: Array, ma
 
 
 def _in_precision_of(slopes: Array, penalty: Penalty, bound: RowBound | None) -> tuple[Any, Any]:
-    if isinstance(penalty, PiecewisePenalty | GroupPenalty):
+    if isinstance(penalty, PiecewisePenalty | GroupPenalty | BoxedPenalty):
         penalty = penalty.cast(slopes.dtype)
     return penalty, None if bound is None else bound.cast(slopes.dtype)
 
@@ -73,15 +76,18 @@ def _within_rounding(penalty: PiecewisePenalty, tilt: Array, slopes: Array, left
     return xp.where(flat & close, xp.clip(left, -penalty.slope, penalty.slope), left)
 
 
-def _multiplier_of_piecewise(penalty: PiecewisePenalty, bound: RowBound, slopes: Array) -> Array:
+def _multiplier_of_piecewise(stated: PiecewisePenalty | BoxedPenalty, bound: RowBound, slopes: Array) -> Array:
     """The minimising θ from the sign of the derivative κ − Σ ω_j |∂h*(soft(s_j, θω_j))|, inside a bracket."""
     xp = namespace(slopes, bound.omega)
+    penalty, box = unboxed(stated), box_of(stated)
     epsilon = rounding_unit(slopes)
     omega, sees = bound.omega, bound.sees
     radius = xp.where(xp.isfinite(bound.radius), bound.radius, 0.0)
     excess = xp.maximum(xp.abs(slopes) - penalty.slope, 0.0)
     reach = xp.where(sees & (omega > 0.0), excess / xp.where(omega > 0.0, omega, 1.0), 0.0)
     curved = xp.broadcast_to(penalty.curved, reach.shape)
+    if box is not None:  # the conjugate is finite towards a finite bound as well
+        curved = curved | xp.isfinite(xp.where(slopes > 0.0, box.upper, box.lower))
     # Coordinates without curvature demand |s_j| − θω_j ≤ c_j; a relative ε covers the rounding of that product.
     low = xp.max(xp.where(curved, 0.0, reach), axis=1, keepdims=True) * (1.0 + 2.0 * epsilon)
     beyond = xp.where(curved, 0.0, xp.abs(soft(slopes, low * omega)) - penalty.slope) * sees
@@ -98,7 +104,12 @@ def _multiplier_of_piecewise(penalty: PiecewisePenalty, bound: RowBound, slopes:
         left = shrunk(slopes, theta, bound)
         size = penalty.conjugate_slope(left) * sees
         if bound.tilt is None:
-            bends = xp.where(size > 0.0, 0.5 / xp.where(curved, penalty.curvature, 1.0), 0.0)
+            moves = size > 0.0
+            if box is not None:
+                best = box.maximiser(left)
+                size = xp.where(xp.isfinite(best), xp.abs(best), 0.0) * sees
+                moves = (size > 0.0) & (best > box.lower) & (best < box.upper)
+            bends = xp.where(moves & penalty.curved, 0.5 / xp.where(penalty.curved, penalty.curvature, 1.0), 0.0)
             return row_sums(omega, size) - radius, row_sums(square, bends)
         size = omega * size + bound.tilt * xp.sign(left) * size
         fall = xp.sum(size, axis=1, keepdims=True) - radius
@@ -226,29 +237,55 @@ def _multiplier_by_search(penalty: Penalty, bound: RowBound, slopes: Array) -> A
 def flat_coordinates(
     penalty: Penalty, bound: RowBound | None, shape: tuple[int, ...], support: Array | None = None
 ) -> Array:
-    """Where neither penalty nor ball has a say, so that s_j = 0 is demanded; (rows, d), inside the support."""
-    if isinstance(penalty, PiecewisePenalty):
-        flat = (penalty.slope == 0.0) & (penalty.curvature == 0.0)
-    elif isinstance(penalty, GroupPenalty):
-        flat = penalty.to_columns(penalty.level == 0.0)
+    """Where neither penalty, box nor ball has a say, so that s_j = 0 is demanded; (rows, d), inside the support."""
+    above, below = _flat_sides(penalty, bound, shape)
+    flat = above & below
+    return flat if support is None else flat & support
+
+
+def _flat_sides(penalty: Penalty, bound: RowBound | None, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Where weights may grow at no cost: s_j ≤ 0 is demanded there; and where they may fall: s_j ≥ 0 is; (rows, d)."""
+    base: Any = unboxed(penalty)
+    if isinstance(base, PiecewisePenalty):
+        flat = (base.slope == 0.0) & (base.curvature == 0.0)
+    elif isinstance(base, GroupPenalty):
+        flat = base.to_columns(base.level == 0.0)
     else:
-        ones = namespace(getattr(penalty, "point_scale", None)).ones(shape)
-        flat = (penalty.value(ones) == 0.0) & (penalty.value(-ones) == 0.0)
+        ones = namespace(getattr(base, "point_scale", None)).ones(shape)
+        flat = (base.value(ones) == 0.0) & (base.value(-ones) == 0.0)
     xp = namespace(flat, None if bound is None else bound.omega)
     flat = xp.broadcast_to(flat, shape)
     if bound is not None:
         flat = flat & ~bound.sees
-    return flat if support is None else flat & support
+    box = box_of(penalty)
+    return (flat, flat) if box is None else (flat & xp.isinf(box.upper), flat & xp.isinf(box.lower))
+
+
+def held_slopes(penalty: Penalty, bound: RowBound | None, slopes: Array) -> Array:
+    """The slopes, with zero where flatness demands it of them; what is left there of Φᵀy is for the caller to judge."""
+    above, below = _flat_sides(penalty, bound, slopes.shape)
+    return namespace(slopes, above).where((above & (slopes > 0.0)) | (below & (slopes < 0.0)), 0.0, slopes)
+
+
+def _ends(penalty: Any) -> tuple[Array, Array] | None:
+    """The closed ends of the domain of h*, where they can be told: ±c where h has no curvature, else infinite."""
+    base, box = piecewise(penalty), box_of(penalty)
+    if base is None:
+        return None
+    xp = namespace(base.slope, None if box is None else box.lower)
+    limit = xp.where(base.curved, xp.inf, base.slope)
+    if box is None:
+        return -limit, limit
+    return xp.where(xp.isinf(box.lower), -limit, -xp.inf), xp.where(xp.isinf(box.upper), limit, xp.inf)
 
 
 def nearest_in_domain(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: Array | None) -> Array:
     """The slopes with each that is outside of the domain of h* moved to its end, on the coordinates no ball sees."""
     xp = namespace(slopes, None if bound is None else bound.omega)
     penalty, bound = _in_precision_of(slopes, penalty, bound)
-    free = _free(bound, slopes, mask)
-    if isinstance(penalty, PiecewisePenalty):
-        limit = xp.where(free & ~penalty.curved, penalty.slope, xp.inf)
-        return xp.minimum(xp.maximum(slopes, -limit), limit)
+    free, ends = _free(bound, slopes, mask), _ends(penalty)
+    if ends is not None:
+        return xp.where(free, xp.minimum(xp.maximum(slopes, ends[0]), ends[1]), slopes)
     if isinstance(penalty, GroupPenalty):
         return xp.where(free, penalty.to_columns(_group_factors(penalty, slopes, free)) * slopes, slopes)
     seen = xp.where(free, slopes, 0.0)
@@ -288,11 +325,12 @@ def dual_scaling(penalty: Penalty, bound: RowBound | None, slopes: Array, mask: 
     """
     xp = namespace(slopes, None if bound is None else bound.omega)
     penalty, bound = _in_precision_of(slopes, penalty, bound)
-    free = _free(bound, slopes, mask)
-    if isinstance(penalty, PiecewisePenalty):
-        size = xp.abs(slopes)
-        flat = free & ~penalty.curved & (size > penalty.slope)
-        fit = xp.where(flat, penalty.slope / xp.where(flat, size, 1.0), 1.0)
+    free, ends = _free(bound, slopes, mask), _ends(penalty)
+    if ends is not None:
+        low, high = ends
+        outside = free & ((slopes > high) | (slopes < low))
+        end = xp.where(slopes > 0.0, high, low)
+        fit = xp.where(outside, end / xp.where(outside, slopes, 1.0), 1.0)
         factor = xp.min(fit, axis=1, keepdims=True)
         if bound is not None and bound.tilt is not None:
             factor = xp.minimum(factor, _tilted_scaling(penalty, bound, slopes, mask))

@@ -1,10 +1,12 @@
-"""Row constraints: weighted ℓ1 balls and Metzler rows, and the supports of models.
+"""Row constraints: weighted ℓ1 balls, Metzler rows and boxes, and the supports of models.
 
-A constraint object (`L1Ball`, `MetzlerRow`, `Free`) says what the user means; `RowBound` is what the solvers and the
-certificate work with: per row, coordinate weights ω (0 for a coordinate it does not see), a tilt δ (not 0 for the
+A constraint object (`L1Ball`, `MetzlerRow`, `Box`, `Free`) says what the user means; `RowBound` is what the solvers and
+the certificate work with: per row, coordinate weights ω (0 for a coordinate it does not see), a tilt δ (not 0 for the
 coordinate of a Metzler row that counts with its sign) and a radius κ (inf for no constraint).
 
     Σ_j ω_j |w_j| + δ_j w_j ≤ κ
+
+A box is separable, as the penalties are, so that it goes with the penalty: see `boxed.BoxedPenalty`.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ class RowBound(Value):
         """ω sign(w) + δ, the gradient of the norm on the orthant of `sign`, (rows, d)."""
         return self.omega * sign if self.tilt is None else self.omega * sign + self.tilt
 
-    def inside(self, weights: Array) -> Array:
+    def inside(self, weights: Array, fixed: Array | None = None) -> Array:
         """The weights moved inside: scaled on its coordinates, or lowered on the one that counts with its sign.
 
-        A tilted coordinate that is zero stays so where scaling the others will do.
+        A tilted coordinate that is zero stays so where scaling the others will do, and so do weights that are `fixed`.
         """
         xp = namespace(weights, self.omega)
         norm, radius = self.norm(weights), self.radius
@@ -75,6 +77,11 @@ class RowBound(Value):
         if xp is np and not over.any():
             return weights
         shrink = xp.where(over, radius / xp.where(norm > 0.0, norm, 1.0), 1.0)
+        if fixed is not None:
+            held = row_sums(self.omega, xp.abs(xp.where(fixed, weights, 0.0)))
+            enough = over & (held < radius) & (norm > held)
+            rest = (xp.where(enough, radius, 1.0) - held) / xp.where(enough, norm - held, 1.0)
+            shrink = xp.where(enough, xp.where(fixed, 1.0, rest), shrink)
         scaled = weights * xp.where(self.omega > 0.0, shrink, 1.0)
         if self.tilt is None:
             return scaled
@@ -244,6 +251,79 @@ def _radius_of_rows(radius: Any, rows: int) -> Any:
     return column if namespace(radius) is not np else column.copy()
 
 
+@pytree_of(("lower", "upper", "ball"))
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Box(Value):
+    """lower_j ≤ w_j ≤ upper_j, and Σ_j ω_j |w_j| ≤ κ where there is a ball: `Box(0.0, np.inf)` for weights ≥ 0.
+
+    Args:
+      lower: l, in the units of the weights: a scalar, one per coordinate (d,), or one per row and coordinate (rows, d);
+        −inf for none.
+      upper: u ≥ l, of the same kinds; inf for none.
+      ball: an `L1Ball` that the weights are inside of as well, or None. Coordinates that it sees must be allowed to be
+        zero.
+
+    Raises:
+      TypeError: for values that are not real numbers, or a ball that is no `L1Ball`.
+      ValueError: for NaN, lower = inf, upper = −inf, lower > upper, or shapes that do not go together.
+    """
+
+    lower: ArrayLike
+    upper: ArrayLike
+    ball: L1Ball | None = None
+
+    def __post_init__(self) -> None:
+        offer_pytrees()
+        lower, upper = (_numbers(name, getattr(self, name), infinite=True) for name in ("lower", "upper"))
+        for name, side, never in (("lower", lower, np.inf), ("upper", upper, -np.inf)):
+            if side.ndim > 2:
+                raise ValueError(f"{name} must be a scalar, (d,) or (rows, d), got shape {side.shape}.")
+            if _known(side == never):
+                raise ValueError(f"{name} must not be {never:g}, which no weight meets.")
+        try:
+            np.broadcast_shapes(lower.shape, upper.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"upper must broadcast against lower of shape {lower.shape}, got {upper.shape}."
+            ) from error
+        crossed = lower > upper
+        if _known(crossed):
+            raise ValueError(f"lower must be at most upper, and is above it in {int(np.sum(crossed))} entries.")
+        if self.ball is not None and not isinstance(self.ball, L1Ball):
+            raise TypeError(f"ball must be an L1Ball or None, got {type(self.ball).__name__}.")
+        object.__setattr__(self, "lower", lower)
+        object.__setattr__(self, "upper", upper)
+
+    def bound(self, rows: int, width: int, support: np.ndarray | None = None) -> RowBound | None:
+        """The ball for `rows` rows of `width` coordinates; None without one."""
+        return None if self.ball is None else self.ball.bound(rows, width, support)
+
+    def sides(self, rows: int, width: int, support: np.ndarray | None = None) -> tuple[Any, Any]:
+        """l and u for `rows` rows of `width` coordinates, each (1 or rows, 1 or width).
+
+        Raises:
+          ValueError: if they do not fit these numbers, or exclude zero from a coordinate that the ball sees or the
+            `support` (rows, width) forbids.
+        """
+        lower, upper = (_side(name, _array(getattr(self, name)), rows, width) for name in ("lower", "upper"))
+        excludes = (lower > 0.0) | (upper < 0.0)
+        if not _known(excludes):
+            return lower, upper
+        bound = self.bound(rows, width, support)
+        if bound is not None and _known(excludes & bound.sees if support is None else excludes & bound.sees & support):
+            raise ValueError("lower must be <= 0 and upper >= 0 on the coordinates that the ball of a Box sees.")
+        if support is not None and _known(excludes & ~support):
+            raise ValueError("lower must be <= 0 and upper >= 0 outside of the support, where weights are zero.")
+        return lower, upper
+
+
+def _side(name: str, side: Any, rows: int, width: int) -> Any:
+    """A bound of a box as (1 or rows, 1 or width)."""
+    if side.shape not in ((), (1,), (width,), (1, 1), (1, width), (rows, 1), (rows, width)):
+        raise ValueError(f"{name} must be a scalar, ({width},) or ({rows}, {width}), got shape {side.shape}.")
+    return side.reshape((1,) * (2 - side.ndim) + side.shape)
+
+
 @pytree_of(())
 @dataclasses.dataclass(frozen=True)
 class Free:
@@ -253,7 +333,7 @@ class Free:
         return None
 
 
-Constraint = L1Ball | MetzlerRow | Free
+Constraint = L1Ball | MetzlerRow | Box | Free
 
 
 # --- Supports ----------------------------------------------------------------------------------------------------

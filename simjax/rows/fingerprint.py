@@ -13,6 +13,7 @@ import scipy.sparse
 from simjax._frames import frame_array, is_frame, is_series
 from simjax._version import __version__
 from simjax.rows.attempts import Start
+from simjax.rows.boxed import box_of, unboxed
 from simjax.rows.engines import Engine
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.options import SolveOptions
@@ -86,8 +87,11 @@ def fingerprint(
 
 def fingerprint_of_rows(rows: RowProblem, start: Start | None) -> dict[str, str]:
     """Digests of what the rows of a block have of their own, by the names that the user knows."""
+    box = box_of(rows.penalty)
     names = {field.name for field in dataclasses.fields(rows)} - {"design", "matching"}  # which all rows share
     own = {name: getattr(rows, name) for name in sorted(names)}
+    if box is not None:
+        own |= {"penalty": box.base, "bound": (rows.bound, box.lower, box.upper)}
     return {_NAMES.get(name, name): digest(value) for name, value in {**own, "start": start}.items()}
 
 
@@ -97,6 +101,7 @@ def refuse_own_penalty(penalty: Penalty) -> None:
     Raises:
       ValueError: for such a one.
     """
+    penalty = unboxed(penalty)
     if not isinstance(penalty, PiecewisePenalty | GroupPenalty):
         raise ValueError(
             f"checkpoint cannot be used with a penalty of your own, {type(penalty).__name__}: whether its code is that "

@@ -1,8 +1,10 @@
 """Proofs that a row under exact matching has no solution: rays of its dual, for the certificate to verify.
 
-Two ways to be infeasible, two rays. Inconsistent equations: the part of t outside the range of the columns in the
-support. A ball too small: with v the smallest ball norm of any solution of Φw = t, the y that proves v > κ. The norm of
-a Metzler row counts one coordinate with its sign and is no penalty, so that only the first kind is proved of such rows.
+Three ways to be infeasible, three rays. Inconsistent equations: the part of t outside the range of the columns in the
+support. A ball too small: with v the smallest ball norm of any solution of Φw = t, the y that proves v > κ. A box too
+small, with a ball or without: y = t − Φw for the w inside with the least ‖t − Φw‖, for which yᵀΦv ≤ yᵀΦw = yᵀt − ‖y‖²
+for every v inside. The norm of a Metzler row counts one coordinate with its sign and is no penalty, so that only the
+first kind is proved of such rows.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from simjax.rows.arrays import column_norms
+from simjax.rows.boxed import box_of
 from simjax.rows.certificate import infeasibility_margin
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import RowProblem
@@ -50,6 +53,16 @@ def smallest_ball(problem: RowProblem) -> RowProblem:
     slope = np.where(np.isfinite(problem.bound.radius), problem.bound.omega, 0.0)
     zero = np.zeros((1, 1))
     return dataclasses.replace(problem, penalty=PiecewisePenalty(slope, zero, zero), bound=None)
+
+
+def nearest_fit(problem: RowProblem) -> RowProblem:
+    """Min ½‖t − Φw‖², w in box, ball and support: its dual point y is t − Φw, 0 where the row is feasible."""
+    box = box_of(problem.penalty)
+    assert box is not None
+    aimless = dataclasses.replace(box, base=PiecewisePenalty(*np.zeros((3, 1, 1))))
+    return dataclasses.replace(
+        problem, penalty=aimless, matching="penalty", loss_weight=np.full_like(problem.loss_weight, 0.5)
+    )
 
 
 def proved(problem: RowProblem, rays: np.ndarray) -> np.ndarray:

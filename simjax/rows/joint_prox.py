@@ -12,6 +12,7 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, rounding_unit, row_sums, while_loop
+from simjax.rows.boxed import box_of, piecewise
 from simjax.rows.constraints import RowBound
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft, take_rows
@@ -31,10 +32,11 @@ class JointProx(NamedTuple):
 def joint_prox(penalty: Penalty, bound: RowBound | None, points: Array, step: Array, theta: Array) -> JointProx:
     """argmin_w ½‖w − x‖² + step·h(w) s.t. Σ ω|w| + δᵀw ≤ κ, row by row.
 
-    For a penalty with its minimum at zero this is prox_{τh}(soft(x − θδ, θω)) with the smallest θ ≥ 0 for which the
-    norm fits: a one-dimensional monotone root, found by Newton's method inside a bisection bracket. In NumPy only rows
-    whose ball binds have their root looked for. It is so for a penalty of groups as well, whose prox keeps the signs of
-    soft(…), and so its subgradient (Simon, Friedman, Hastie & Tibshirani, A sparse-group lasso, 2013).
+    For a penalty with its minimum at zero, in a box that holds zero or none, this is prox_{τh}(soft(x − θδ, θω)) with
+    the smallest θ ≥ 0 for which the norm fits: a one-dimensional monotone root, found by Newton's method inside a
+    bisection bracket. In NumPy only rows whose ball binds have their root looked for. It is so for a penalty of
+    groups as well, whose prox keeps the signs of soft(…), and so its subgradient (Simon, Friedman, Hastie & Tibshirani,
+    A sparse-group lasso, 2013).
 
     Args:
       points: x, (rows, d).   step: τ > 0, (rows, 1).
@@ -68,7 +70,15 @@ def _on_the_bound(
     theta = _root(penalty, bound, points, step, theta, free)
     seen = shrunk(points, theta, bound)
     # What is left of the excess is rounding; a move of O(ε) makes the point feasible.
-    return JointProx(bound.inside(penalty.prox(seen, step)), theta, seen)
+    return JointProx(moved_inside(penalty, bound, penalty.prox(seen, step)), theta, seen)
+
+
+def moved_inside(penalty: Penalty, bound: RowBound | None, weights: Array) -> Array:
+    """Weights of the box moved into the ball, (rows, d); those on a bound of the box stay there if that can be."""
+    if bound is None:
+        return weights
+    box = box_of(penalty)
+    return bound.inside(weights, None if box is None else box.fixed(weights))
 
 
 def shrunk(points: Array, theta: Array, bound: RowBound) -> Array:
@@ -79,9 +89,10 @@ def shrunk(points: Array, theta: Array, bound: RowBound) -> Array:
 def _root(penalty: Penalty, bound: RowBound, points: Array, step: Array, theta: Array, free: Array) -> Array:
     """The smallest θ ≥ 0 with Σ ω|w| + δᵀw ≤ κ for w = prox_{τh}(soft(x − θδ, θω)), (rows, 1)."""
     xp = namespace(points, step, theta, bound.omega)
-    if isinstance(penalty, PiecewisePenalty):  # the root depends on the coordinates in the ball alone
+    sliced: Any = penalty
+    if piecewise(penalty) is not None:  # the root depends on the coordinates in the ball alone
         penalty, points, bound = (
-            penalty.columns(bound.size).cast(points.dtype),
+            sliced.columns(bound.size).cast(points.dtype),
             points[:, : bound.size],
             bound.columns(),
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import namespace, pytree, rounding_unit, settings_of_its_own
+from simjax.rows.boxed import BoxedPenalty
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft, take_rows
 
@@ -66,6 +67,18 @@ class ScaledPenalty(Penalty):
     def conjugate(self, slopes: Array) -> Array:
         return self.value_scale * _asked(self.penalty.conjugate, slopes / (self.value_scale * self.point_scale))
 
+    def maximiser(self, slopes: Array) -> Array:
+        """argmax_w s w − h(w), the derivative of h*, by automatic differentiation; ±inf outside the domain of h*."""
+
+        def derivative(s: Array) -> Array:
+            import jax
+
+            value, slope = jax.jvp(self.penalty.conjugate, (s,), (jax.numpy.ones_like(s),))
+            return jax.numpy.where(jax.numpy.isinf(value), jax.numpy.sign(s) * jax.numpy.inf, slope)
+
+        p = self.point_scale
+        return _asked(derivative, slopes / (self.value_scale * p)) / p
+
     def rows(self, index: Any) -> ScaledPenalty:
         def take(scale: Array) -> Array:
             return scale[index] if np.ndim(scale) == 2 and np.shape(scale)[0] > 1 else scale
@@ -84,8 +97,10 @@ def _asked(function: Callable[..., Array], *arrays: Array) -> Array:
         return np.array(function(*(jax.numpy.asarray(array) for array in arrays)))
 
 
-def traceable(penalty: Penalty) -> PiecewisePenalty | GroupPenalty | ScaledPenalty:
+def traceable(penalty: Penalty) -> PiecewisePenalty | GroupPenalty | ScaledPenalty | BoxedPenalty:
     """The penalty in a form that takes NumPy arrays and traced ones, and can be an argument of a compiled function."""
+    if isinstance(penalty, BoxedPenalty):
+        return dataclasses.replace(penalty, base=traceable(penalty.base))
     if isinstance(penalty, (PiecewisePenalty, GroupPenalty, ScaledPenalty)):
         return penalty
     return ScaledPenalty(np.ones((1, 1)), np.ones((1, 1)), Opaque(penalty))

@@ -142,6 +142,13 @@ class PiecewisePenalty(Penalty):
         size = own.knot + excess / (2.0 * xp.where(own.curved, own.curvature, 1.0))
         return xp.where(own.curved & (excess > 0.0), size, 0.0)
 
+    def maximiser(self, slopes: Array) -> Array:
+        """argmax_w s w − h(w): sign(s) (b + e/(2a)), 0 where e = 0; ±inf where a = 0 and e > 0."""
+        slopes, own = self._meeting(slopes)
+        xp = namespace(slopes, own.slope)
+        outside = (xp.abs(slopes) > own.slope) & ~own.curved
+        return xp.sign(slopes) * xp.where(outside, xp.inf, own.conjugate_slope(slopes))
+
     @functools.cached_property
     def bends(self) -> bool:
         """Whether any curvature is not zero; under JAX, where that cannot be asked, True."""

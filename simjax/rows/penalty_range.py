@@ -8,6 +8,8 @@ import numpy as np
 
 from simjax._checks import choice, float_array
 from simjax._typing import ArrayLike, MatrixLike
+from simjax.rows.boxed import box_of, unboxed
+from simjax.rows.constraints import Box
 from simjax.rows.group_penalty import GroupL1, GroupPenalty
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.problem import RowProblem, prepared_samples, support_mask
@@ -24,13 +26,15 @@ def alpha_max(
     loss_weight: ArrayLike = 1.0,
     weights: ArrayLike | None = None,
     groups: Any = None,
+    constraint: Box | None = None,
     support: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     fit_intercept: bool = False,
 ) -> np.ndarray:
     """The smallest α of each row for which w = 0 is optimal, whatever the ball; `.max()` is that of all rows.
 
-    That is so where |s_j| ≤ c_j(α) for every allowed j, with s = 2λΦᵀt and the slope c_j of the penalty at zero:
+    That is so where |s_j| ≤ c_j(α) for every allowed j, with s = 2λΦᵀt and the slope c_j of the penalty at zero. A
+    bound of zero holds the weights that s_j would move beyond it, whatever α.
 
     | objective     | penalty                          | c_j           | α_max = max over j  |
     |---------------|----------------------------------|---------------|---------------------|
@@ -50,6 +54,7 @@ def alpha_max(
       weights: ω ≥ 0, the part of each coordinate in α: a scalar, (d,) or (R, d), None for ones; for "group_l1" as in
         `GroupL1`, (G,), None for √|g|.
       groups: of "group_l1", as in `GroupL1`; the others have none.
+      constraint: None, or a `Box` that allows w = 0; a ball changes nothing, whether in the box or alone.
       support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
       sample_weight, fit_intercept: as in `solve_rows`.
 
@@ -77,7 +82,12 @@ def alpha_max(
     if (groups is None) == (objective == "group_l1"):
         raise ValueError(f"groups must be given for objective 'group_l1' and for no other, got {objective!r}.")
     mask = support_mask(support, rows, d)
-    demand = np.abs(2.0 * np.reshape(loss_weight, (-1, 1)) * (targets.T @ design))
+    slopes = 2.0 * np.reshape(loss_weight, (-1, 1)) * (targets.T @ design)
+    demand = np.abs(slopes)
+    if constraint is not None:
+        if not isinstance(constraint, Box):
+            raise TypeError(f"constraint must be a Box or None, got {type(constraint).__name__}: leave out a ball.")
+        demand = _unheld(slopes, demand, *constraint.sides(rows, d, mask))
     if mask is not None:
         demand = np.where(mask, demand, 0.0)
     if objective == "group_l1":
@@ -109,16 +119,27 @@ def slope_factor(problem: RowProblem) -> np.ndarray:
 
     Raises:
       TypeError: for a penalty of the user's own, whose slope at zero is not known.
+      ValueError: for a box that excludes zero.
     """
-    penalty = problem.penalty
+    penalty, box = unboxed(problem.penalty), box_of(problem.penalty)
     if not isinstance(penalty, PiecewisePenalty | GroupPenalty):
         raise TypeError(f"penalty must be one of simjax's, got {type(penalty).__name__}.")
-    demand = np.abs(2.0 * problem.loss_weight[:, None] * (problem.targets.T @ problem.design))
+    slopes = 2.0 * problem.loss_weight[:, None] * (problem.targets.T @ problem.design)
+    demand = np.abs(slopes)
+    if box is not None:
+        demand = _unheld(slopes, demand, box.lower, box.upper)
     if problem.support is not None:
         demand = np.where(problem.support, demand, 0.0)
     if isinstance(penalty, GroupPenalty):
         return _ratio(np.asarray(penalty.norms(demand)), np.asarray(penalty.level)).max(axis=1, initial=0.0)
     return _ratio(demand, np.asarray(penalty.slope)).max(axis=1, initial=0.0)
+
+
+def _unheld(slopes: np.ndarray, demand: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """What is demanded of the penalty where a bound of zero does not hold the weights already, (R, d)."""
+    if np.any((lower > 0.0) | (upper < 0.0)):
+        raise ValueError("constraint must allow weights of zero, lower <= 0 <= upper, for an alpha that makes them so.")
+    return np.where(np.where(slopes > 0.0, upper, -lower) == 0.0, 0.0, demand)
 
 
 def _ratio(demand: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -20,8 +20,9 @@ from simjax._checks import boolean, choice, float_array, matrix, plain_array, re
 from simjax._frames import check_names, check_same_index, column_names, is_series
 from simjax._values import Value
 from simjax.rows.arrays import pytree
+from simjax.rows.boxed import BoxedPenalty
 from simjax.rows.centring import Centring, checked_sample_weight, weighted_and_centred
-from simjax.rows.constraints import Constraint, Free, L1Ball, MetzlerRow, RowBound
+from simjax.rows.constraints import Box, Constraint, Free, L1Ball, MetzlerRow, RowBound
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.own_penalty import check_penalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, take_rows
@@ -46,7 +47,7 @@ class RowProblem(Value):
       design: Φ, (m, d); a `SparseDesign` where a sparse matrix was given.
       targets: T, (m, R), one column per row.
       loss_weight: λ > 0, (R,); not used under exact matching.
-      penalty: h, with parameters that broadcast against (R, d).
+      penalty: h, with parameters that broadcast against (R, d); with a box, a `BoxedPenalty` of it.
       bound: the constraint Σ ω|w| + δw ≤ κ of each row, or None.
       support: boolean (R, d), False where a weight must be zero; None for no restriction.
       matching: "penalty" or "exact".
@@ -153,7 +154,7 @@ def row_problem(
       targets: (m, R), one column per row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h; scalar parameters, (d,) or (R, d).
-      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None (no constraint).
+      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Box`, `Free` or None (no constraint).
       support: None, or a boolean mask (d,) or (R, d) of the entries that may be nonzero.
       matching: "penalty" or "exact".
       sample_weight, fit_intercept: as in `prepared_samples`.
@@ -264,7 +265,7 @@ def rows_over(
         number = isinstance(constraint, int | float | np.number)
         example = f" such as simjax.L1Ball({constraint})" if number else ""
         got = f"the class {constraint.__name__}" if isinstance(constraint, type) else type(constraint).__name__
-        raise TypeError(f"constraint must be an L1Ball{example}, a MetzlerRow, Free or None, got {got}.")
+        raise TypeError(f"constraint must be an L1Ball{example}, a MetzlerRow, a Box, Free or None, got {got}.")
     check_groups(penalty, constraint)
     if isinstance(constraint, MetzlerRow) and not isinstance(penalty, PiecewisePenalty):
         raise ValueError(
@@ -275,6 +276,8 @@ def rows_over(
     bound = constraint.bound(rows, d, mask)
     if bound is not None:
         refuse_traced("constraint", bound.omega, bound.radius)
+    if isinstance(constraint, Box):
+        penalty = BoxedPenalty(penalty, *constraint.sides(rows, d, mask))
     return RowProblem(
         design=design,
         targets=targets,

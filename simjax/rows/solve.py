@@ -79,7 +79,7 @@ def solve_rows(
         a single row.
       loss_weight: λ > 0, scalar or (R,).
       penalty: h, e.g. `L1(1e-3)`; parameters scalar, (d,) or (R, d).
-      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Free` or None.
+      constraint: `L1Ball`, `MetzlerRow` (not with a penalty of your own), `Box`, `Free` or None.
       support: boolean mask (d,) or (R, d) of the entries that may be nonzero, or None.
       matching: "penalty" or "exact".
       sample_weight: v ≥ 0, (m,): the squared error of sample i counts v_i times, so that a weight of 2 is the sample

@@ -19,6 +19,7 @@ from simjax._warnings import warn
 from simjax.rows import worker
 from simjax.rows.attempts import Start
 from simjax.rows.blocks import BlockAnswers
+from simjax.rows.boxed import unboxed
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.pool import Pool
@@ -197,7 +198,7 @@ def _words(tasks: list[Task]) -> str:
 
 
 def _check_pickles(task: Task) -> None:
-    penalty: Any = task.make()[0].penalty
+    penalty: Any = unboxed(task.make()[0].penalty)
     if isinstance(penalty, PiecewisePenalty):
         return
     try:

@@ -12,16 +12,15 @@ import pickle
 import platform
 import threading
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 import scipy.sparse
 
 from simjax.rows.attempts import RowBlock, Start
 from simjax.rows.blocks import BlockAnswers
+from simjax.rows.boxed import piecewise
 from simjax.rows.engines import choose
 from simjax.rows.options import SolveOptions
-from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.pool import KEPT
 from simjax.rows.problem import RowProblem
 from simjax.rows.progress import Reporter
@@ -118,8 +117,7 @@ def _mapped(path: str) -> np.ndarray | None:
 
 
 def _check_fork(problem: RowProblem, options: SolveOptions) -> None:
-    penalty: Any = problem.penalty
-    if _forked.is_set() and (options.engine == "jax" or not isinstance(penalty, PiecewisePenalty)):
+    if _forked.is_set() and (options.engine == "jax" or piecewise(problem.penalty) is None):
         what = "engine='jax'" if options.engine == "jax" else "a penalty of your own"
         raise RuntimeError(
             f"{what} needs JAX, whose threads do not survive a fork, and this worker was forked: start workers by "

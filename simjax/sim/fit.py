@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from jax.sharding import Mesh
 
 from simjax._typing import ArrayLike
+from simjax.rows.constraints import Box
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalties import Penalty
 from simjax.rows.pool import Pool
@@ -35,7 +36,7 @@ def fit(
     lambda_output: float = PlanOptions.lambda_output,
     reduction: str = PlanOptions.reduction,
     matching: str = PlanOptions.matching,
-    constraint: str | LowRank = PlanOptions.constraint,
+    constraint: str | LowRank | Box = PlanOptions.constraint,
     eta: ArrayLike | None = PlanOptions.eta,
     support: str | ArrayLike = PlanOptions.support,
     rescale: Rescale = PlanOptions.rescale,
@@ -82,6 +83,8 @@ def fit(
         μ_η(A) = max_i a_ii + Σ_{j ≠ i} (η_j/η_i)|a_ij| ≤ κ, which lets a_ii go below −1 and is no less well-posed.
         `LowRank(r)` is A = L Rᵀ with ‖A‖∞ ≤ κ: R comes from a first fit, without a claim; the certificates of (A B) are
         those of L and B for this R (see `sim.low_rank`). It goes with a scalar alpha and support="auto" or "full".
+        `Box(lower, upper)` bounds every entry of (A B) and (C D), in the units of the model, beside ‖A‖∞ ≤ κ: scalars,
+        (d,) or (n + q, d), with lower ≤ 0 ≤ upper; `Box(0.0, inf)` is a model of nonnegative weights.
       eta: η > 0, (n,), of "metzler", in the units of the model; None means ones.
       support: which entries of A may be nonzero: "full", "hollow" (A_ii = 0), "feedforward" (from earlier layers only;
         needs layer sizes), "architecture" (from the layer before only, and outputs from the last: the network's own, so

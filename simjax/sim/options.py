@@ -11,6 +11,7 @@ import numpy as np
 from simjax._checks import choice, float_array, positive_scalar
 from simjax._typing import ArrayLike
 from simjax._values import Unstated
+from simjax.rows.constraints import Box
 from simjax.rows.penalties import OBJECTIVES, Penalty, PiecewisePenalty
 from simjax.sim.low_rank import LowRank
 from simjax.states.kinds import AnyStates
@@ -42,7 +43,7 @@ class PlanOptions:
     lambda_output: float = 0.1
     reduction: str = "sum"
     matching: str = "penalty"
-    constraint: str | LowRank = "ball"
+    constraint: str | LowRank | Box = "ball"
     eta: ArrayLike | None = None
     support: str | ArrayLike = "auto"
     rescale: Rescale = "auto"
@@ -68,6 +69,22 @@ def check_low_rank(rank: int, states: AnyStates, options: PlanOptions) -> None:
         raise ValueError(f"support must be 'auto' or 'full' for constraint=LowRank, got {as_json(support)!r}.")
     if options.refit is not None:
         raise ValueError(f"refit must be None for constraint=LowRank, got {options.refit!r}.")
+
+
+def checked_box(box: Box, states: States | StreamedStates, intercept: str) -> Box:
+    """A box for all rows of a model, which allows each entry to be zero.
+
+    Raises:
+      ValueError: if it does not fit the model, excludes zero or brings a ball.
+    """
+    if box.ball is not None:
+        raise ValueError("constraint must be a Box without a ball: kappa is that of A.")
+    lower, upper = box.sides(states.n + states.q, states.n + states.p + int(intercept == "penalised"))
+    if np.any(lower > 0.0) or np.any(upper < 0.0):
+        raise ValueError(
+            "constraint must be a Box that allows zero, lower <= 0 <= upper, as the weights of a model are."
+        )
+    return box
 
 
 def checked_kappa(kappa: Any, constraint: str) -> float | None:

@@ -16,7 +16,7 @@ from simjax.implicit.model import ImplicitModel
 from simjax.implicit.tensors import tensors_of_model
 from simjax.rows.centring import checked_sample_weight
 from simjax.rows.checkpoint import Origin
-from simjax.rows.constraints import Constraint, L1Ball, MetzlerRow
+from simjax.rows.constraints import Box, Constraint, L1Ball, MetzlerRow
 from simjax.rows.penalties import NoPenalty, Penalty, take_rows
 from simjax.rows.problem import MATCHINGS, RowProblem, RowSource, checked_samples, rows_over
 from simjax.rows.solution import dense_rows
@@ -30,6 +30,7 @@ from simjax.sim.options import (
     PlanOptions,
     as_json,
     check_low_rank,
+    checked_box,
     checked_eta,
     checked_intercept,
     checked_kappa,
@@ -55,6 +56,7 @@ class Plan:
     kappa: float | None
     constraint: str  # what kappa bounds; "ball" where the rank is bounded too
     rank: int | None  # of A
+    box: Box | None  # of every entry of (A B) and (C D), in the units of the model
     eta: np.ndarray  # (n,)
     loss_weight: np.ndarray  # (n + q,)
     matching: str
@@ -81,13 +83,17 @@ class Plan:
         intercept = checked_intercept(options.fit_intercept, states)
         weight = _checked_weight(options.sample_weight, states)
         penalty = checked_penalty(options, states, intercept)
-        rank, constraint, named = None, options.constraint, options.constraint
+        rank, box, constraint, named = None, None, options.constraint, options.constraint
         if isinstance(constraint, LowRank):
             rank, named = constraint.rank, f"LowRank({constraint.rank})"
             check_low_rank(rank, states, options)
             constraint = "ball"
+        elif isinstance(constraint, Box):
+            box = checked_box(constraint, states, intercept)
+            constraint, named = "ball", f"Box({as_json(box.lower)}, {as_json(box.upper)})"
         elif not isinstance(constraint, str):
-            raise TypeError(f"constraint must be a name or LowRank(rank), got {type(constraint).__name__}.")
+            got = type(constraint).__name__
+            raise TypeError(f"constraint must be a name, LowRank(rank) or a Box, got {got}.")
         choice("constraint", constraint, CONSTRAINTS)
         kappa = checked_kappa(options.kappa, constraint)
         eta = checked_eta(options.eta, constraint, states.n)
@@ -145,6 +151,7 @@ class Plan:
             kappa=kappa,
             constraint=constraint,
             rank=rank,
+            box=box,
             eta=eta,
             loss_weight=loss_weight,
             matching=matching,
@@ -282,7 +289,19 @@ class Plan:
         ball            Σ_j |A_ij|/s_j ≤ κ/s_i                              ‖SAS⁻¹‖∞ ≤ κ
         stacked_ball    Σ_j |A_ij|/s_j + Σ_k |B_ik| ≤ κ/s_i                 ‖(SAS⁻¹ SB)‖∞ ≤ κ
         metzler         A_ii + Σ_{j ≠ i} (s_i η_j)/(s_j η_i) |A_ij| ≤ κ     μ_η(SAS⁻¹) ≤ κ
+
+        A box bounds the entries of SAS⁻¹, SB, CS⁻¹ and D in all rows.
         """
+        if self.box is None:
+            return self._bound(rows)
+        width, count = self.support.width, self.loss_weight.size
+        columns = np.concatenate([self.scale, np.ones(width - self.scale.size)])
+        units = columns / np.concatenate([self.scale, np.ones(self.states.q)])[rows, None]
+        lower, upper = (np.broadcast_to(x, (count, width))[rows] * units for x in (self.box.lower, self.box.upper))
+        ball: Any = self._bound(rows)
+        return Box(lower, upper, ball)
+
+    def _bound(self, rows: np.ndarray) -> L1Ball | MetzlerRow | None:
         if self.kappa is None:
             return None
         n, q, scale = self.states.n, self.states.q, self.scale

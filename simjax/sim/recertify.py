@@ -11,7 +11,8 @@ import scipy.linalg
 from simjax._typing import ArrayLike
 from simjax._values import Value
 from simjax.rows.arrays import column_norms
-from simjax.rows.conjugate import dual_scaling, raised_tilt, support_function
+from simjax.rows.boxed import opened_at
+from simjax.rows.conjugate import dual_scaling, held_slopes, raised_tilt, support_function
 from simjax.rows.dual_points import ROUNDING, flat_of
 from simjax.rows.own_penalty import traceable
 from simjax.rows.penalties import total_value
@@ -87,7 +88,8 @@ def recertify(
         problem = problem.all()
     weights = dense_rows(result.weights)
     problem = dataclasses.replace(problem, penalty=traceable(problem.penalty))
-    flat = flat_of(problem)
+    # Bounds that the weights are off have no say in which dual point proves them.
+    flat = flat_of(dataclasses.replace(problem, penalty=opened_at(problem.penalty, weights)))
     combination = _lifted(problem, result.certificate.dual)
     sums = _Sums.zero(problem)
     scale = None
@@ -111,7 +113,7 @@ def recertify(
         sums.take_out_mean()
     if flat.any():
         combination = sums.project_out(flat, combination)
-    return _certificate_from(sums, problem, weights, combination, flat, result.certificate.infeasibility)
+    return _certificate_from(sums, problem, weights, combination, result.certificate.infeasibility)
 
 
 def _check_belongs(result: FitResult, batch: States) -> None:
@@ -262,19 +264,19 @@ def _certificate_from(
     problem: RowProblem,
     weights: np.ndarray,
     combination: np.ndarray,
-    flat: np.ndarray,
     infeasibility: np.ndarray,
 ) -> StreamedCertificate:
     penalty, bound, loss_weight = problem.penalty, problem.bound, problem.loss_weight
-    mask = problem.support
-    # In flat directions s_j = 0 is demanded, and holds to the rounding of the sums.
+    mask, opened = problem.support, opened_at(problem.penalty, weights)
+    # In flat directions s_j = 0, or one of its signs, is demanded, and holds to the rounding of the sums.
     reach = np.sqrt(np.maximum(sums.dual_squares, 0.0))[:, None] * np.sqrt(sums.column_squares)
     rounding = ROUNDING * np.sqrt(sums.m) * reach
-    slopes = np.where(flat & (np.abs(sums.slopes) <= rounding), 0.0, sums.slopes)
+    held = np.asarray(held_slopes(opened, bound, sums.slopes))
+    slopes = np.where(np.abs(sums.slopes - held) <= rounding, held, sums.slopes)
     if bound is not None and bound.tilt is not None:
         raised = np.asarray(raised_tilt(penalty, bound, slopes, mask))  # type: ignore[arg-type]
         slopes = np.where(raised - slopes <= rounding, raised, slopes)
-    factor = np.asarray(dual_scaling(penalty, bound, slopes, mask))
+    factor = np.asarray(dual_scaling(opened, bound, slopes, mask))
     slopes = factor * slopes
     value = np.asarray(total_value(penalty, weights))
     conjugate = np.asarray(support_function(penalty, bound, slopes, mask))

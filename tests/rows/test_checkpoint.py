@@ -164,6 +164,11 @@ def mark(**changed: Any) -> fingerprints.Fingerprint:
     return fingerprints.fingerprint(stated, solve_options, choose(solve_options), 10, given)
 
 
+def test_a_box_is_the_constraint() -> None:
+    nonnegative, unit = mark(constraint=simjax.Box(0.0, np.inf)), mark(constraint=simjax.Box(0.0, 1.0))
+    assert nonnegative.differences(mark()) == ["constraint"] == unit.differences(nonnegative)
+
+
 def test_what_has_no_effect_is_not_looked_at(tmp_path: Path) -> None:
     without = {"progress": print, "checkpoint": tmp_path, "executor": ThreadPoolExecutor, "shard": (1, 2)}
     assert mark(**without).differences(mark()) == []

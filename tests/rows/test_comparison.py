@@ -40,6 +40,10 @@ def constraints(rng):
         "hollow": (simjax.L1Ball(0.5, size=N), hollow, 1.0),
         "feed-forward": (simjax.Free(), layered, 1.0),
         "weighted penalty": (simjax.L1Ball(0.5, size=N), None, rng.uniform(0.2, 3.0, (ROWS, D))),
+        "nonnegative": (simjax.Box(0.0, np.inf), None, 1.0),
+        "box": (simjax.Box(-rng.uniform(0.1, 0.5, (ROWS, D)), rng.uniform(0.1, 0.5, D)), None, 1.0),
+        "box without zero": (simjax.Box(0.05, 1.0), None, 1.0),
+        "box in a ball": (simjax.Box(-0.04, np.inf, ball=simjax.L1Ball(0.2, size=N)), hollow, 1.0),
     }
 
 
@@ -53,6 +57,8 @@ def problem(kind, penalty, m, matching):
         truth = truth * support
     if matching == "exact":
         truth[:, :N] *= 0.15 / max(np.abs(truth[:, :N]).sum(axis=1).max(), 1.0)
+        if isinstance(constraint, simjax.Box):
+            truth = np.clip(truth, constraint.lower, constraint.upper)
         targets = design @ truth.T
     else:
         targets = design @ truth.T + 0.3 * rng.normal(size=(m, ROWS))
@@ -70,13 +76,20 @@ def solvers(matching):
     return ("auto", "admm") if matching == "exact" else ("auto", "admm", "proximal_gradient")
 
 
-SLOW_KINDS = ["free", "ball inactive", "weighted ball", "feed-forward", "weighted penalty"]
+SLOW_KINDS = ["free", "ball inactive", "weighted ball", "feed-forward", "weighted penalty", "box", "box without zero"]
 
 
 @pytest.mark.parametrize("m", [16, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("matching", ["penalty", "exact"])
 @pytest.mark.parametrize(
-    "kind", ["ball active", "hollow", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)]
+    "kind",
+    [
+        "ball active",
+        "hollow",
+        "nonnegative",
+        "box in a ball",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS),
+    ],
 )
 def test_against_the_oracle(kind, matching, m):
     for name, penalty in PENALTIES.items():

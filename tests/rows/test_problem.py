@@ -64,7 +64,7 @@ BAD = {
     "constraint class": (
         {"constraint": simjax.L1Ball},
         TypeError,
-        "constraint must be an L1Ball, a MetzlerRow, Free or None",
+        "constraint must be an L1Ball, a MetzlerRow, a Box, Free or None",
     ),
     "ball too wide": ({"constraint": simjax.L1Ball(0.9, size=WIDTH + 1)}, ValueError, "size of the ball"),
     "ball radius shape": ({"constraint": simjax.L1Ball(np.ones(ROWS + 1))}, ValueError, "radius"),

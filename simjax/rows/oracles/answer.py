@@ -71,9 +71,9 @@ def _status(claimed: str, violation: float) -> str:
 
 
 def _closed_form(design: SharedDesign, row: ConicRow) -> RowAnswer | None:
-    """Rows that need no solver: t = 0; w = 0 optimal, as |2λφ_jᵀt| ≤ c_j or ‖2λΦ_gᵀt‖ ≤ β_g; or no column at all."""
+    """Rows that need no solver: t = 0; w = 0 optimal, held by the penalty's slope or a bound of zero; or no column."""
     zero, coordinates = np.zeros(design.norms.size), row.coordinates(design)
-    if row.radius <= 0.0:  # a Metzler row that rules out w = 0
+    if row.radius <= 0.0 or row.least.any():  # a Metzler row or a box that rules out w = 0
         return None
     if not row.target.any():
         return RowAnswer(zero, np.zeros_like(row.target), SOLVED, "t = 0")
@@ -84,7 +84,7 @@ def _closed_form(design: SharedDesign, row: ConicRow) -> RowAnswer | None:
         if row.zero_is_best(slopes):
             return RowAnswer(zero, dual, SOLVED, "w = 0 is optimal")
     elif coordinates.size == 0:
-        return RowAnswer(zero, row.target / float(row.target @ row.target), INFEASIBLE, "no columns")
+        return RowAnswer(row.least, row.target / float(row.target @ row.target), INFEASIBLE, "no columns")
     return None
 
 
@@ -98,7 +98,7 @@ def _solve_in_units(
     """
     program = build_program(design, row, form)
     solution = solve_conic(program, tol)
-    floor = 0.0 if row.exact else OBJECTIVE_FLOOR * row.objective(design, np.zeros(design.norms.size))
+    floor = 0.0 if row.exact else OBJECTIVE_FLOOR * row.objective(design, row.least)
     found = max(row.objective(design, program.weights(solution.x)), floor)
     low, high = _RIGHT_UNITS
     if solution.status == INFEASIBLE or not 0.0 < found < np.inf:
@@ -126,7 +126,7 @@ def _infeasibility_ray(
         if ray is not None:
             return ray
     ray = proved_ray(design, row, _least_squares_residual(design, row))
-    if ray is None and np.isfinite(row.radius) and not row.tilt.any():
+    if ray is None and (_boxed(row).any() or (np.isfinite(row.radius) and not row.tilt.any())):
         ray = proved_ray(design, row, _phase_one_dual(design, row, solve_conic, tol))
     return ray
 
@@ -137,6 +137,8 @@ def proved_ray(design: SharedDesign, row: ConicRow, ray: np.ndarray) -> np.ndarr
     Every w in the ball and the support has yᵀΦw ≤ κ max_j |φ_jᵀy|/ω_j; yᵀt beyond that is the proof. The ray
     is scaled to make the difference one. With a tilt the bound is κθ, θ = φ_iᵀy/δ_i, where no |φ_jᵀy|/ω_j is larger.
     """
+    if _boxed(row).any():
+        return _proved_in_box(design, row, ray)
     coordinates = row.coordinates(design)
     seen = coordinates[row.omega[coordinates] > 0.0]
     tilted = coordinates[row.tilt[coordinates] > 0.0]
@@ -157,6 +159,37 @@ def proved_ray(design: SharedDesign, row: ConicRow, ray: np.ndarray) -> np.ndarr
     return ray / margin
 
 
+def _boxed(row: ConicRow) -> np.ndarray:
+    """Which coordinates a box bounds, from one side or both, (d,)."""
+    return np.isfinite(row.lower) | np.isfinite(row.upper)
+
+
+def _proved_in_box(design: SharedDesign, row: ConicRow, ray: np.ndarray) -> np.ndarray | None:
+    """As `proved_ray`, where yᵀΦw is at most min over θ ≥ 0 of κθ + Σ_j max(u_j r_j, l_j r_j), r = soft(Φᵀy, θω).
+
+    The least value is at θ = 0 or some |φ_jᵀy|/ω_j. What r has where w_j has no bound on that side is a leak.
+    """
+    coordinates = row.coordinates(design)
+    seen = row.omega[coordinates] > 0.0
+    free = coordinates[~seen & ~_boxed(row)[coordinates]]
+    if not np.isfinite(ray).all():
+        return None
+    ray = _orthogonal_to(design.matrix[:, free] / design.norms[free], ray)
+    slopes, omega = ray @ design.matrix[:, coordinates], row.omega[coordinates]
+    target = float(np.linalg.norm(row.target))
+    best, margin = None, 0.0
+    for theta in np.concatenate([[0.0], np.abs(slopes[seen]) / omega[seen]]):
+        left = np.sign(slopes) * np.maximum(np.abs(slopes) - theta * omega, 0.0)
+        side = np.where(left > 0.0, row.upper[coordinates], row.lower[coordinates])
+        bounded = np.isfinite(side)
+        leak = np.abs(left[~bounded]) / design.norms[coordinates[~bounded]]
+        reach = float(left[bounded] @ side[bounded]) + (row.radius * theta if theta > 0.0 else 0.0)
+        found = float(ray @ row.target) - reach
+        if found > margin and leak.max(initial=0.0) * target * _BEYOND <= found:
+            best, margin = ray, found
+    return None if best is None else best / margin
+
+
 def _orthogonal_to(columns: np.ndarray, vector: np.ndarray) -> np.ndarray:
     if columns.shape[1] == 0:
         return vector
@@ -175,8 +208,15 @@ def _least_squares_residual(design: SharedDesign, row: ConicRow) -> np.ndarray:
 
 
 def _phase_one_dual(design: SharedDesign, row: ConicRow, solve_conic: ConicSolver, tol: float) -> np.ndarray:
-    """The dual point of min Σ ω|w| s.t. Φw = t, whose optimum is the smallest radius with a feasible row."""
+    """The dual point of min Σ ω|w| s.t. Φw = t, whose optimum is the smallest radius with a feasible row.
+
+    With a box it is t − Φw of the w in box and ball with the least of it: yᵀΦv ≤ yᵀΦw = yᵀt − ‖y‖² for all others v.
+    """
     zero = np.zeros(row.slope.size)
+    if _boxed(row).any():
+        nearest = dataclasses.replace(row, slope=zero, curvature=zero, knot=zero, loss_weight=1.0, exact=False)
+        program, solution = _solve_in_units(design, nearest, solve_conic, tol, "residual")
+        return row.target - design.matrix @ program.weights(solution.x)
     phase_one = dataclasses.replace(
         row, slope=row.omega, curvature=zero, knot=zero, level=zero[:0], omega=zero, radius=np.inf
     )

@@ -2,7 +2,8 @@
 
 A row of a `RowProblem` (SIM paper, eq. 7, or eq. 2b–2c under exact matching) has x = (w, r, u, v, s, t, n):
 
-    w     weights inside the support    Φw + r = t (residual form), P = 2λΦᵀΦ (gram form) or Φw = t (exact)
+    w     weights inside the support    Φw + r = t (residual form), P = 2λΦᵀΦ (gram form) or Φw = t (exact);
+                                        l_j ≤ w_j ≤ u_j for a box
     r     residuals                     λ‖r‖² in P
     u     epigraphs |w_j| ≤ u_j         c_j u_j in the objective; Σ_j ω_j u_j + δ_j w_j ≤ κ for the ball
     v     excess v_j ≥ (u_j − b_j)₊     a_j v_j² in P, where c|w| + a(|w| − b)₊² is no perspective
@@ -70,10 +71,10 @@ class RowProgram(ConicProgram):
     def weights(self, x: np.ndarray) -> np.ndarray:
         """The w (d,) of a point x, (n,).
 
-        An interior-point answer may leave the ball by its tolerance. Under penalty matching, where that is
-        the only constraint, the seen coordinates are scaled back onto it.
+        An interior-point answer may leave box and ball by its tolerance. Under penalty matching, where there is no
+        other constraint, it is moved back.
         """
-        weights = np.zeros(self.design.matrix.shape[1])
+        weights = self.row.least.copy()
         weights[self.coordinates] = self.point_scale * x[: self.coordinates.size]
         return weights if self.row.exact else self.row.inside(weights)
 
@@ -91,7 +92,7 @@ class RowProgram(ConicProgram):
     def ray(self, z: np.ndarray) -> np.ndarray:
         """The dual ray y (m,) of an infeasible exact row, from z in the dual cone with Gᵀz = 0 and hᵀz < 0.
 
-        Scaled to yᵀt − sup {yᵀΦw: w in the ball and the support} = 1, which no w with Φw = t allows.
+        Scaled to yᵀt − sup {yᵀΦw: w in box, ball and support} = 1, which no w with Φw = t allows.
         """
         return z[: self.equations] / (self.target_scale * float(self.offset @ z))
 
@@ -124,7 +125,7 @@ def objective_unit(design: SharedDesign, row: ConicRow) -> float:
     weights = _near_least_squares(design, row)
     if row.exact:
         return _power_of_two(row.objective(design, weights) / _ABOVE_OPTIMUM)
-    at_zero = row.objective(design, np.zeros_like(weights))
+    at_zero = row.objective(design, row.least)
     estimate = min(row.objective(design, row.inside(weights)), at_zero) / _ABOVE_OPTIMUM
     return _power_of_two(max(estimate, OBJECTIVE_FLOOR * at_zero))
 
@@ -161,8 +162,10 @@ def build_program(design: SharedDesign, row: ConicRow, form: str, objective_scal
     # In units of κ, where it has any.
     unit = abs(row.radius) or 1.0
     omega, tilt = row.omega[coordinates] / unit, row.tilt[coordinates] / unit
-    # A weight's unit is what its column needs to reach the target, or all that the ball allows it.
+    # A weight's unit is what its column needs to reach the target, or all that ball or box allow it.
     bounds = np.zeros_like(omega) if tilt.any() else omega
+    lower, upper = row.lower[coordinates], row.upper[coordinates]
+    bounds = np.maximum(bounds, 1.0 / np.maximum(np.abs(lower), np.abs(upper)))
     point_scale = 1.0 / np.maximum(design.norms[coordinates] / target_scale, bounds)
     column_scale = point_scale / target_scale
     slope, curvature = row.slope[coordinates] * point_scale, row.curvature[coordinates] * point_scale**2
@@ -186,6 +189,7 @@ def build_program(design: SharedDesign, row: ConicRow, form: str, objective_scal
     )
     if row.level.any():
         _add_groups(out, w, row.level / scale, row.labels[coordinates], point_scale)
+    _add_box(out, w, lower / point_scale, upper / point_scale)
     return RowProgram(
         **out.parts(),
         constant=loss if form == "gram" else 0.0,
@@ -240,6 +244,13 @@ def _add_penalty_and_bound(
     out.rows(NONNEGATIVE, np.zeros(v.size), (each, v, -1.0))
 
     _add_perspective(out, w[perspective], curvature[perspective], knot[perspective])
+
+
+def _add_box(out: _Assembler, w: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+    """l ≤ w ≤ u, where they are finite."""
+    for sign, side in ((1.0, upper), (-1.0, -lower)):
+        finite = np.flatnonzero(np.isfinite(side))
+        out.rows(NONNEGATIVE, side[finite], (np.arange(finite.size), w[finite], sign))
 
 
 def _add_perspective(out: _Assembler, w: np.ndarray, alpha: np.ndarray, knot: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from simjax.rows.boxed import box_of, unboxed
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.penalties import NoPenalty, PiecewisePenalty
 from simjax.rows.problem import RowProblem
@@ -46,6 +47,7 @@ class ConicRow:
       omega: ω, (d,), zero where no ball sees the coordinate.
       tilt: δ, (d,), of the coordinate that counts with its sign; zero elsewhere.
       radius: κ, inf for no ball.
+      lower, upper: l and u of a box, (d,); infinite where there is none.
       allowed: boolean (d,), the support.
       exact: whether Φw = t is a constraint.
     """
@@ -60,6 +62,8 @@ class ConicRow:
     omega: np.ndarray
     tilt: np.ndarray
     radius: float
+    lower: np.ndarray
+    upper: np.ndarray
     allowed: np.ndarray
     exact: bool
 
@@ -73,10 +77,15 @@ class ConicRow:
         return value + self.loss_weight * float(np.sum((self.target - design.matrix @ weights) ** 2))
 
     def violation(self, design: SharedDesign, weights: np.ndarray) -> float:
-        """The larger of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violation of the ball."""
+        """The largest of ‖Φw − t‖/‖t‖, where that is a constraint, and the relative violations of ball and box."""
         outside = max(self.norm(weights) - self.radius, 0.0)
         if outside > 0.0:
             outside /= abs(self.radius) + float(self.tilt @ np.abs(weights))
+        missed = weights - np.clip(weights, self.lower, self.upper)
+        if missed.any():
+            side = np.abs(np.where(missed > 0.0, self.upper, self.lower))[missed != 0.0]
+            share = np.abs(missed[missed != 0.0]) / np.maximum(side, np.abs(weights).max())
+            outside = max(outside, float(share.max()))
         if not self.exact:
             return outside
         misfit = np.linalg.norm(design.matrix @ weights - self.target)
@@ -89,17 +98,22 @@ class ConicRow:
         return np.sqrt(np.bincount(self.labels, weights=weights**2, minlength=self.level.size))
 
     def zero_is_best(self, slopes: np.ndarray) -> bool:
-        """Whether w = 0 minimises h(w) − sᵀw: |s_j| ≤ c_j for every coordinate, or ‖s_g‖ ≤ β_g for every group."""
+        """Whether w = 0, where it is in the box, is best for h(w) − sᵀw.
+
+        That is so where every |s_j| ≤ c_j, or a bound of zero holds w_j, or every ‖s_g‖ ≤ β_g.
+        """
         if self.level.size:
             return bool(np.all(self.group_norms(slopes) <= self.level))
-        return bool(np.all(np.abs(slopes) <= self.slope))
+        held = np.where(slopes > 0.0, self.upper, -self.lower) <= 0.0
+        return bool(np.all(held | (np.abs(slopes) <= self.slope)))
 
     def norm(self, weights: np.ndarray) -> float:
         """Σ_j ω_j |w_j| + δ_j w_j."""
         return float(self.omega @ np.abs(weights) + self.tilt @ weights)
 
     def inside(self, weights: np.ndarray) -> np.ndarray:
-        """The weights moved into the ball where they are outside: scaled, or lowered where one counts with its sign."""
+        """The weights moved into the box, and into the ball: scaled, or lowered where one counts with its sign."""
+        weights = np.clip(weights, self.lower, self.upper)
         excess = self.norm(weights) - self.radius
         if excess <= 0.0:
             return weights
@@ -109,8 +123,13 @@ class ConicRow:
         return np.where(self.omega > 0.0, weights * (self.radius / self.norm(weights)), weights)
 
     def coordinates(self, design: SharedDesign) -> np.ndarray:
-        """The weights that matter: inside the support, and with a column that is not zero."""
-        return np.flatnonzero(self.allowed & (design.norms > 0.0))
+        """The weights that matter: inside the support, with a column and a box that are not zero."""
+        return np.flatnonzero(self.allowed & (design.norms > 0.0) & ((self.lower < 0.0) | (self.upper > 0.0)))
+
+    @property
+    def least(self) -> np.ndarray:
+        """The weights of the box next to zero, (d,): those of coordinates that do not matter."""
+        return np.clip(np.zeros(self.slope.size), self.lower, self.upper)
 
 
 # --- From a RowProblem -------------------------------------------------------------------------------------------
@@ -118,9 +137,9 @@ class ConicRow:
 
 def check_conic(problem: RowProblem, form: str) -> None:
     """Raise an error if `problem` cannot be written in this form; see `conic_program`."""
-    if not isinstance(problem.penalty, PiecewisePenalty | GroupPenalty):
+    if not isinstance(unboxed(problem.penalty), PiecewisePenalty | GroupPenalty):
         raise TypeError(
-            f"penalty must be one of simjax's to have a conic form; got {type(problem.penalty).__name__}: "
+            f"penalty must be one of simjax's to have a conic form; got {type(unboxed(problem.penalty)).__name__}: "
             "rows with a penalty of your own can be certified, but not passed to an oracle."
         )
     if form not in FORMS:
@@ -137,7 +156,7 @@ def conic_row(problem: RowProblem, row: int) -> ConicRow:
     """
     if not 0 <= row < problem.count:
         raise IndexError(f"row must be in 0..{problem.count - 1}, got {row}.")
-    penalty: Any = problem.penalty
+    penalty, box = unboxed(problem.penalty), box_of(problem.penalty)
     width, bound = problem.width, problem.bound
 
     def of_row(value: Any) -> np.ndarray:
@@ -161,6 +180,8 @@ def conic_row(problem: RowProblem, row: int) -> ConicRow:
         omega=np.zeros(width) if bound is None or np.isinf(radius) else of_row(bound.omega),
         tilt=np.zeros(width) if bound is None or bound.tilt is None or np.isinf(radius) else of_row(bound.tilt),
         radius=radius,
+        lower=np.full(width, -np.inf) if box is None else of_row(box.lower),
+        upper=np.full(width, np.inf) if box is None else of_row(box.upper),
         allowed=np.ones(width, dtype=bool) if problem.support is None else problem.support[row],
         exact=problem.exact,
     )

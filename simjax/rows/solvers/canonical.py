@@ -16,9 +16,11 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import column_norms, matmul, namespace, of_both, pytree, tree_map
-from simjax.rows.conjugate import dual_scaling, flat_coordinates, raised_tilt, support_function
+from simjax.rows.boxed import BoxedPenalty, box_of, opened_at, unboxed
+from simjax.rows.conjugate import dual_scaling, held_slopes, raised_tilt, support_function
 from simjax.rows.constraints import RowBound
 from simjax.rows.group_penalty import GroupPenalty
+from simjax.rows.joint_prox import moved_inside
 from simjax.rows.own_penalty import Opaque, ScaledPenalty
 from simjax.rows.penalties import Penalty, PiecewisePenalty, total_value
 from simjax.rows.problem import CANONICAL_FLOOR, RowProblem
@@ -68,7 +70,7 @@ class CanonicalRows:
     @property
     def indivisible(self) -> bool:
         """Whether a traced index cannot pick rows: a penalty of the user's own sees its rows as it knows them."""
-        return isinstance(self.penalty, ScaledPenalty)
+        return isinstance(unboxed(self.penalty), ScaledPenalty)
 
     def astype(self, dtype: Any) -> CanonicalRows:
         """The same in numbers of another type."""
@@ -82,11 +84,11 @@ class CanonicalRows:
         return xp.where(self.support, weights, xp.zeros_like(weights))
 
     def inside(self, weights: Array) -> Array:
-        """The weights confined to the support and moved into the ball."""
-        weights = self.confine(weights)
-        if self.bound is None:
-            return weights
-        return self.bound.inside(weights)
+        """The weights confined to the support and moved into the box and the ball."""
+        weights, box = self.confine(weights), box_of(self.penalty)
+        if box is not None:  # no bound excludes zero where the ball would move a weight towards it
+            weights = box.inside(weights)
+        return moved_inside(self.penalty, self.bound, weights)
 
 
 def canonical_rows(
@@ -129,12 +131,16 @@ def canonical_rows(
 
 
 def row_norms(problem: RowProblem) -> Any:
-    """The unit of each row's equations, (R, 1): ‖t‖, or, for t = 0, the size of the fit that the ball demands.
+    """The unit of each row's equations, (R, 1): ‖t‖, or, for t = 0, the size of the fit that the constraint demands.
 
-    Only a Metzler row with κ < 0 demands any: w_i ≤ κ/δ_i.
+    Only a Metzler row with κ < 0 demands any, w_i ≤ κ/δ_i, or a box that excludes zero.
     """
     xp = namespace(problem.targets)
     norm = xp.linalg.norm(problem.targets, axis=0)[:, None]
+    box = box_of(problem.penalty)
+    if box is not None:
+        least = xp.sum(column_norms(problem.design) * xp.abs(box.clip(xp.zeros_like(norm))), axis=1, keepdims=True)
+        norm = xp.where(norm > 0.0, norm, least)
     if problem.bound is not None and problem.bound.tilt is not None:
         columns = xp.where(problem.bound.tilt > 0.0, column_norms(problem.design), 0.0)
         column = xp.sum(columns, axis=1, keepdims=True)
@@ -143,6 +149,9 @@ def row_norms(problem: RowProblem) -> Any:
 
 
 def _scaled_penalty(penalty: Penalty, point_scale: Array, value_scale: Array) -> Any:
+    if isinstance(penalty, BoxedPenalty):
+        base = _scaled_penalty(penalty.base, point_scale, value_scale)
+        return BoxedPenalty(base, penalty.lower / point_scale, penalty.upper / point_scale)
     if isinstance(penalty, PiecewisePenalty):
         scaled = penalty.scaled(point_scale, value_scale)
         rows = point_scale.shape[0]
@@ -198,22 +207,22 @@ def relative_gap(
     xp = namespace(weights)
     primal, residual = objective(factorisation, rows, weights)
     slopes = factorisation.apply_transpose(dual) if slopes is None else slopes
-    flat = flat_coordinates(rows.penalty, rows.bound, slopes.shape)
-    mask = ~flat if rows.support is None else rows.support & ~flat
-    shift = xp.zeros_like(slopes)
+    # Bounds that the weights are off count as none, lest a loose one price what a dual point misses by.
+    opened = opened_at(rows.penalty, weights)
+    held = held_slopes(opened, rows.bound, slopes)
+    missed, slopes, shift = rows.confine(slopes - held), held, xp.zeros_like(slopes)
     if rows.bound is not None and rows.bound.tilt is not None:
-        shift = raised_tilt(rows.penalty, rows.bound, slopes, mask) - slopes
+        shift = raised_tilt(rows.penalty, rows.bound, slopes, rows.support) - slopes
     slopes = slopes + shift
-    factor = dual_scaling(rows.penalty, rows.bound, slopes, mask)
+    factor = dual_scaling(opened, rows.bound, slopes, rows.support)
     dual, slopes = factor * dual, factor * slopes
     value = total_value(rows.penalty, weights)
-    pairing = xp.sum(xp.where(flat, 0.0, slopes * weights), axis=1)
-    gap = xp.maximum(value + support_function(rows.penalty, rows.bound, slopes, mask) - pairing, 0.0)
+    pairing = xp.sum(slopes * weights, axis=1)
+    gap = xp.maximum(value + support_function(rows.penalty, rows.bound, slopes, rows.support) - pairing, 0.0)
     # A flat coordinate demands s_j = 0. What is left of it counts as a gap over weights of the present size; the
     # certificate, which has the last word, projects y instead. Likewise for an unpenalised tilted coordinate.
     reach = 1.0 + xp.abs(weights) + xp.max(xp.abs(weights), axis=1, keepdims=True)
-    gap = gap + xp.sum(xp.where(rows.confine(flat), xp.abs(slopes) * reach, 0.0), axis=1)
-    gap = gap + xp.sum(shift * reach, axis=1)
+    gap = gap + xp.sum((xp.abs(factor * missed) + shift) * reach, axis=1)
     if rows.exact:
         gap = gap + xp.abs(xp.sum(dual * residual, axis=1))
     else:
@@ -248,6 +257,9 @@ def judged_inside(
     factorisation: Factorisation, rows: CanonicalRows, weights: Array, dual: Array | None
 ) -> tuple[Array, Array, Array]:
     """`judge`, in float64, of the weights made feasible first: weights (R, d), dual points (R, r), gaps (R,)."""
+    box = box_of(rows.penalty)
+    if box is not None:  # in their own precision, so that those on a bound stay on it
+        weights = box.inside(weights)
     weights = rows.inside(weights.astype(np.float64))
     dual = None if dual is None else dual.astype(np.float64)
     return (weights, *judge(factorisation, rows, weights, dual))

@@ -6,7 +6,8 @@ or, under exact matching, the second term alone s.t. Kw = t. Every coordinate is
 
     w = Σ σ x,   cost c x (+ a x² for the part beyond the knot),   x ≤ b for the part below it,
 
-two of them, or four where there is a knot. A coordinate without slope and weight in the ball is not split. With ρ = 1,
+two of them, or four where there is a knot. A coordinate without slope, weight in the ball and box is not split. In a
+box l ≤ w ≤ u the parts are those of w − p, with its point p next to zero, and end where it does. With ρ = 1,
 or ρ = 0 for exact matching, multipliers y of Kw + ρy = t, z of x ≥ 0, g of v = b − x ≥ 0 and θ of the slack s of the
 ball, a Newton step for the optimality conditions comes down to a system in dy and dθ:
 
@@ -81,6 +82,7 @@ def solve(
     bound: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None = None,
     support: np.ndarray | None = None,
     *,
+    box: tuple[np.ndarray, np.ndarray] | None = None,
     exact: bool = False,
     tol: float = 1e-8,
     max_iterations: int = 30,
@@ -95,6 +97,7 @@ def solve(
       slope, curvature, knot: c, a and b, (R or 1, d).
       bound: (ω, δ, κ) of shapes (R or 1, d), (R, d) or None, and (R,); κ = inf for a row without a ball.
       support: boolean (R, d); None for all.
+      box: (l, u), (R, d) each, which hold zero where the ball has weight and outside of the support.
       exact: whether Kw = t is demanded.
       tol: relative gap at which a row is done.
       max_iterations: of Newton steps.
@@ -107,7 +110,9 @@ def solve(
     if rows == 0:
         return answer
     design = CanonicalDesign(transpose, gram, np.einsum("ij,ij->i", transpose, transpose), exact)
-    terms = terms_of(targets, slope, curvature, knot, bound, support, width, offset)
+    least = None if box is None else np.clip(np.zeros((rows, width)), *box)
+    targets = targets if least is None else targets - design.apply(least)
+    terms = terms_of(targets, slope, curvature, knot, bound, box, support, width, offset)
     point = start(design, terms)
     number = np.arange(rows)
     length = np.ones(rows)
@@ -133,7 +138,7 @@ def solve(
                 terms, point, residuals = take(terms, left), take(point, left), take(residuals, left)
             answer.iterations[number] += 1
             point, length = _newton_step(design, terms, point, residuals)
-    return answer
+    return answer if least is None else answer._replace(weights=answer.weights + least)
 
 
 # --- The method ----------------------------------------------------------------------------------------------------

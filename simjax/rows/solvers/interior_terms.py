@@ -86,7 +86,8 @@ def take(value: T, index: np.ndarray) -> T:
     return dataclasses.replace(value, **changed)
 
 
-def terms_of(targets, slope, curvature, knot, bound, support, width, offset) -> Terms:
+def terms_of(targets, slope, curvature, knot, bound, box, support, width, offset) -> Terms:
+    """The parts of w, or of w − p with the point p of a box that is next to zero, of which `targets` are K p short."""
     rows = targets.shape[0]
     shape = (rows, width)
     slope, curvature, knot = (np.broadcast_to(x, shape) for x in (slope, curvature, knot))
@@ -97,25 +98,46 @@ def terms_of(targets, slope, curvature, knot, bound, support, width, offset) -> 
         radius = np.where(limited, bound[2], 1.0)
         omega = np.where(limited[:, None], bound[0], 0.0)
         tilt = None if bound[1] is None else np.where(limited[:, None], bound[1], 0.0)
+    offset = np.zeros(rows) if offset is None else offset
+    beyond, room = slope, None  # the cost of a part beyond the knot, and how large both parts may be, (R, 2, d)
+    if box is not None:
+        least = np.clip(np.zeros(shape), *box)
+        size = np.abs(least)
+        room = np.stack(
+            [np.where(least < 0.0, 0.0, box[1] - least), np.where(least > 0.0, 0.0, least - box[0])], axis=1
+        )
+        excess = np.maximum(size - knot, 0.0)
+        offset = offset + 2.0 * np.sum(slope * size + curvature * excess**2, axis=1)
+        beyond, knot = slope + 2.0 * curvature * excess, np.maximum(knot - size, 0.0)
     allowed = np.ones(shape, bool) if support is None else support
     bent = (curvature > 0.0) & (knot > 0.0)
     free = allowed & (slope == 0.0) & ~bent
     free = free if omega is None else free & (omega == 0.0)
+    free = free if room is None else free & np.isinf(room).all(axis=1)
     split = allowed & ~free
     pieces = 2 if bool((bent & split).any()) else 1
 
     def both(values):
         return np.repeat(values[:, None], 2, axis=1)
 
-    cost = np.concatenate([both(slope)] * pieces, axis=1)
+    cost = both(beyond)
     bend = both(2.0 * curvature) if curvature.any() else None
-    present = None if split.all() else both(split)
-    top = None
+    present = both(split) if room is None else both(split) & (room > 0.0)
+    top = room
     if pieces == 2:
+        below = present & both(bent)
+        limit = both(knot) if room is None else np.minimum(both(knot), room)
+        above, rest = present, np.full_like(limit, np.inf)
+        if room is not None:
+            rest = np.where(below, room - limit, room)
+            above = present & (rest > 0.0)
+        cost = np.concatenate([cost, both(slope)], axis=1)
         bend = np.concatenate([bend, np.zeros_like(bend)], axis=1)
-        present = np.concatenate([both(split), both(split & bent)], axis=1)
-        top = np.where(both(split & bent), both(knot), np.inf)
-        top = np.concatenate([np.full_like(top, np.inf), top], axis=1)
+        present = np.concatenate([above, below], axis=1)
+        top = np.concatenate([rest, np.where(below, limit, np.inf)], axis=1)
+    if top is not None:
+        top = np.where(present, top, np.inf)
+    present = None if present.all() else present
     normal = None
     if omega is not None:
         signed = np.zeros(1) if tilt is None else np.stack([tilt, -tilt], axis=1)
@@ -125,7 +147,7 @@ def terms_of(targets, slope, curvature, knot, bound, support, width, offset) -> 
     any_free = bool(free.any())
     return Terms(
         targets=targets,
-        offset=np.zeros(rows) if offset is None else offset,
+        offset=offset,
         cost=cost,
         bend=bend,
         top=top,

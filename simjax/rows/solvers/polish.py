@@ -4,7 +4,7 @@ On coordinate j with sign σ_j, |w_j| below the knot contributes the slope c_j, 
 
     (K_JᵀK_J + diag(2a [curved])) w_J + θ ω̂ = K_Jᵀt̃ − σ (c − 2ab [curved]),     ω̂ᵀw = κ where the ball is active,
 
-ω̂ = σω + δ.
+ω̂ = σω + δ. Weights on a bound of a box stay there, outside of J, and K w stands for K_J w_J.
 
 If the guess is right the answer is exact to rounding and its residual certifies it; if not, the gap says so.
 """
@@ -12,13 +12,14 @@ If the guess is right the answer is exact to rounding and its residual certifies
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.answers import RowAnswers
 from simjax.rows.arrays import fori_loop, namespace
-from simjax.rows.penalties import PiecewisePenalty
+from simjax.rows.boxed import BoxedPenalty, box_of, unboxed
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.factor import Factorisation
 from simjax.rows.solvers.linear import Gram, cholesky, cholesky_solve, gather_system
@@ -37,15 +38,17 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
       weights: the guess; its support must have at most `size` entries.
     """
     xp = namespace(weights)
-    penalty: PiecewisePenalty = rows.penalty
+    penalty: Any = unboxed(rows.penalty)
+    box = box_of(rows.penalty)
     sign = xp.sign(weights)
-    member = weights != 0.0
+    fixed = xp.zeros(weights.shape, dtype=bool) if box is None else box.fixed(weights)
+    member = (weights != 0.0) & ~fixed
     curved = member & (xp.abs(weights) > penalty.knot)
     curvature = xp.where(curved, 2.0 * penalty.curvature, 0.0)
     offset = sign * (penalty.slope - curvature * penalty.knot)
     normal, radius = xp.zeros_like(weights), xp.zeros((weights.shape[0], 1), weights.dtype)
     if rows.bound is not None:
-        normal = xp.where(member, rows.bound.normal(sign), 0.0)
+        normal = rows.bound.normal(sign) * (sign != 0.0)
         slack = _BALL_ACTIVE * xp.sum(xp.abs(normal * weights), axis=1, keepdims=True)
         active = rows.bound.norm(weights) >= rows.bound.radius - slack
         normal = xp.where(active, normal, 0.0)
@@ -69,7 +72,7 @@ def polish(factorisation: Factorisation, gram: Gram, rows: CanonicalRows, weight
         change = xp.where(bends, change, 0.0)
         return point + system.scatter(plain - change * bent, weights.shape[1]), theta + change
 
-    start = (xp.zeros_like(weights), xp.zeros_like(radius))
+    start = (xp.where(fixed, weights, 0.0), xp.zeros_like(radius))
     point, _ = fori_loop(_REFINEMENTS, refine, start, xp)
     return xp.where(xp.isfinite(point).all(axis=1, keepdims=True), point, weights)
 
@@ -80,15 +83,18 @@ class Signs:
 
     checked: np.ndarray
     polished: np.ndarray
+    box: BoxedPenalty | None
 
     @classmethod
-    def of(cls, board: RowAnswers) -> Signs:
+    def of(cls, board: RowAnswers, rows: CanonicalRows) -> Signs:
         unknown = np.full(board.weights.shape, 2, dtype=np.int8)
-        return cls(unknown, unknown.copy())
+        return cls(unknown, unknown.copy(), box_of(rows.penalty))
 
     def settled(self, index: np.ndarray, weights: np.ndarray, gap: np.ndarray) -> np.ndarray:
         """Which of the rows `index` are worth a polish now; remembers them as polished."""
         signs = np.sign(weights).astype(np.int8)
+        if self.box is not None:  # on a bound other than zero, a weight counts as having another sign
+            signs += 2 * signs * self.box.rows(index).fixed(weights)
         first = self.checked[index, 0] == 2
         changes = np.count_nonzero(signs != self.checked[index], axis=1)
         fresh = np.any(signs != self.polished[index], axis=1)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from simjax.rows.answers import RowAnswers
+from simjax.rows.boxed import box_of, piecewise
 from simjax.rows.conjugate import flat_coordinates
 from simjax.rows.engines import Engine
 from simjax.rows.engines.numpy_engine import NumpyEngine
 from simjax.rows.group_penalty import GroupPenalty
-from simjax.rows.penalties import PiecewisePenalty
 from simjax.rows.progress import Reporter
 from simjax.rows.solvers import admm
 from simjax.rows.solvers.canonical import CanonicalRows
@@ -157,7 +157,7 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
     first_order = stage.first_order(admm, np.float32 if single else np.float64)
     if start is not None:
         first_order.restart(np.arange(board.count), *start)
-    signs = Signs.of(board)
+    signs = Signs.of(board, stage.host[1])
     passes, again = 0, 0
     while passes < max_iters and board.open.size:
         stretch = min(CHECK_EVERY, max_iters - passes)
@@ -220,7 +220,7 @@ class Stages:
     @property
     def has_polish(self) -> bool:
         """Whether there are KKT equations to solve: not under exact matching, nor for a penalty of the user's own."""
-        return not self.host[1].exact and isinstance(self.host[1].penalty, PiecewisePenalty)
+        return not self.host[1].exact and piecewise(self.host[1].penalty) is not None
 
     def closed_form(self) -> None:
         """Ridge regression and least squares: one linear solve, right wherever the ball turns out not to bind.
@@ -228,7 +228,7 @@ class Stages:
         The polish of the full support is that solve: with slopes zero there are no signs to guess.
         """
         rows = self.host[1]
-        penalty = rows.penalty
+        penalty: Any = piecewise(rows.penalty)
         if not self.has_polish or np.any(penalty.slope) or np.any(penalty.knot):
             return
         guess = np.full(self.board.weights.shape, 1e-100)
@@ -241,8 +241,13 @@ class Stages:
     @functools.cached_property
     def inverse(self) -> InvertibleGram | None:
         """KᵀK and its inverse, where it has one that the engine can use."""
-        bound = self.host[1].bound
-        if self.engine.name != "numpy" or not self.has_polish or (bound is not None and bound.tilt is not None):
+        bound, boxed = self.host[1].bound, box_of(self.host[1].penalty) is not None
+        if (
+            self.engine.name != "numpy"
+            or not self.has_polish
+            or boxed
+            or (bound is not None and bound.tilt is not None)
+        ):
             return None
         return invertible_gram(self.host[0], lambda: self.systems[1])
 
@@ -368,7 +373,7 @@ class Stages:
     def interior_point(self) -> None:
         """The rows that passes have not settled, in a bounded number of steps; on the host, whatever the engine."""
         board, index, rank = self.board, self.board.open, self.widths[1]
-        if not isinstance(self.host[1].penalty, PiecewisePenalty) or rank > _LARGEST_RANK:
+        if piecewise(self.host[1].penalty) is None or rank > _LARGEST_RANK:
             return
         engine = NumpyEngine()
         with engine.session():

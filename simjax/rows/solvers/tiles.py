@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from simjax.rows.boxed import box_of, unboxed
 from simjax.rows.solvers import augmented_lagrangian, dual_newton, interior_point
 from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
 from simjax.rows.solvers.crossover import crossover
@@ -50,7 +51,8 @@ def by_interior_point(
     transpose: np.ndarray, gram: np.ndarray | None, factorisation: Factorisation, rows: Any, *, tol: float
 ) -> tuple:
     """Interior point and crossover: weights, dual points, gaps, and the steps each row took."""
-    bound, penalty = rows.bound, rows.penalty
+    bound, penalty, box = rows.bound, unboxed(rows.penalty), box_of(rows.penalty)
+    shape = rows.targets.shape[0], transpose.shape[0]
     stated = (
         transpose,
         gram,
@@ -61,12 +63,13 @@ def by_interior_point(
         None if bound is None else (bound.omega, bound.tilt, bound.radius[:, 0]),
         rows.support,
     )
-    start = interior_point.solve(*stated, exact=rows.exact, tol=0.1 * tol, offset=rows.offset[:, 0])
+    limits = None if box is None else (np.broadcast_to(box.lower, shape), np.broadcast_to(box.upper, shape))
+    start = interior_point.solve(*stated, box=limits, exact=rows.exact, tol=0.1 * tol, offset=rows.offset[:, 0])
 
     def judged(index: np.ndarray, weights: np.ndarray, dual: np.ndarray) -> tuple:
         return judged_inside(factorisation, rows.take_rows(index), weights, dual)
 
-    return (*crossover(*stated, start, judged, exact=rows.exact, tol=tol), start.iterations)
+    return (*crossover(*stated, start, judged, box=limits, exact=rows.exact, tol=tol), start.iterations)
 
 
 def by_augmented_lagrangian(
