@@ -47,6 +47,7 @@ PENALTIES = {
 }
 CONSTRAINTS = ("free", "ball", "weighted ball, support", "nonnegative", "box", "box, ball, support")
 MATCHINGS = ("penalty", "exact")
+WITHOUT = {("groups", constraint) for constraint in CONSTRAINTS if "box" in constraint or constraint == "nonnegative"}
 
 
 def family(
@@ -144,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     began, table = time.perf_counter(), []
-    names = list(itertools.product(PENALTIES, CONSTRAINTS, MATCHINGS))
+    names = [name for name in itertools.product(PENALTIES, CONSTRAINTS, MATCHINGS) if name[:2] not in WITHOUT]
     families = [[family(rng, shape, *name, arguments.rows) for shape in SHAPES] for name in names]
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool:
