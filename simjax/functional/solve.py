@@ -224,7 +224,7 @@ def _solved(problem: RowProblem, tol: float, max_iters: int) -> SolvedRows:
     status = jnp.where(gap <= _ALMOST * tol, _CODES[Status.ALMOST_SOLVED], _CODES[Status.MAX_ITERS])
     status = jnp.where(gap <= tol, _CODES[Status.SOLVED], status)
     status = jnp.where(finite, status, _CODES[Status.NONFINITE]).astype(np.int32)
-    return SolvedRows(weights, dual * stated.dual_scale, gap, passes, status)
+    return SolvedRows(jnp.asarray(weights), dual * stated.dual_scale, gap, passes, status)
 
 
 class _Carry(NamedTuple):

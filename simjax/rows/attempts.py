@@ -361,7 +361,8 @@ def _board(factorisation: Factorisation, rows: CanonicalRows, tol: float) -> Row
 
 def _in_units(problem: RowProblem, board: RowAnswers, rows: CanonicalRows) -> np.ndarray:
     """The weights in the units of the problem, and in the box and the ball there, too: a change of units rounds."""
-    weights, box = board.weights * rows.point_scale, box_of(problem.penalty)
+    weights: Any = board.weights * rows.point_scale
+    box = box_of(problem.penalty)
     if box is not None:
         inner: Any = rows.penalty
         weights = np.where(board.weights == inner.upper, box.upper, weights)

@@ -2,7 +2,7 @@
 
 g*(s) = sup_w sᵀw − h(w)   s.t.  Σ_j ω_j |w_j| + δ_j w_j ≤ κ
 
-h is that of a box as well, where there is one: see `boxed`.
+h may have a box: see `boxed`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.joint_prox import shrunk
 from simjax.rows.penalties import Penalty, PiecewisePenalty, soft
 
-_ROOT_STEPS = 150
-_ROOT_TOL = 1e-14
-_SECTIONS = 80
-_HALVINGS = 60
+_ROOT_STEPS, _ROOT_TOL = 150, 1e-14
+_SECTIONS, _HALVINGS = 80, 60
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 # A tilted coordinate without curvature demands |s_i − θδ_i| ≤ c_i; this many ε of its size are rounding.
 _TILT_ROUNDING = 18.0
@@ -354,7 +352,7 @@ def _group_factors(penalty: GroupPenalty, slopes: Array, free: Array) -> Array:
     return xp.where(outside, penalty.level / xp.where(outside, norms, 1.0), 1.0)
 
 
-def _tilted_scaling(penalty: PiecewisePenalty, bound: RowBound, slopes: Array, mask: Array | None) -> Array:
+def _tilted_scaling(penalty: Any, bound: RowBound, slopes: Array, mask: Array | None) -> Array:
     """The largest f for which some θ ≥ 0 has f|s_j| ≤ c_j + θω_j and |f s_i − θδ_i| ≤ c_i; (rows, 1).
 
     The θ that the j demand must not exceed the one that i allows: f (|s_j|/ω_j − s_i/δ_i) ≤ c_j/ω_j + c_i/δ_i.

@@ -127,7 +127,7 @@ def slope_factor(problem: RowProblem) -> np.ndarray:
     slopes = 2.0 * problem.loss_weight[:, None] * (problem.targets.T @ problem.design)
     demand = np.abs(slopes)
     if box is not None:
-        demand = _unheld(slopes, demand, box.lower, box.upper)
+        demand = _unheld(slopes, demand, np.asarray(box.lower), np.asarray(box.upper))
     if problem.support is not None:
         demand = np.where(problem.support, demand, 0.0)
     if isinstance(penalty, GroupPenalty):

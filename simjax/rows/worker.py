@@ -12,6 +12,7 @@ import pickle
 import platform
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import scipy.sparse
