@@ -498,7 +498,7 @@ def test_low_rank_rows_agree_with_the_oracle_and_more_rank_fits_better(states):
         ({"constraint": simjax.LowRank(3), "alpha": np.ones(26)}, ValueError, "scalar alpha"),
         ({"constraint": simjax.LowRank(3), "support": "hollow"}, ValueError, "support must be 'auto' or 'full'"),
         ({"constraint": simjax.LowRank(3), "refit": "support"}, ValueError, "refit must be None"),
-        ({"constraint": 3}, TypeError, "constraint must be a name or LowRank"),
+        ({"constraint": 3}, TypeError, "constraint must be a name, LowRank\\(rank\\) or a Box"),
     ],
 )
 def test_bad_low_ranks_are_named(states, options, error, match):
