@@ -20,7 +20,6 @@ TREES = {
     "weighted groups": (simjax.GroupL1([0.5, 0.6], [[0, 2], [1]], weights=[1.0, 2.0]), 2),
     "ball": (simjax.L1Ball(0.8, size=2), 2),
     "metzler": (simjax.MetzlerRow(0.8, diagonal=np.array([0, 1]), size=2), 3),
-    "box": (simjax.Box(-1.0, np.array([1.0, np.inf])), 2),
     "box in a ball": (simjax.Box(0.0, np.inf, ball=simjax.L1Ball(0.8, size=2)), 4),
     "free": (simjax.Free(), 0),
 }
