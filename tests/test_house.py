@@ -34,7 +34,7 @@ def test_importing_simjax_imports_nothing_heavy() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert len(simjax.__all__) == len(set(simjax.__all__)) == 48
+    assert len(simjax.__all__) == len(set(simjax.__all__)) == 49
     for name in simjax.__all__:
         assert getattr(simjax, name) is not None
     assert set(simjax.__all__) | set(SUBMODULES) <= set(dir(simjax))

@@ -71,7 +71,7 @@ def check_low_rank(rank: int, states: AnyStates, options: PlanOptions) -> None:
         raise ValueError(f"refit must be None for constraint=LowRank, got {options.refit!r}.")
 
 
-def checked_box(box: Box, states: States | StreamedStates, intercept: str) -> Box:
+def checked_box(box: Box, states: AnyStates, intercept: str) -> Box:
     """A box for all rows of a model, which allows each entry to be zero.
 
     Raises:
