@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from simjax._version import __version__ as __version__
 
 if TYPE_CHECKING:  # what type checkers and editors read; the same as `_NAMES`, which a test compares
-    from simjax import cluster, datasets, equilibrium, functional, nn, plotting, rescaling, robustness, states  # noqa: F401
+    from simjax import cluster, datasets, equilibrium, functional, nn, plotting, rescaling, robustness, sklearn, states  # noqa: F401
     from simjax.implicit.model import ImplicitModel
     from simjax.implicit.report import EquilibriumInfo, EquilibriumWarning
     from simjax.pruning.layer import prune_layer
@@ -87,6 +87,7 @@ _SUBMODULES = (
     "plotting",
     "rescaling",
     "robustness",
+    "sklearn",
     "states",
 )
 

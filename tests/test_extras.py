@@ -48,6 +48,7 @@ print(simjax.ImplicitModel(np.zeros((1, 1)), [[1.0]], [[2.0]], [[0.0]]).nonzeros
     [
         ("matplotlib", "import simjax.plotting", "simjax.plotting needs matplotlib: pip install 'simjax[plot]'"),
         ("matplotlib", "import simjax; simjax.plotting", "needs matplotlib: pip install 'simjax[plot]'"),
+        ("sklearn", "import simjax.sklearn", "simjax.sklearn needs scikit-learn: pip install 'simjax[sklearn]'"),
         (
             "sklearn",
             "from simjax import datasets; datasets.load('digits')",

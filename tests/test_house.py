@@ -17,7 +17,18 @@ import simjax
 
 PACKAGE = Path(simjax.__file__).parent
 HEAVY = {"flax", "jax", "jaxlib", "matplotlib", "numpy", "optax", "rich", "safetensors", "scipy", "sklearn", "typer"}
-SUBMODULES = ("cluster", "datasets", "equilibrium", "functional", "nn", "plotting", "rescaling", "robustness", "states")
+SUBMODULES = (
+    "cluster",
+    "datasets",
+    "equilibrium",
+    "functional",
+    "nn",
+    "plotting",
+    "rescaling",
+    "robustness",
+    "sklearn",
+    "states",
+)
 FUNCTIONS = [name for name in simjax.__all__ if isinstance(getattr(simjax, name), types.FunctionType)]
 
 

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+from scipy.linalg import lapack
 
+_WELL_CONDITIONED = 1e-5  # of the pivots of a Cholesky factor
 _RANK_TOL = 1e-14  # of the largest eigenvalue of ΦᵀΦ
 
 
@@ -61,11 +63,21 @@ class Rows(NamedTuple):
 def rows_of(gram: np.ndarray, features: int) -> Rows:
     """R = S^½Vᵀ and z = S^−½VᵀΦᵀt from the moments (d + k, d + k) of features and targets, with ΦᵀΦ = V S Vᵀ."""
     square, products = gram[:features, :features], gram[:features, features:]
+    triangle, failed = lapack.dpotrf(square)
+    if not failed and np.diag(triangle).min() > _WELL_CONDITIONED * np.diag(triangle).max():
+        inside = scipy.linalg.solve_triangular(triangle, products, trans="T", check_finite=False)
+        return _with_the_rest(triangle, inside, gram, features)
     eigenvalues, vectors = scipy.linalg.eigh(square, check_finite=False)
     keep = eigenvalues > _RANK_TOL * eigenvalues[-1]
     root, vectors = np.sqrt(eigenvalues[keep]), vectors[:, keep]
-    # What of t is outside the range of R costs every w the same; as a sample of its own it keeps the objective.
     inside = (vectors.T @ products) / root[:, None]
+    return _with_the_rest(root[:, None] * vectors.T, inside, gram, features)
+
+
+def _with_the_rest(root: np.ndarray, inside: np.ndarray, gram: np.ndarray, features: int) -> Rows:
+    """With one more sample for what of t is outside the range of R: it costs every w the same."""
     outside = np.sqrt(np.maximum(np.diag(gram)[features:] - np.sum(inside**2, axis=0), 0.0))
-    design = np.vstack([root[:, None] * vectors.T, np.zeros((1, features))])
-    return Rows(design, np.vstack([inside, outside]), square, products)
+    design = np.asfortranarray(np.vstack([root, np.zeros((1, features))]))
+    targets = np.asfortranarray(np.vstack([inside, outside]))
+    square, products = gram[:features, :features], gram[:features, features:]
+    return Rows(design, targets, np.ascontiguousarray(square), np.asfortranarray(products))

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning as PathWarning
-from sklearn.linear_model import lars_path_gram
+from sklearn.linear_model import lasso_path
 from sklearn.model_selection import check_cv
 
 from simjax._checks import choice, float_array, positive_integer, positive_scalar
 from simjax._warnings import warn
 from simjax.rows.certificate import certify
 from simjax.rows.constraints import Constraint
+from simjax.rows.container import cores
 from simjax.rows.options import SolveOptions
 from simjax.rows.penalty_range import alpha_max
 from simjax.rows.problem import row_problem
 from simjax.rows.solve import solve_problem
 from simjax.rows.status import ConvergenceWarning
+from simjax.rows.threads import one_thread_each
 from simjax.sklearn.folds import Moments, Rows, rows_of
 from simjax.sklearn.regressor import SparseRegressor, penalty_of, predicted
 from simjax.sklearn.samples import constraint_of, samples_of, total_weight
 
+_EXACT = 1e-9  # the relative gap up to which coordinate descent is taken at its word
+_DESCENT_TOL, _SWEEPS = 1e-11, 2000  # of its gap, relative to ‖z‖²
 _OBJECTIVES = ("l1", "elastic_net", "perspective")
 
 
@@ -113,28 +118,34 @@ class SparseRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         columns = np.hstack([X, targets])
         if self.fit_intercept:  # subtraction then cancels nothing
             columns = columns - np.average(columns, axis=0, weights=sample_weight)
-        weight_of = np.ones(len(X)) if sample_weight is None else sample_weight
         everything = Moments.of(columns, sample_weight)
-        error = np.zeros((count, alphas.shape[1], len(folds)))
-        gap, test_weight = np.zeros_like(error), np.zeros(len(folds))
-        for number, (train, test) in enumerate(folds):
-            part = Moments.of(columns[test], None if sample_weight is None else sample_weight[test])
-            if np.array_equal(np.sort(np.concatenate([train, test])), np.arange(len(X))):
-                training = everything.less(part)
-            else:  # a splitter that leaves samples out, or takes some twice
-                training = Moments.of(columns[train], None if sample_weight is None else sample_weight[train])
+        weight_of = np.ones(len(X)) if sample_weight is None else sample_weight
+
+        def fold(split: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            """Errors and gaps, (k, a) each."""
+            train, test = split
+            training = _training(everything, columns, sample_weight, train, test)
             rows = rows_of(training.centred() if self.fit_intercept else training.square, features)
-            test_weight[number] = weight_of[test].sum()
+            error, gap = np.zeros(alphas.shape), np.zeros(alphas.shape)
             for target in range(count):
-                weights, gap[target, :, number] = self._path(
+                weights, gap[target] = self._path(
                     rows, target, training.weight, alphas[target], ratio, constraint, options
                 )
-                error[target, :, number] = _test_error(columns, weights, training, test, weight_of, target, self)
+                centre = training.mean / training.weight if self.fit_intercept else np.zeros(features + count)
+                error[target] = _test_error(columns[test] - centre, weights, weight_of[test], target)
+            return error, gap
+
+        with warnings.catch_warnings(), one_thread_each(), ThreadPoolExecutor(min(cores(), len(folds))) as pool:
+            for category in (PathWarning, ConvergenceWarning):  # the certificate says what they would, and once
+                warnings.simplefilter("ignore", category)
+            found = list(pool.map(fold, folds))
+        error, gap = (np.stack(each, axis=2) for each in zip(*found))
         if gap.max() > options.tol:
             missed = np.count_nonzero(gap > options.tol)
             warn(f"{missed} of {gap.size} fits of the path miss the gap of {options.tol:g}.", ConvergenceWarning)
 
-        mean = np.average(error, axis=2, weights=None if sample_weight is None else test_weight)
+        test_weight = None if sample_weight is None else [sample_weight[test].sum() for _, test in folds]
+        mean = np.average(error, axis=2, weights=test_weight)
         chosen = alphas[np.arange(count), np.argmin(mean, axis=1)]
         final = SparseRegressor(
             self.objective,
@@ -209,55 +220,56 @@ class SparseRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             constraint=constraint,
         )
         if self.objective == "l1" and self.constraint is None:
-            weights = homotopy(rows.gram, rows.products[:, target], alphas * total, positive=bool(self.positive))
+            weights = descended(rows, target, alphas * total, positive=bool(self.positive))
         else:
             weights = np.zeros((alphas.size, rows.gram.shape[0]))
         gap = certify(problem, weights).relative_gap
-        open_ = np.flatnonzero(~(gap <= options.tol))
+        open_ = np.flatnonzero(~(gap <= min(options.tol, _EXACT)))
         if open_.size:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # told once, of the whole path
-                solution = solve_problem(problem.take(open_), options)
-            weights[open_], gap[open_] = solution.weights, solution.certificate.relative_gap
+            solution = solve_problem(problem.take(open_), options)
+            better = solution.certificate.relative_gap < gap[open_]
+            weights[open_[better]] = solution.weights[better]
+            gap[open_[better]] = solution.certificate.relative_gap[better]
         return weights, gap
 
 
-def homotopy(gram: np.ndarray, products: np.ndarray, alphas: np.ndarray, *, positive: bool) -> np.ndarray:
-    """The lasso's solutions at α (a,), falling, from its piecewise linear path, (a, d); no better than their certificate.
+def descended(rows: Rows, target: int, alphas: np.ndarray, *, positive: bool) -> np.ndarray:
+    """The lasso's weights at α (a,), falling, (a, d), by coordinate descent; no better than their certificate.
 
-        min_w  ½ wᵀGw − cᵀw + α‖w‖₁
+        min_w  ½ ‖z − Rw‖² + α‖w‖₁
 
-    Source: Efron, Hastie, Johnstone & Tibshirani, Least angle regression (2004), §3, as scikit-learn has it.
+    Source: Friedman, Hastie & Tibshirani, Regularization paths for generalized linear models via coordinate
+    descent (2010), §2.2, with ΦᵀΦ; scikit-learn's.
     """
-    features = gram.shape[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PathWarning)  # where it stops short, the certificate says so
-        knots, _, path = lars_path_gram(
-            products, gram, n_samples=1, alpha_min=float(alphas[-1]), max_iter=8 * features, method="lasso",
-            positive=positive,
-        )  # fmt: skip
-    knots, path = knots[::-1], path[:, ::-1]
-    place = np.clip(np.searchsorted(knots, alphas), 1, max(len(knots) - 1, 1))
-    if len(knots) == 1:
-        return np.tile(path[:, 0], (alphas.size, 1))
-    low, high = knots[place - 1], knots[place]
-    share = np.clip((alphas - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
-    return (path[:, place - 1] + share * (path[:, place] - path[:, place - 1])).T
+    samples = rows.design.shape[0]
+    _, weights, _ = lasso_path(
+        rows.design,
+        rows.targets[:, target],
+        alphas=alphas / samples,
+        precompute=rows.gram,
+        Xy=rows.products[:, target],
+        positive=positive,
+        tol=_DESCENT_TOL,
+        max_iter=_SWEEPS,
+        check_input=False,
+    )
+    return weights.T
 
 
-def _test_error(
-    columns: np.ndarray,
-    weights: np.ndarray,
-    training: Moments,
-    test: np.ndarray,
-    weight: np.ndarray,
-    target: int,
-    model: Any,
-) -> np.ndarray:
-    """The weighted mean squared error of weights (a, d) on the samples `test`, (a,)."""
+def _training(
+    everything: Moments, columns: np.ndarray, weight: np.ndarray | None, train: np.ndarray, test: np.ndarray
+) -> Moments:
+    """The moments of the samples `train`: those of all less those of `test`, where every sample is in one of them."""
+
+    def of(part: np.ndarray) -> Moments:
+        return Moments.of(columns[part], None if weight is None else weight[part])
+
+    parted = np.array_equal(np.sort(np.concatenate([train, test])), np.arange(len(columns)))
+    return everything.less(of(test)) if parted else of(train)
+
+
+def _test_error(columns: np.ndarray, weights: np.ndarray, weight: np.ndarray, target: int) -> np.ndarray:
+    """The weighted mean squared error of weights (a, d) on centred columns (n, d + k), (a,)."""
     features = weights.shape[1]
-    given = columns[test]
-    if model.fit_intercept:
-        given = given - training.mean / training.weight
-    residual = given[:, features + target, None] - given[:, :features] @ weights.T
-    return np.average(residual**2, axis=0, weights=weight[test])
+    residual = columns[:, features + target, None] - columns[:, :features] @ weights.T
+    return np.average(residual**2, axis=0, weights=weight)
