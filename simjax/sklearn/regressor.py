@@ -12,6 +12,7 @@ from simjax._checks import choice
 from simjax.rows.certificate import Certificate
 from simjax.rows.constraints import Constraint
 from simjax.rows.penalties import OBJECTIVES, Penalty
+from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_rows
 from simjax.sklearn.samples import constraint_of, samples_of, total_weight
 
@@ -108,7 +109,7 @@ class SparseRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             tol=self.tol,
         )
         intercept = np.zeros(targets.shape[1]) if solution.intercept is None else solution.intercept
-        _keep(self, solution.weights, intercept, solution.certificate, solution.passes, y.ndim == 1)
+        _keep(self, dense_rows(solution.weights), intercept, solution.certificate, solution.passes, y.ndim == 1)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning as PathWarning
 from sklearn.linear_model import lasso_path
@@ -109,7 +108,7 @@ class SparseRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ratio = 1.0 if self.mu_ratio is None else positive_scalar("mu_ratio", self.mu_ratio)
         options = SolveOptions(engine=self.engine, tol=self.tol)
         X, y, sample_weight = samples_of(self, X, y, sample_weight)
-        X = X.toarray() if scipy.sparse.issparse(X) else X
+        X = np.asarray(X.toarray()) if hasattr(X, "toarray") else X
         targets = y.reshape(y.shape[0], -1)
         alphas = self._grid(X, targets, sample_weight, eps, ratio)  # (k, a)
         folds = list(check_cv(self.cv).split(X, targets))
