@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from simjax.rows.arrays import matmul, rounding_unit
+from simjax.rows.arrays import equally_varying, fori_loop, matmul, rounding_unit
 from simjax.rows.boxed import box_of, unboxed
 from simjax.rows.group_penalty import GroupPenalty
 from simjax.rows.problem import RowProblem
@@ -251,7 +251,7 @@ def _eliminated(problem: RowProblem, gram: Any, slack: Any, size: int, arrays: t
     lower = jnp.concatenate([*parts[1:], edge], axis=1)
     corner = jnp.zeros((lower.shape[0], lower.shape[1], lower.shape[1]), dtype)
     diagonal = jnp.concatenate(
-        [jnp.broadcast_to(-slack, (lower.shape[0], below.shape[1])), jnp.where(binds, 0.0, 1.0)], axis=1
+        [jnp.broadcast_to(-slack, (lower.shape[0], below.shape[1])), (~binds).astype(dtype)], axis=1
     )
     corner = corner + jnp.eye(lower.shape[1], dtype=dtype) * diagonal[:, None, :]
     left = jnp.concatenate([block, lower], axis=1)
@@ -260,7 +260,7 @@ def _eliminated(problem: RowProblem, gram: Any, slack: Any, size: int, arrays: t
     unit = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(matrix, axis1=1, axis2=2)), 0.0))
     unit = jnp.where(unit > 0.0, unit, 1.0)
     # The ridge keeps the elimination finite where a solution is not unique, and picks one of least norm.
-    inner = jnp.where(jnp.arange(matrix.shape[1]) < size, _ridge(dtype), 0.0).astype(dtype) * unit**2
+    inner = _ridge(dtype) * (jnp.arange(matrix.shape[1]) < size).astype(dtype) * unit**2
     matrix = matrix + jnp.eye(matrix.shape[1], dtype=dtype) * inner[:, None, :]
     scaled = matrix / (unit[:, :, None] * unit[:, None, :])
     largest = jnp.max(jnp.abs(scaled), axis=2)
@@ -295,7 +295,7 @@ def polish(problem: RowProblem, gram: Any, weights: Any, dual: Any, wanted: Any,
         change = solve(problem, active, gram, equations(problem, active, point), wanted)
         return jax.tree.map(jnp.subtract, point, change)
 
-    found = lax.fori_loop(0, steps if linear else _NEWTON_STEPS, step, point)
+    found = fori_loop(steps if linear else _NEWTON_STEPS, step, point, jnp)
     good = wanted[:, None] & jnp.isfinite(found.weights).all(axis=1, keepdims=True)
     weights = jnp.where(good, found.weights, weights)
     return weights, jnp.where(good, found.dual if exact else residual_dual(problem, weights), dual)
@@ -303,11 +303,13 @@ def polish(problem: RowProblem, gram: Any, weights: Any, dual: Any, wanted: Any,
 
 def tangents(problem: RowProblem, tangent: Any, weights: Any, dual: Any) -> tuple[Any, Any]:
     """How a solution (R, d) and its dual point (R, m) move with the problem, by the implicit function theorem."""
+    # Under `shard_map` JAX cannot lower a linear solve within which an array is told to vary.
+    problem, weights, dual = equally_varying((problem, weights, dual))
     active = active_set(problem, weights, matmul(dual, problem.design))
     point = Point(weights, dual if problem.exact else None, None)
     point = point._replace(theta=multiplier(problem, active, point))
     # A mask has no derivative.
-    moving, motion = (dataclasses.replace(tree, support=None) for tree in (problem, tangent))
+    moving, motion = equally_varying(tuple(dataclasses.replace(tree, support=None) for tree in (problem, tangent)))
     _, drift = jax.jvp(lambda problem: equations(problem, active, point), (moving,), (motion,))
     gram = None if problem.exact else matmul(problem.design.T, problem.design)
     every = jnp.ones(weights.shape[0], dtype=bool)

@@ -19,7 +19,7 @@ from jax import lax
 from simjax._checks import choice, positive_integer, positive_scalar
 from simjax._typing import ArrayLike
 from simjax.functional import kkt
-from simjax.rows.arrays import matmul, tree_map
+from simjax.rows.arrays import matmul, tree_map, while_loop
 from simjax.rows.boxed import BoxedPenalty, box_of
 from simjax.rows.constraints import Box, Constraint, Free
 from simjax.rows.group_penalty import GroupPenalty
@@ -107,7 +107,7 @@ def solve_rows(
         problem = _problem(design, targets, loss_weight, penalty, constraint, support, matching)
         single = problem.design.dtype == np.float32
         tol = (1e-4 if single else 1e-6) if tol is None else positive_scalar("tol", tol)
-        return _compiled(problem, tol, positive_integer("max_iters", max_iters))
+        return _solved(problem, tol, positive_integer("max_iters", max_iters))
 
 
 @contextlib.contextmanager
@@ -147,6 +147,7 @@ def _problem(
     if not isinstance(constraint, Constraint):
         got = type(constraint).__name__
         raise TypeError(f"constraint must be an L1Ball, a MetzlerRow, a Box, Free or None, got {got}.")
+    penalty, constraint = (_in_precision(dtype, part) for part in (penalty, constraint))
     if support is not None:
         support = jnp.asarray(support)
         if support.dtype != np.bool_ or support.shape not in ((d,), (rows, d)):
@@ -179,6 +180,21 @@ def _problem(
     )
 
 
+def _in_precision(dtype: Any, parameterised: Any) -> Any:
+    """A penalty or constraint with parameters of one precision, before anything is worked out of them.
+
+    Another class of the same family, of the user's own, is no tree of its parameters, and is left as it is.
+    """
+    if jax.tree_util.all_leaves((parameterised,)):
+        return parameterised
+
+    def cast(leaf: Any) -> Any:
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, np.floating) else leaf
+
+    return jax.tree.map(cast, parameterised)
+
+
 def _real(name: str, value: Any) -> jax.Array:
     if scipy.sparse.issparse(value):
         raise TypeError(
@@ -190,8 +206,30 @@ def _real(name: str, value: Any) -> jax.Array:
     return array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _solved(problem: RowProblem, tol: float, max_iters: int) -> SolvedRows:
+    found = _found(lax.stop_gradient(problem), tol, max_iters)
+    proved = (found.status <= _CODES[Status.ALMOST_SOLVED])[:, None]
+    known = jnp.where(proved, jnp.ones_like(found.weights[:, :1]), jnp.nan)
+    weights, dual = _moving_with(problem, found.weights, found.dual, known)
+    return found._replace(weights=weights, dual=dual)
+
+
+@jax.custom_jvp
+def _moving_with(problem: RowProblem, weights: Any, dual: Any, known: Any) -> tuple[Any, Any]:
+    """Weights and dual points as they are, with the derivatives of a solution of the problem, times `known` (R, 1)."""
+    return weights, dual
+
+
+@_moving_with.defjvp
+def _derivative(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    problem, known = primals[0], primals[-1]
+    weights, dual = _moving_with(*primals)  # which again move with the problem, for higher derivatives
+    moved = kkt.tangents(problem, tangents[0], weights, dual)
+    return (weights, dual), tuple(known * part for part in moved)
+
+
+def _found(problem: RowProblem, tol: float, max_iters: int) -> SolvedRows:
     scale = balancing_scale(problem.design, problem.penalty)
     factorisation, left = traced_factorisation(problem.design / scale)
     rows = canonical_rows(problem, factorisation, matmul(problem.targets.T, left), scale)
@@ -301,19 +339,5 @@ def _passes(factorisation: Factorisation, rows: CanonicalRows, tol: float, max_i
     passes = jnp.zeros_like(gap, dtype=np.int32)
     unknown = jnp.full_like(weights, 2.0)
     first = _Carry(state, weights, dual, gap, passes, unknown, unknown, jnp.zeros((), np.int32))
-    last = lax.while_loop(unfinished, check, first)
+    last = while_loop(unfinished, check, first, jnp)
     return last.weights, last.dual, last.passes
-
-
-@_solved.defjvp
-def _derivative(tol: float, max_iters: int, primals: tuple, tangents: tuple) -> tuple[SolvedRows, SolvedRows]:
-    (problem,), (tangent,) = primals, tangents
-    found = _solved(problem, tol, max_iters)
-    weights, dual = kkt.tangents(problem, tangent, found.weights, found.dual)
-    proved = found.status <= _CODES[Status.ALMOST_SOLVED]
-    known = jnp.where(proved, 1.0, jnp.nan).astype(weights.dtype)[:, None]
-    none: Any = np.zeros(found.status.shape, jax.dtypes.float0)
-    return found, SolvedRows(known * weights, known * dual, jnp.zeros_like(found.relative_gap), none, none)
-
-
-_compiled = jax.jit(_solved, static_argnums=(1, 2))

@@ -67,10 +67,33 @@ def while_loop(condition: Callable, body: Callable, carry: Any, xp: ModuleType) 
     if xp is not np:
         from jax import lax
 
-        return lax.while_loop(condition, body, carry)
+        return lax.while_loop(condition, body, equally_varying(carry))
     while condition(carry):
         carry = body(carry)
     return carry
+
+
+def equally_varying(carry: Any) -> Any:
+    """The tree of JAX arrays, each of which may differ from device to device wherever one of them does.
+
+    Within `shard_map`, that is part of an array's type, and a loop that begins with a constant has to end with one.
+    """
+    import jax
+
+    leaves, structure = jax.tree.leaves(carry), jax.tree.structure(carry)
+    types = [getattr(jax.typeof(leaf), "manual_axis_type", None) for leaf in leaves]
+    varying = [frozenset() if each is None else each.varying for each in types]
+    every = frozenset().union(*varying)
+    if not every:
+        return carry
+
+    def widened(leaf: Any, axes: Any) -> Any:
+        missing = tuple(sorted(every - axes))
+        if not missing or np.result_type(leaf) == jax.dtypes.float0:  # a tangent of an integer is nothing
+            return leaf
+        return jax.lax.pcast(leaf, missing, to="varying")
+
+    return jax.tree.unflatten(structure, map(widened, leaves, varying))
 
 
 def fori_loop(count: int, body: Callable, carry: Any, xp: ModuleType) -> Any:
@@ -78,7 +101,7 @@ def fori_loop(count: int, body: Callable, carry: Any, xp: ModuleType) -> Any:
     if xp is not np:
         from jax import lax
 
-        return lax.fori_loop(0, count, body, carry)
+        return lax.fori_loop(0, count, body, equally_varying(carry))
     for i in range(count):
         carry = body(i, carry)
     return carry

@@ -212,9 +212,10 @@ class MetzlerRow(Value):
                 f"diagonal must be ({rows},) numbers from -1 to {plain.size - 1}, got shape {diagonal.shape}"
                 + (f" with entries from {diagonal.min()} to {diagonal.max()}." if diagonal.size else ".")
             )
-        xp = namespace(diagonal, plain.omega, radius)
+        xp = namespace(diagonal, plain.omega, radius, support)
         own = diagonal[:, None] == xp.arange(width)
-        if _known(own & (plain.omega != 1.0)):
+        omega = xp.asarray(plain.omega, dtype=radius.dtype)
+        if _known(own & (omega != 1.0)):
             raise ValueError("weights must be 1 at the diagonal of each row.")
         tilted = own if support is None else own & support
         stuck = (radius <= 0.0) & ~xp.any(tilted, axis=1, keepdims=True)
@@ -224,8 +225,8 @@ class MetzlerRow(Value):
                 "radius must be positive where the support excludes the diagonal or there is none; row "
                 f"{row} has {radius[row, 0]:g}."
             )
-        tilt = xp.asarray(tilted, dtype=plain.omega.dtype)
-        return RowBound(xp.where(own, 0.0, plain.omega), radius, plain.size, tilt)
+        tilt = xp.asarray(tilted, dtype=omega.dtype)
+        return RowBound(xp.where(own, 0.0, omega), radius, plain.size, tilt)
 
 
 def _numbers(name: str, value: Any, *, infinite: bool = False) -> Any:

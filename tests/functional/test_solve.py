@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BOUND, PENALTIES, ROWS, TALL, WIDE, WIDTH, generator, on_eight_devices, sparse_rows
+from helpers import BOUND, PENALTIES, ROWS, TALL, WIDE, WIDTH, Huber, generator, on_eight_devices, sparse_rows
 
 import simjax
 from simjax import functional
+from simjax.rows.penalties import PiecewisePenalty
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_single_precision_stays_single_and_users_may_be_strict():
     np.testing.assert_allclose(found.weights, host.weights, atol=1e-3)
 
 
-EIGHT_DEVICES = """
+SHARDED = """
 import jax, numpy as np, simjax
 from jax.sharding import PartitionSpec as P
 from helpers import BOUND, generator, sparse_rows
@@ -128,21 +129,38 @@ with jax.enable_x64(True):
         return functional.solve_rows(design, targets, penalty=simjax.L1(alpha), constraint=ball, tol=1e-10)
 
     sharded = jax.jit(
-        jax.shard_map(solve, mesh=mesh, in_specs=(P(), P(None, "rows"), P()), out_specs=P("rows"), check_vma=False)
+        jax.shard_map(solve, mesh=mesh, in_specs=(P(), P(None, "rows"), P()), out_specs=P("rows"))
     )
-    one, many = jax.jit(solve)(design, targets, 0.3), sharded(design, targets, 0.3)
+"""
+
+EIGHT_DEVICES = """
+    compiled = sharded.lower(design, targets, 0.3).compile()
+    one, many = jax.jit(solve)(design, targets, 0.3), compiled(design, targets, 0.3)
     assert np.all(one.status == 0) and np.all(many.status == 0)
     np.testing.assert_allclose(many.weights, one.weights, atol=1e-10)
-    text = sharded.lower(design, targets, 0.3).compile().as_text()
+    text = compiled.as_text()
     assert "while" in text
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in text, collective
 print("eight devices agree")
 """
 
+SLOPES_ON_EIGHT_DEVICES = """
+    def slope(solve):
+        return jax.jit(jax.grad(lambda alpha: (solve(design, targets, alpha).weights ** 2).sum()))(0.3)
+
+    np.testing.assert_allclose(slope(sharded), slope(solve), rtol=1e-10)
+print("and their derivatives")
+"""
+
 
 def test_rows_over_eight_devices_exchange_nothing():
-    assert "eight devices agree" in on_eight_devices(EIGHT_DEVICES)
+    assert "eight devices agree" in on_eight_devices(SHARDED + EIGHT_DEVICES)
+
+
+@pytest.mark.slow
+def test_derivatives_over_eight_devices():
+    assert "and their derivatives" in on_eight_devices(SHARDED + SLOPES_ON_EIGHT_DEVICES)
 
 
 @pytest.mark.slow
@@ -173,6 +191,7 @@ def test_rows_that_cannot_be_solved_say_so_and_have_no_derivative():
         ({"design": np.zeros((WIDE, WIDTH), complex)}, TypeError, "design must be an array of real"),
         ({"loss_weight": np.ones(3)}, ValueError, "loss_weight must be a scalar or"),
         ({"penalty": object()}, TypeError, "penalty must be one of simjax's"),
+        ({"penalty": Huber()}, TypeError, "got Huber: a penalty of your own is for simjax.solve_rows"),
         ({"penalty": simjax.L1(np.ones(3))}, ValueError, "penalty parameters must be"),
         ({"constraint": 1.0}, TypeError, "constraint must be an L1Ball"),
         ({"support": np.ones(WIDTH)}, ValueError, "support must be a boolean mask"),
@@ -271,6 +290,53 @@ def test_derivatives_are_those_of_finite_differences(m, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["weighted", "metzler"])
+def test_derivatives_of_weighted_balls_and_metzler_rows(kind):
+    """With respect to ω too; of a Metzler row, what tilts the constraint is its diagonal, which is no number."""
+    rows, rng = 3, generator(11)
+    design, targets = sparse_rows(WIDE, rows=rows)
+    against = rng.normal(size=(rows, WIDTH)), rng.normal(size=(rows, WIDE))
+
+    def value(p):
+        if kind == "metzler":
+            diagonal = np.arange(rows)
+            weights = p["omega"].at[diagonal, diagonal].set(1.0)
+            constraint = simjax.MetzlerRow(p["radius"], diagonal, size=BOUND, weights=weights)
+        else:
+            constraint = simjax.L1Ball(p["radius"], size=BOUND, weights=p["omega"])
+        penalty = simjax.Perspective(p["alpha"], 0.1)
+        found = functional.solve_rows(p["design"], p["targets"], penalty=penalty, constraint=constraint, tol=1e-12)
+        return jnp.sum(against[0] * found.weights) + jnp.sum(against[1] * found.dual)
+
+    point = {
+        "design": jnp.asarray(design),
+        "targets": jnp.asarray(targets),
+        "alpha": jnp.asarray(0.2),
+        "radius": jnp.asarray([0.3, 0.4, 50.0]),  # the last one does not bind
+        "omega": jnp.asarray(rng.uniform(0.5, 1.5, (rows, BOUND))),
+    }
+    assert_differences(value, point, tuple(point))
+    slope = jax.grad(value)(point)
+    assert np.all(np.asarray(slope["radius"] != 0.0) == [True, True, False])
+    assert np.all(np.asarray(slope["omega"])[2] == 0.0)
+
+
+def test_a_class_of_the_family_is_taken_and_solved_as_what_it_hands_on():
+    class Half(PiecewisePenalty):
+        """h(w) = α/2 |w|."""
+
+        def __init__(self, alpha):
+            super().__init__(np.asarray(0.5 * alpha), np.zeros(()), np.zeros(()))
+
+    design, targets = sparse_rows(WIDE)
+    own, named = (
+        functional.solve_rows(design, targets, penalty=penalty, constraint=simjax.L1Ball(0.8, size=BOUND), tol=1e-10)
+        for penalty in (Half(1.0), simjax.L1(0.5))
+    )
+    np.testing.assert_array_equal(own.weights, named.weights)
+
+
+@pytest.mark.slow
 def test_derivatives_under_exact_matching():
     point = parameters(WIDE, "inactive", 3)
     assert_differences(objective("elastic_net", WIDE, 3, "exact"), point, ("design", "targets", "alpha", "mu"))
@@ -296,7 +362,8 @@ def test_a_kink_has_the_derivative_of_the_side_that_was_found():
     def weights(alpha):
         return functional.solve_rows(design, targets, penalty=simjax.L1(alpha), tol=1e-10).weights[0]
 
-    np.testing.assert_allclose(jax.jacfwd(weights)(1.0), [-0.5, -0.5], atol=1e-9)
-    np.testing.assert_allclose(weights(2.0), [0.0, 2.0], atol=1e-9)
-    np.testing.assert_allclose(jax.jacfwd(weights)(3.0), [0.0, -0.5], atol=1e-9)
-    assert np.asarray(jax.jacfwd(weights)(2.0))[0] in (0.0, -0.5)
+    moving = jax.jit(lambda alpha: jax.jvp(weights, (alpha,), (1.0,)))
+    value, slope = map(np.stack, zip(*map(moving, (1.0, 2.0, 3.0))))
+    np.testing.assert_allclose(value, [[0.5, 2.5], [0.0, 2.0], [0.0, 1.5]], atol=1e-9)
+    np.testing.assert_allclose(slope[[0, 2]], [[-0.5, -0.5], [0.0, -0.5]], atol=1e-9)
+    assert min(abs(slope[1, 0]), abs(slope[1, 0] + 0.5)) <= 1e-9

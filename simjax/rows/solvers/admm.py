@@ -167,10 +167,8 @@ def _rebalanced(rows: CanonicalRows, state: AdmmState, prox: JointProx) -> AdmmS
     meaningful = primal > 1e-15  # not at the start, nor after a restart: w = z there
     ratio = xp.where(meaningful, xp.clip(xp.sqrt(primal / xp.maximum(dual, 1e-30)), 1.0 / most, most), 1.0)
     rho = xp.clip(state.rho * ratio, *_RHO_RANGE)
-    change = state.rho / rho
-    return AdmmState(
-        z + u * change, z, state.w, state.y, rho, prox.theta * change, state.age + xp.where(meaningful, 1.0, 0.0)
-    )
+    change, age = state.rho / rho, state.age + xp.asarray(meaningful, dtype=state.rho.dtype)
+    return AdmmState(z + u * change, z, state.w, state.y, rho, prox.theta * change, age)
 
 
 def point(state: AdmmState) -> tuple[Array, Array]:

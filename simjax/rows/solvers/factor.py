@@ -17,7 +17,7 @@ import numpy as np
 import scipy.linalg
 
 from simjax._typing import Array
-from simjax.rows.arrays import matmul, namespace, pytree, rounding_unit
+from simjax.rows.arrays import matmul, namespace, pytree, rounding_unit, tree_map
 from simjax.rows.container import memory_left
 from simjax.rows.sparse_design import SparseDesign
 
@@ -48,8 +48,7 @@ class Factorisation:
 
     def astype(self, dtype: Any) -> Factorisation:
         """The same in numbers of another type."""
-        basis, singular = self.basis.astype(dtype), self.singular_values.astype(dtype)
-        return dataclasses.replace(self, basis=basis, singular_values=singular)
+        return tree_map(lambda array: array.astype(dtype), self)
 
     def apply(self, weights: Array) -> Array:
         """S Vᵀw for each row, (R, r)."""
