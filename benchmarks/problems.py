@@ -2,6 +2,7 @@
 
     standard    Fashion-MNIST, the SIM paper's 784-64-32-16-10 network: 112 rows of (A B) in the ball, 10 of (C D) free
     digits      the same of a 64-32-16-10 network on scikit-learn's digits
+    stand-in    rows like the standard ones, from made-up images and an untrained network: no data set is needed
     synthetic   Gaussian designs of a given condition number, sparse truths, up to thousands of rows
     held-out    correlated columns of unequal scale, heavy-tailed truths and noise: no solver was tuned on it
     sparse      rows of few nonzeros over a Gaussian design, without a ball: what coordinate descent is made for
@@ -241,6 +242,32 @@ def digits(m: int = 1000, objective: str = "l1", *, kappa: float | None = KAPPA,
     return of_states(name, network_states("digits", m, cache=cache), objective, LOSS_WEIGHT, ALPHA, kappa)
 
 
+def stand_in(
+    m: int, objective: str = "l1", *, sizes: tuple[int, ...] = NETWORKS["fashion-mnist"], kappa: float | None = KAPPA
+) -> Problem:
+    """The rows of an untrained network of the standard one's sizes on images made of blobs, dark towards the edges.
+
+    Where no data set is at hand it stands in for `standard`: the same shapes, pixels of very different norms, many of
+    them zero, states that depend on one another. Its times are not those of `standard`.
+
+    Args:
+      m: any number of images.
+      objective: a name in `OBJECTIVES`.
+      sizes: of the network; the images are square, and `sizes[0]` their pixels.
+      kappa: κ, or None for no ball.
+    """
+    side = round(sizes[0] ** 0.5)
+    rng = np.random.default_rng((m, *sizes))
+    places, widths = rng.uniform(0.2, 0.8, (64, 2)), rng.uniform(0.05, 0.15, (64, 1))
+    grid = (np.arange(side) + 0.5) / side
+    down, across = (np.exp(-(((grid - places[:, k, None]) / widths) ** 2)) for k in range(2))
+    blobs = (down[:, :, None] * across[:, None, :]).reshape(64, side**2)
+    images = np.clip(rng.gamma(0.15, 1.0, (m, 64)) @ blobs, 0.0, 1.0)
+    states = simjax.collect_states(MLP(sizes), np.rint(255.0 * images) / 255.0)
+    name = f"stand-in-m{m}-{'-'.join(map(str, sizes))}-{objective}{_ball_suffix(kappa)}"
+    return of_states(name, states, objective, LOSS_WEIGHT, ALPHA, kappa)
+
+
 # --- Made up -----------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +378,9 @@ def _named() -> dict[str, Callable[[], Problem]]:
                 standard, m, objective, 0.01, 0.01
             )
         makers[f"standard-m{m}-l1-free"] = functools.partial(standard, m, kappa=None)
+        for objective in OBJECTIVES:
+            name = f"stand-in-m{m}-784-64-32-16-10-{objective}"
+            makers[name] = functools.partial(stand_in, m, objective)
     for objective in OBJECTIVES:
         makers[f"digits-m1000-{objective}"] = functools.partial(digits, 1000, objective)
     for shape, condition, sparsity in (

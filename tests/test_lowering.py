@@ -78,6 +78,11 @@ ENGINE = {
         {},
         {"advance", "judged_points"},
     ),
+    "box": (
+        lambda: small(penalty=simjax.L1(0.3), constraint=simjax.Box(-0.2, 0.5)),
+        {},
+        {"advance", "judged_points"},
+    ),
     "groups": (
         # So many that they fill the grid of sizes: without columns NumPy knows no group.
         lambda: small(penalty=simjax.GroupL1(0.3, np.arange(32) // 2), d=32),
@@ -110,6 +115,7 @@ def test_programs_of_the_engine_on_a_mesh():
 FUNCTIONAL = {
     "ball": {"penalty": simjax.L1, "constraint": simjax.L1Ball(0.8, size=BOUND)},
     "metzler": {"penalty": simjax.Perspective, "constraint": simjax.MetzlerRow(0.8, np.arange(ROWS), size=BOUND)},
+    "box": {"penalty": simjax.L1, "constraint": simjax.Box(-0.2, 0.5, ball=simjax.L1Ball(0.8, size=BOUND))},
     "groups": {"penalty": lambda alpha: simjax.GroupL1(alpha, np.arange(WIDTH) // 4)},
     "exact": {"penalty": lambda alpha: simjax.ElasticNet(alpha, 0.1), "matching": "exact"},
 }
