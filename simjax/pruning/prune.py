@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -82,6 +83,8 @@ def prune(
     choice("propagate", propagate, PROPAGATIONS)
     choice("allocation", allocation, ALLOCATIONS)
     positive_scalar("tol", tol)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable or None, got {type(progress).__name__}.")
     if allocation == "global" and pattern != "unstructured":
         raise ValueError(f"pattern must be 'unstructured' for allocation 'global', got {pattern!r}.")
     again = propagate == "pruned" or allocation == "global"
@@ -118,6 +121,8 @@ def prune(
             at_work.write(name, *_joined(parts))
             if progress is not None:
                 progress(PruneProgress(name, len(done), len(chosen), done[name].relative_error))
+    # A network that rescales its kernels when it runs would not multiply by those that were written.
+    at_work.run(batches.first, chosen, lambda name, received: None)
     return PrunedNetwork(
         network=at_work.finished(),
         layers=done,
@@ -158,6 +163,7 @@ class Batches:
         self.first = next(iter(inputs), None)
         if self.first is None:
             raise ValueError("inputs must have at least one batch, got none.")
+        _check_batch(self.first)
 
     def __iter__(self) -> Iterator[Any]:
         self.samples = 0
@@ -165,8 +171,15 @@ class Batches:
         if self._array is not None:
             parts = (self._array[k : k + _BATCH] for k in range(0, self._array.shape[0], _BATCH))
         for part in parts:
+            _check_batch(part)
             self.samples += part.shape[0]
             yield part
+
+
+def _check_batch(batch: Any) -> None:
+    """Raises TypeError for what is no array, such as a pair of inputs and labels."""
+    if not (hasattr(batch, "shape") and hasattr(batch, "dtype") and len(batch.shape) > 0):
+        raise TypeError(f"inputs must be batches that are arrays (samples, …), got a {type(batch).__name__}.")
 
 
 def _read(network: Any, variables: Any, batch: Any) -> Network:
@@ -208,19 +221,19 @@ def _stages(network: Network, chosen: Sequence[str], batch: Any) -> list[list[st
     Raises:
       ValueError: for one that was not called.
     """
-    first: dict[str, np.ndarray] = {}
+    first: dict[str, bytes] = {}
 
     def sink(name: str, received: np.ndarray) -> None:
-        if name in chosen:
-            first.setdefault(name, received)
+        if name not in first:  # a digest, since patches of all layers together may be large
+            first[name] = hashlib.blake2b(np.ascontiguousarray(received)).digest()
 
-    network.run(batch, sink)
+    network.run(batch, chosen, sink)
     idle = [name for name in chosen if name not in first]
     if idle:
         raise ValueError(f"layers {idle} are not called when the network runs: leave them out by layers=.")
     stages: list[list[str]] = []
     for name, received in first.items():
-        if stages and np.array_equal(first[stages[-1][-1]], received):
+        if stages and first[stages[-1][-1]] == received:
             stages[-1].append(name)
         else:
             stages.append([name])
@@ -246,14 +259,14 @@ def _seen(
 
     def run(network: Network, batch: Any) -> dict[str, list[np.ndarray]]:
         received: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        network.run(batch, lambda name, rows: received[name].append(rows) if name in received else None)
+        network.run(batch, names, lambda name, rows: received[name].append(rows))
         return received
 
     for batch in batches:
         original = run(trained, batch)
         present = original if at_work is None else run(at_work, batch)
         for name in names:
-            for given, now in zip(original[name], present[name]):
+            for given, now in zip(original[name], present[name], strict=True):
                 for group, statistics in enumerate(found[name]):
                     targets = None if at_work is None else _given(maps[name], group, given[group])
                     with _named(name):

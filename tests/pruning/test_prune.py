@@ -74,9 +74,9 @@ def test_without_zeros_a_network_is_what_it_was_and_the_one_passed_in_always():
 
 @pytest.mark.parametrize("name", ["conv", "grouped"])
 def test_a_convolution_is_a_linear_map_of_its_patches(name):
-    network = NnxNetwork(Everything(nnx.Rngs(1)))
+    network = NnxNetwork(Everything(nnx.Rngs(1)), samples(5, 6, 4, 2))
     seen = {}
-    network.run(samples(5, 6, 4, 2), lambda layer, rows: seen.setdefault(layer, rows))
+    network.run(samples(5, 6, 4, 2), [name], lambda layer, rows: seen.setdefault(layer, rows))
     linear = network.maps[name]
     groups = zip(seen[name], linear.weight, linear.bias)
     outputs = np.concatenate([rows @ weight.T + bias for rows, weight, bias in groups], axis=1)

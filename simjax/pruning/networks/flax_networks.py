@@ -23,7 +23,7 @@ def read_flax(network: Any, variables: Any, batch: Any) -> Network:
     if isinstance(network, nnx.Module):
         if variables is not None:
             raise ValueError("variables is for Flax Linen modules; an NNX module carries its own.")
-        return NnxNetwork(network)
+        return NnxNetwork(network, batch)
     if not isinstance(network, linen.Module):
         kind = type(network).__name__
         raise TypeError(f"network must be a Flax NNX or Linen module or a PyTorch module, got {kind}.")

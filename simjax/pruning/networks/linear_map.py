@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import jax
@@ -39,8 +39,8 @@ class Network(Protocol):
     maps: dict[str, LinearMap]  # what is read, by name
     others: list[str]  # "name (kind)" of other parts that have parameters of their own
 
-    def run(self, batch: Any, sink: Sink) -> None:
-        """Run a batch; the sink is told of every call of every linear map, in their order."""
+    def run(self, batch: Any, names: Collection[str], sink: Sink) -> None:
+        """Run a batch; the sink is told of every call of the linear maps of these names, in their order."""
 
     def write(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
         """Replace the weights (groups, out, in) and the bias (groups, out) of a linear map, in its own type."""
@@ -71,17 +71,18 @@ def patches(
         images.shape, (1, 1, *window) if dimension_numbers is None else _kernel_shape(window, dimension_numbers),
         dimension_numbers,
     )  # fmt: skip
-    # The features of a patch are its channels, and for each of them the window.
-    seen = jax.lax.conv_general_dilated_patches(
-        images,
-        window,
-        strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=numbers,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    with jax.transfer_guard("allow"):  # its own constants
+        # The features of a patch are its channels, and for each of them the window.
+        seen = jax.lax.conv_general_dilated_patches(
+            images,
+            window,
+            strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=numbers,
+            precision=jax.lax.Precision.HIGHEST,
+        )
     features = np.moveaxis(np.asarray(seen), numbers.out_spec[1], -1)
     rows = features.reshape(-1, groups, features.shape[-1] // groups)
     return np.moveaxis(rows, 1, 0)

@@ -2,92 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict, freeze, meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simjax.pruning.networks import flax_products as products
 from simjax.pruning.networks.linear_map import LinearMap, Sink
 from simjax.states.flax_layers import evaluation_flags
 
+_PRODUCT, _CONVOLUTION = jax.lax.dot_general, jax.lax.conv_general_dilated
+_READ = (linen.Dense, linen.DenseGeneral, linen.Conv)
+
 
 class LinenNetwork:
     """Implements `Network` for a Flax Linen module: Dense, DenseGeneral (of attention too) and Conv are read.
 
-    Which modules there are shows when it runs: it is run once, on `batch`.
+    It is run once, on `batch`, which shows which modules there are, and which multiply by their kernels alone.
     """
 
     def __init__(self, network: linen.Module, variables: Any, batch: Any) -> None:
         self._network, self._variables = network, variables
         self._params = flatten_dict(variables["params"])
+        self._records = products.Records()
+        self._paths: dict[str, tuple[str, ...]] = {}
         self._convolutions: set[str] = set()
         self.maps: dict[str, LinearMap] = {}
-        self.run(batch, lambda name, received: None)
-        owners = dict.fromkeys(".".join(path[:-1]) for path in self._params)
-        self.others = [f"{name or 'the network itself'}" for name in owners if name not in self.maps]
+        found: dict[str, LinearMap] = {}
 
-    def run(self, batch: Any, sink: Sink) -> None:
-        def record(layer: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-            module = context.module
-            if context.method_name != "__call__" or not isinstance(
-                module, linen.Dense | linen.DenseGeneral | linen.Conv
-            ):
-                return layer(*args, **kwargs)
-            name = ".".join(module.path)
-            field = "conv_general_dilated" if isinstance(module, linen.Conv) else "dot_general"
-            if not self._read(name, module):
-                return layer(*args, **kwargs)
-            old = getattr(module, field)
+        def put_down(name: str, module: Any) -> None:
+            kernel, bias = self._param(module.path, "kernel"), self._param(module.path, "bias")
+            self._paths[name] = module.path
+            self._records.kernels[name] = np.asarray(kernel)
             if isinstance(module, linen.Conv):
-                new = products.recorded_convolution(old or jax.lax.conv_general_dilated, lambda x: sink(name, x))
+                self._convolutions.add(name)
+                found[name] = products.matrix_of_convolution(np.asarray(kernel), module.feature_group_count, bias)
             else:
-                new = products.recorded_product(old or jax.lax.dot_general, lambda x: sink(name, x))
-            object.__setattr__(module, field, new)  # of this bound copy of the module
+                axis = getattr(module, "axis", -1)
+                axes = 1 if isinstance(axis, int) else len(axis)
+                found[name] = products.matrix_of_product(np.asarray(kernel), axes, bias)
+
+        self._run(batch, self._paths, None, put_down)
+        refused = self._records.refused
+        self.maps = {name: linear for name, linear in found.items() if name not in refused}
+        owners = dict.fromkeys(".".join(path[:-1]) for path in self._params)
+        self.others = [
+            (name or "the network itself") + (f" ({refused[name]})" if name in refused else "")
+            for name in owners
+            if name not in self.maps
+        ]
+
+    def run(self, batch: Any, names: Collection[str], sink: Sink) -> None:
+        self._run(batch, names, sink, lambda name, module: None)
+
+    def _run(self, batch: Any, names: Collection[str], sink: Sink | None, called: Callable[[str, Any], None]) -> None:
+        """Run a batch; `called` is told of each module of a kind that is read, before its call."""
+
+        def record(layer: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+            module, given = context.module, functools.partial(layer, *args, **kwargs)
+            if context.method_name != "__call__" or not isinstance(module, _READ):
+                return given()
+            if (*module.path, "kernel") not in self._params or getattr(module, "mask", None) is not None:
+                return given()
+            name = ".".join(module.path)
+            called(name, module)
+            tell = functools.partial(self._records.tell, name)
+            if isinstance(module, linen.Conv):
+                field, wrap, standard = "conv_general_dilated", products.recorded_convolution, _CONVOLUTION
+            else:
+                field, wrap, standard = "dot_general", products.recorded_product, _PRODUCT
+            old = {key: getattr(module, key) for key in (field, f"{field}_cls")}
+            new = {field: wrap(products.product_of(module, field, standard), tell), f"{field}_cls": None}
+            for key, value in new.items():
+                object.__setattr__(module, key, value)  # of this bound copy of the module
             try:
-                return layer(*args, **kwargs)
+                return given()
             finally:
-                object.__setattr__(module, field, old)
+                for key, value in old.items():
+                    object.__setattr__(module, key, value)
 
         flags: Any = evaluation_flags(self._network.__call__)
-        # Records need values, also inside a jitted call; accelerators multiply float32 coarsely by default.
-        with linen.intercept_methods(record), jax.disable_jit(), jax.default_matmul_precision("highest"):
+        with linen.intercept_methods(record), self._records.of(names, sink):
             self._network.apply(self._now(), jnp.asarray(batch), **flags)
 
-    def _read(self, name: str, module: Any) -> bool:
-        """Whether the module is one that is read; it is put down at its first call."""
-        if name in self.maps:
-            return True
-        batched: Any = getattr(module, "batch_dims", None)
-        if getattr(module, "mask", None) is not None or batched:
-            return False
-        path = tuple(name.split("."))
-        kernel, bias = self._params[(*path, "kernel")], self._params.get((*path, "bias"))
-        if isinstance(module, linen.Conv):
-            self._convolutions.add(name)
-            self.maps[name] = products.matrix_of_convolution(np.asarray(kernel), module.feature_group_count, bias)
-        else:
-            axis = getattr(module, "axis", -1)
-            self.maps[name] = products.matrix_of_product(
-                np.asarray(kernel), 1 if isinstance(axis, int) else len(axis), bias
-            )
-        return True
+    def _param(self, path: tuple[str, ...], key: str) -> Any:
+        return meta.unbox(self._params.get((*path, key)))
 
     def write(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
-        path = tuple(name.split("."))
+        path = self._paths[name]
         make = products.kernel_of_convolution if name in self._convolutions else products.kernel_of_product
-        old = self._params[(*path, "kernel")]
-        self._params[(*path, "kernel")] = jnp.asarray(make(weight, old.shape), old.dtype)
+        kernel = self._param(path, "kernel")
+        self._replace((*path, "kernel"), make(weight, kernel.shape))
+        self._records.kernels[name] = np.asarray(self._param(path, "kernel"))
         if bias is not None:
-            old = self._params[(*path, "bias")]
-            self._params[(*path, "bias")] = jnp.asarray(bias.reshape(old.shape), old.dtype)
+            self._replace((*path, "bias"), bias)
+
+    def _replace(self, key: tuple[str, ...], values: np.ndarray) -> None:
+        old = self._params[key]
+        self._params[key] = meta.replace_boxed(old, products.like(values, meta.unbox(old)))
 
     def _now(self) -> Any:
-        return {**self._variables, "params": unflatten_dict(self._params)}
+        params = unflatten_dict(self._params)
+        if isinstance(self._variables["params"], FrozenDict):
+            params = freeze(params)
+        now = {**self._variables, "params": params}
+        return freeze(now) if isinstance(self._variables, FrozenDict) else now
 
     def finished(self) -> Any:
         """The variables: a Linen module has no weights of its own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -13,63 +15,86 @@ from simjax.pruning.networks import flax_products as products
 from simjax.pruning.networks.linear_map import LinearMap, Sink
 from simjax.states.flax_layers import evaluation_flags
 
-_PRODUCTS = (nnx.Linear, nnx.LinearGeneral)
+_READ = (nnx.Linear, nnx.LinearGeneral, nnx.Conv)
 
 
 class NnxNetwork:
-    """Implements `Network` for a Flax NNX module: Linear, LinearGeneral (of attention too) and Conv are read."""
+    """Implements `Network` for a Flax NNX module: Linear, LinearGeneral (of attention too) and Conv are read.
 
-    def __init__(self, network: nnx.Module) -> None:
-        self._graph, state = nnx.split(network)
-        self._module = nnx.merge(self._graph, jax.tree.map(lambda leaf: leaf, state))
-        self._running = nnx.merge(self._graph, jax.tree.map(lambda leaf: leaf, state))
+    It is run once, on `batch`, which shows which of them multiply by their kernels alone.
+    """
+
+    def __init__(self, network: nnx.Module, batch: Any) -> None:
+        graph, state = nnx.split(network)
+        self._module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
+        self._running = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
         self._running.eval()
-        self._sink: Sink | None = None
-        self._parts: dict[str, Any] = {}
-        self.maps: dict[str, LinearMap] = {}
+        self._records = products.Records()
         shared = _shared(self._running)
-        for path, part in nnx.iter_modules(self._running):
-            name = ".".join(map(str, path))
-            if name in shared:
+        read = {}
+        for name, part in _named(self._running):
+            kind = next((kind for kind in _READ if isinstance(part, kind)), None)
+            stacked = kind is None or part.kernel[...].ndim != _axes(part)  # by nnx.vmap or nnx.scan
+            if stacked or name in shared or getattr(part, "mask", None) is not None:
                 continue
-            if isinstance(part, _PRODUCTS) and not getattr(part, "batch_axis", None):
-                part.dot_general = products.recorded_product(part.dot_general or jax.lax.dot_general, self._tell(name))
-                self.maps[name] = products.matrix_of_product(np.asarray(part.kernel[...]), _inputs(part), _bias(part))
-            elif isinstance(part, nnx.Conv) and part.mask is None:
-                part.conv_general_dilated = products.recorded_convolution(part.conv_general_dilated, self._tell(name))
-                kernel = np.asarray(part.kernel[...])
-                self.maps[name] = products.matrix_of_convolution(kernel, part.feature_group_count, _bias(part))
-        self.others = _others(self._running, self.maps)
-        names = {".".join(map(str, path)): part for path, part in nnx.iter_modules(self._module)}
-        running = {".".join(map(str, path)): part for path, part in nnx.iter_modules(self._running)}
-        self._parts = {name: (names[name], running[name]) for name in self.maps}
+            read[name] = part
+            self._records.kernels[name] = np.asarray(part.kernel[...])
+            tell = functools.partial(self._records.tell, name)
+            if isinstance(part, nnx.Conv):
+                product = products.product_of(part, "conv_general_dilated", jax.lax.conv_general_dilated)
+                part.conv_general_dilated = products.recorded_convolution(product, tell)
+            else:
+                product = products.product_of(part, "dot_general", jax.lax.dot_general)
+                part.dot_general = products.recorded_product(product, tell)
+                if isinstance(part, nnx.LinearGeneral):
+                    part.dot_general_cls = None
+        self._run(batch, list(read), None)
+        refused = self._records.refused
+        self.maps: dict[str, LinearMap] = {name: _map(part) for name, part in read.items() if name not in refused}
+        self.others = [
+            f"{name} ({type(part).__name__}{', ' if name in refused else ''}{refused.get(name, '')})"
+            for name, part in _named(self._running)
+            if name not in self.maps and _parameters(part)
+        ]
+        own, running = dict(_named(self._module)), dict(_named(self._running))
+        self._parts = {name: (own[name], running[name]) for name in self.maps}
 
-    def _tell(self, name: str) -> Any:
-        def tell(received: np.ndarray) -> None:
-            if self._sink is not None:
-                self._sink(name, received)
+    def run(self, batch: Any, names: Collection[str], sink: Sink) -> None:
+        self._run(batch, names, sink)
 
-        return tell
-
-    def run(self, batch: Any, sink: Sink) -> None:
-        self._sink = sink
-        try:
-            # Records need values, also inside a jitted call; accelerators multiply float32 coarsely by default.
-            with jax.disable_jit(), jax.default_matmul_precision("highest"):
-                self._running(jnp.asarray(batch), **evaluation_flags(self._running.__call__))
-        finally:
-            self._sink = None
+    def _run(self, batch: Any, names: Collection[str], sink: Sink | None) -> None:
+        with self._records.of(names, sink):
+            self._running(jnp.asarray(batch), **evaluation_flags(self._running.__call__))
 
     def write(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
         for part in self._parts[name]:
             old = part.kernel[...]
             make = products.kernel_of_convolution if isinstance(part, nnx.Conv) else products.kernel_of_product
-            part.kernel[...] = jnp.asarray(make(weight, old.shape), old.dtype)
+            part.kernel[...] = products.like(make(weight, old.shape), old)
+            self._records.kernels[name] = np.asarray(part.kernel[...])
             if bias is not None:
-                part.bias[...] = jnp.asarray(bias.reshape(part.bias[...].shape), part.bias[...].dtype)
+                part.bias[...] = products.like(bias, part.bias[...])
 
     def finished(self) -> nnx.Module:
         return self._module
+
+
+def _named(network: nnx.Module) -> Iterator[tuple[str, Any]]:
+    return ((".".join(map(str, path)), part) for path, part in nnx.iter_modules(network))
+
+
+def _axes(part: Any) -> int:
+    """How many axes the kernel of a layer has."""
+    if isinstance(part, nnx.LinearGeneral):
+        return len(part.in_features) + len(part.out_features)
+    return len(part.kernel_size) + 2 if isinstance(part, nnx.Conv) else 2
+
+
+def _map(part: Any) -> LinearMap:
+    kernel, bias = np.asarray(part.kernel[...]), None if part.bias is None else np.asarray(part.bias[...])
+    if isinstance(part, nnx.Conv):
+        return products.matrix_of_convolution(kernel, part.feature_group_count, bias)
+    return products.matrix_of_product(kernel, len(part.axis) if isinstance(part, nnx.LinearGeneral) else 1, bias)
 
 
 def _parameters(part: nnx.Module) -> list[nnx.Param]:
@@ -80,21 +105,7 @@ def _parameters(part: nnx.Module) -> list[nnx.Param]:
 def _shared(network: nnx.Module) -> set[str]:
     """Names of modules that share a parameter with another one: what one gets, the other gets too."""
     owners: dict[int, list[str]] = {}
-    for path, part in nnx.iter_modules(network):
+    for name, part in _named(network):
         for parameter in _parameters(part):
-            owners.setdefault(id(parameter), []).append(".".join(map(str, path)))
+            owners.setdefault(id(parameter), []).append(name)
     return {name for names in owners.values() if len(names) > 1 for name in names}
-
-
-def _others(network: nnx.Module, maps: dict[str, LinearMap]) -> list[str]:
-    named = ((".".join(map(str, path)), part) for path, part in nnx.iter_modules(network))
-    return [f"{name} ({type(part).__name__})" for name, part in named if name not in maps and _parameters(part)]
-
-
-def _inputs(part: Any) -> int:
-    """How many axes of the kernel are contracted."""
-    return len(part.axis) if isinstance(part, nnx.LinearGeneral) and not isinstance(part.axis, int) else 1
-
-
-def _bias(part: Any) -> np.ndarray | None:
-    return None if part.bias is None else np.asarray(part.bias[...])

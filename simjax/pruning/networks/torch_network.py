@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -26,23 +27,21 @@ class TorchNetwork:
         self._modes = {name: part.training for name, part in self._module.named_modules()}
         self._module.eval()
         self._sink: Sink | None = None
+        self._names: Collection[str] = ()
         self._parts: dict[str, Any] = {}
         self.maps: dict[str, LinearMap] = {}
         self._handles = []
         shared = self._shared()
         for name, part in self._module.named_modules():
             convolution = isinstance(part, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d)
-            if not isinstance(part, torch.nn.Linear) and not (convolution and part.padding_mode == "zeros"):
-                continue
-            # Attention reads this one's weight past its call.
-            if name in shared or type(part).__name__ == "NonDynamicallyQuantizableLinear":
+            if not _plain(part) or (convolution and part.padding_mode != "zeros") or name in shared:
                 continue
             self._parts[name] = part
             groups = part.groups if convolution else 1
             weight = _array(part.weight)
             bias = None if part.bias is None else _array(part.bias).reshape(groups, -1)
             self.maps[name] = LinearMap(weight.reshape(groups, weight.shape[0] // groups, -1), bias)
-            self._handles.append(part.register_forward_pre_hook(self._tell(name, convolution)))
+            self._handles.append(part.register_forward_pre_hook(self._tell(name, convolution), with_kwargs=True))
         self.others = [
             f"{name or 'the network itself'} ({type(part).__name__})"
             for name, part in self._module.named_modules()
@@ -58,9 +57,9 @@ class TorchNetwork:
         return {name for names in owners.values() if len(names) > 1 for name in names}
 
     def _tell(self, name: str, convolution: bool) -> Any:
-        def tell(part: Any, received: tuple) -> None:
-            if self._sink is not None:
-                given = _array(received[0])
+        def tell(part: Any, received: tuple, named: dict[str, Any]) -> None:
+            if self._sink is not None and name in self._names:
+                given = _array(received[0] if received else named["input"])
                 self._sink(name, self._patches(part, given) if convolution else given.reshape(1, -1, given.shape[-1]))
 
         return tell
@@ -87,24 +86,27 @@ class TorchNetwork:
                 rhs_dilation=tuple(part.dilation),
             )
 
-    def run(self, batch: Any, sink: Sink) -> None:
-        torch, self._sink = self._torch, sink
-        parameter = next(self._module.parameters())
-        given = torch.as_tensor(batch)
+    def run(self, batch: Any, names: Collection[str], sink: Sink) -> None:
+        torch, parameter = self._torch, next(self._module.parameters())
+        if not isinstance(batch, torch.Tensor):
+            batch = np.require(batch, requirements="W")  # PyTorch warns of what it could not write to
+        given = torch.as_tensor(batch, device=parameter.device)
         if given.is_floating_point():
             given = given.to(parameter.dtype)
+        self._names, self._sink = names, sink
         try:
             with torch.no_grad():
-                self._module(given.to(parameter.device))
+                self._module(given)
         finally:
             self._sink = None
 
     def write(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
         torch, part = self._torch, self._parts[name]
         with torch.no_grad():
-            part.weight.copy_(torch.as_tensor(weight.reshape(tuple(part.weight.shape))))
-            if bias is not None:
-                part.bias.copy_(torch.as_tensor(bias.reshape(-1)))
+            for parameter, values in ((part.weight, weight), (part.bias, bias)):
+                if values is not None:
+                    shaped = values.reshape(tuple(parameter.shape))
+                    parameter.copy_(torch.as_tensor(shaped, device=parameter.device))
 
     def finished(self) -> Any:
         for handle in self._handles:
@@ -112,6 +114,21 @@ class TorchNetwork:
         for name, part in self._module.named_modules():
             part.training = self._modes[name]
         return self._module
+
+
+def _plain(part: Any) -> bool:
+    """Whether a module is a linear layer or a convolution, runs as such, and has a weight that can be replaced.
+
+    One with a `forward` of its own may multiply by anything; a weight that is computed, by a parametrisation, a norm or
+    a mask, would be computed again. The projection at the end of attention is read past its call.
+    """
+    torch = sys.modules["torch"]
+    kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    kind = next((kind for kind in kinds if isinstance(part, kind)), None)
+    if kind is None or type(part).__name__ == "NonDynamicallyQuantizableLinear":
+        return False
+    own = type(part).forward is not kind.forward or "forward" in vars(part)
+    return not own and all(getattr(part, key) is part._parameters.get(key) for key in ("weight", "bias"))
 
 
 def _array(tensor: Any) -> np.ndarray:
