@@ -73,6 +73,7 @@ class LinenNetwork:
             name = ".".join(module.path)
             called(name, module)
             tell = functools.partial(self._records.tell, name)
+            standard: Callable
             if isinstance(module, linen.Conv):
                 field, wrap, standard = "conv_general_dilated", products.recorded_convolution, _CONVOLUTION
             else:
