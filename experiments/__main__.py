@@ -29,6 +29,7 @@ NAMES: tuple[str, ...] = (
     "pareto",
     "against-implicit",
     "networks",
+    "prune-fashion",
 )
 BEGIN, END = "<!-- generated:begin -->", "<!-- generated:end -->"
 
