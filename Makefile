@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | docs | package | clean. Each target installs what it needs into $(VENV), once, and no more.
+# make demo | test | test-all | gpu-quick | lint | docs | package | clean. Each target installs what it needs into $(VENV), once, and no more.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, in an environment of its own
 #   make demo DEMO="--dataset fashion-mnist"        another demo; see `simjax demo --help`
@@ -18,7 +18,7 @@ RUN_TESTS = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(CHEAP_COMPILATION)" $(BIN)/pytho
 CANDIDATES := python3.12 python3.11 python3.13 python3 python
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test test-all lint format docs package clean
+.PHONY: demo test test-all gpu-quick lint format docs package clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-all
@@ -32,6 +32,10 @@ test: $(VENV)/.installed-test
 # And what takes long: more of the comparisons with the oracles, of the rows at the edge of float64, of training.
 test-all: $(VENV)/.installed-test
 	$(RUN_TESTS) $(PYTEST)
+
+# The command that measures GPUs, at small sizes on whatever is here.
+gpu-quick: $(VENV)/.installed-test
+	XLA_FLAGS="$(CHEAP_COMPILATION)" $(BIN)/python -m benchmarks.gpu --quick $(if $(OUTPUT),--output $(OUTPUT))
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
