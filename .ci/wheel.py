@@ -46,6 +46,7 @@ def missing_extras() -> None:
         "cli": ("typer", command),
         "plot": ("matplotlib", lambda: simjax.plotting.plot_path),
         "datasets": ("sklearn", lambda: datasets.load("digits")),
+        "sklearn": ("sklearn", lambda: simjax.sklearn),
         "oracles": ("clarabel", oracle),
         "torch": ("torch", simjax.ImplicitModel([[0.0]], [[1.0]], [[1.0]], [[0.0]]).to_torch),
     }
