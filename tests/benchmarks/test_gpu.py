@@ -93,6 +93,6 @@ def test_a_solve_is_measured_and_certified_apart_from_the_device():
         found = record[precision]
         assert found["rows_certified"] == found["rows_solved"] == 6
         assert float(found["worst_relative_gap"]) <= 1e-6
-        assert 0.0 < found["compile_seconds"] < found["first_seconds"]
+        assert 0.0 <= found["compile_seconds"] < found["first_seconds"]  # nothing where compiled programs are kept
     assert record["pass_float64"]["share_of_products"] > 0.0
     assert jax.devices()[0].platform != "cpu" or "mebibytes_limit" not in record["memory"]
