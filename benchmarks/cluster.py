@@ -100,7 +100,7 @@ def measure(rows: RowProblem, repeats: int) -> list[Record]:
         solves: dict[str, Callable[[], Solution]] = {ONE: partial(solve_problem, rows)}
         starts, before = {ONE: 0.0}, {}
         pools: dict[str, Executor] = {}
-        few = rows.take(np.arange(TASK_ROWS * workers))
+        few = rows.take(np.arange(min(TASK_ROWS * workers, rows.count)))
         for name, way in WAYS.items():
             began = time.perf_counter()
             pool = pools[name] = stack.enter_context(way(workers))
