@@ -33,6 +33,10 @@ def ray(address: str | None = None, *, num_cpus: int = 1, num_gpus: float = 0.0,
     Raises:
       ModuleNotFoundError: without the extra `ray`.
       TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Examples:
+      >>> import simjax
+      >>> pool = simjax.cluster.ray(num_cpus=2)  # Ray begins with the first rows: solve_rows(…, executor=pool)
     """
     _package()
     if address is not None and not isinstance(address, str):
@@ -43,7 +47,12 @@ def ray(address: str | None = None, *, num_cpus: int = 1, num_gpus: float = 0.0,
 
 
 class RayExecutor(SharingExecutor):
-    """`concurrent.futures.Executor` over Ray's tasks; the arguments are those of `ray`."""
+    """`concurrent.futures.Executor` over Ray's tasks; the arguments are those of `ray`.
+
+    Examples:
+      >>> from simjax.cluster import Pool, RayExecutor
+      >>> pool = Pool(lambda: RayExecutor("auto", num_cpus=1, num_gpus=0.0, retries=3))  # what `ray` does
+    """
 
     def __init__(self, address: str | None, num_cpus: int, num_gpus: float, retries: int) -> None:
         self._ray = _package()

@@ -7,12 +7,28 @@ and nothing is shown or saved. Save one with `figure.savefig(path)`, which needs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from simjax._checks import float_array
 from simjax._extras import needs
+from simjax._pictures import (
+    BLOCK_COLOURS,
+    BLUE,
+    DPI,
+    GREY,
+    RING,
+    SMALL,
+    SMALLEST_GAP,
+    TEXT,
+    TITLE,
+    VERMILION,
+    label_axes,
+    legend_above,
+    power,
+    widened,
+)
 
 with needs("plot", "matplotlib", "simjax.plotting"):
     from matplotlib.axes import Axes
@@ -28,26 +44,14 @@ if TYPE_CHECKING:
     from simjax.rows.solution import Solution
     from simjax.sim.path import Path
 
-# After Okabe and Ito: told apart by all common kinds of colour vision.
-_BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#A0488A"
-_BLOCK_COLOURS = {"A": _VERMILION, "B": _BLUE, "C": _PURPLE, "D": _GREEN}
-_GREY = "#666666"
-
-_TITLE, _TEXT, _SMALL = 9.5, 8.5, 7.5  # points
-_DPI = 200
-_RING: dict[str, Any] = {
-    "linestyle": "none",
-    "marker": "o",
-    "markersize": 10,
-    "markerfacecolor": "none",
-    "markeredgecolor": _VERMILION,
-    "markeredgewidth": 1.6,
-}
-_SMALLEST_GAP = 1e-16  # gaps below, 0 among them, are drawn here: float64 tells no smaller ones apart
-
 
 class TradeOffPoint(Protocol):
-    """One model of a path: what `plot_trade_off` reads of it."""
+    """One model of a path: what `plot_trade_off` reads of it.
+
+    Examples:
+      >>> from types import SimpleNamespace
+      >>> point = SimpleNamespace(alpha=1e-3, sparsity=0.5, accuracy=0.9)  # any object with these three will do
+    """
 
     @property
     def alpha(self) -> float:
@@ -79,6 +83,12 @@ def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel, passes:
 
     Raises:
       ValueError: the two differ in n, p or q.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> network = simjax.ImplicitModel.from_layers([np.ones((4, 3)), np.ones((2, 4))])
+      >>> sparse = simjax.ImplicitModel(network.A, network.B * [1.0, 0.0, 0.0], network.C, network.D)
+      >>> figure = simjax.plotting.plot_sparsity_pattern(sparse, network)  # figure.savefig(…)
     """
     if (model.n, model.p, model.q) != (baseline.n, baseline.p, baseline.q):
         raise ValueError(
@@ -94,7 +104,7 @@ def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel, passes:
     side_by_side = shape > 1 / 3
     figure = Figure(
         figsize=(7.2, 3.3 * min(shape, 1.5) + 0.95) if side_by_side else (7.2, 2 * max(6.7 * shape, 1.3) + 1.7),
-        dpi=_DPI,
+        dpi=DPI,
         layout="constrained",
     )
     axes = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
@@ -102,7 +112,7 @@ def plot_sparsity_pattern(model: ImplicitModel, baseline: ImplicitModel, passes:
         _draw_pattern(ax, shown, title)
     if passes is not None:
         words = f"Links back within A have their price: an output is a fixed point, {passes} passes through A here."
-        figure.supxlabel(words, x=0.01, ha="left", fontsize=_SMALL, color=_GREY)
+        figure.supxlabel(words, x=0.01, ha="left", fontsize=SMALL, color=GREY)
     return figure
 
 
@@ -115,16 +125,16 @@ def _draw_pattern(ax: Axes, model: ImplicitModel, title: str) -> None:
         block = getattr(model, name)
         # A view: writing to it writes to the image.
         view = image[top : top + block.shape[0], left : left + block.shape[1]]
-        view[block != 0] = to_rgb(_BLOCK_COLOURS[name])
+        view[block != 0] = to_rgb(BLOCK_COLOURS[name])
     ax.imshow(image, aspect="auto", interpolation="auto", extent=(0, n + p, n + q, 0))
-    ax.axvline(n, color=_GREY, linewidth=0.7)
-    ax.axhline(n, color=_GREY, linewidth=0.7)
+    ax.axvline(n, color=GREY, linewidth=0.7)
+    ax.axhline(n, color=GREY, linewidth=0.7)
     for spine in ax.spines.values():
-        spine.set(color=_GREY, linewidth=0.7)
+        spine.set(color=GREY, linewidth=0.7)
     ax.set_xticks([])
-    ax.set_yticks([n / 2, n + q / 2], ["x", "ŷ"], fontsize=_TEXT, fontstyle="italic")
+    ax.set_yticks([n / 2, n + q / 2], ["x", "ŷ"], fontsize=TEXT, fontstyle="italic")
     ax.tick_params(length=0)
-    ax.set_title(title, fontsize=_TITLE, loc="left", pad=17)
+    ax.set_title(title, fontsize=TITLE, loc="left", pad=17)
     for name, (top, left) in corners.items():
         ax.annotate(
             _block_label(name, getattr(model, name)),
@@ -134,8 +144,8 @@ def _draw_pattern(ax: Axes, model: ImplicitModel, title: str) -> None:
             textcoords="offset points",
             ha="left" if left == 0 else "right",
             va="bottom" if top == 0 else "top",
-            fontsize=_SMALL,
-            color=_BLOCK_COLOURS[name],
+            fontsize=SMALL,
+            color=BLOCK_COLOURS[name],
         )
 
 
@@ -149,16 +159,23 @@ def _block_label(name: str, block: np.ndarray) -> str:
 
 
 def plot_gaps(result: FitResult) -> Figure:
-    """Histogram of the rows' relative duality gaps, with the tolerance as a line; 0 is drawn at 1e-16."""
+    """Histogram of the rows' relative duality gaps, with the tolerance as a line; 0 is drawn at 1e-16.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> states = simjax.collect_states(MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3)))
+      >>> figure = simjax.plotting.plot_gaps(simjax.fit(states, "l1", alpha=0.1))
+    """
     gaps = np.asarray(result.certificate.relative_gap)
     finite = np.isfinite(gaps)
     tol, n = result.settings["tol"], result.model.n
-    exponents = np.log10(np.maximum(np.where(finite, gaps, 1.0), _SMALLEST_GAP))
+    exponents = np.log10(np.maximum(np.where(finite, gaps, 1.0), SMALLEST_GAP))
     edges = _half_decades(exponents[finite], tol)
     state_rows = np.arange(gaps.size) < n
-    figure = Figure(figsize=(5.2, 3.0), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2, 3.0), dpi=DPI, layout="constrained")
     ax = figure.add_subplot()
-    parts = (("rows of A, B", state_rows, _BLUE), ("rows of C, D", ~state_rows, _VERMILION))
+    parts = (("rows of A, B", state_rows, BLUE), ("rows of C, D", ~state_rows, VERMILION))
     ax.hist(
         [exponents[rows & finite] for _, rows, _ in parts],
         bins=list(edges),
@@ -168,17 +185,17 @@ def plot_gaps(result: FitResult) -> Figure:
         edgecolor="white",
         linewidth=0.5,
     )
-    ax.axvline(np.log10(tol), color="black", linewidth=1.1, linestyle="--", label=f"tolerance {_power(tol)}")
+    ax.axvline(np.log10(tol), color="black", linewidth=1.1, linestyle="--", label=f"tolerance {power(tol)}")
     solved = int(np.count_nonzero(np.asarray(result.status) == "SOLVED"))
     title = f"{solved} of {gaps.size} rows certified"
     if not finite.all():
         title += f"; {np.count_nonzero(~finite)} without a finite gap are not drawn"
-    _label(ax, title, "relative duality gap", "rows")
+    label_axes(ax, title, "relative duality gap", "rows")
     ticks = np.arange(np.ceil(edges[0]), np.floor(edges[-1]) + 0.5)
     ax.set_xticks(ticks, [rf"$10^{{{int(tick)}}}$" for tick in ticks])
     ax.set_xlim(edges[0], edges[-1])
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    _legend_above(ax)
+    legend_above(ax)
     return figure
 
 
@@ -204,29 +221,34 @@ def plot_history(result: Solution | FitResult) -> Figure:
 
     Raises:
       ValueError: without a history.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> solution = simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.L1(1.0), solver="admm", history=True)
+      >>> figure = simjax.plotting.plot_history(solution)
     """
     history = result.history
     if history is None:
         raise ValueError("result must have a history, got None: ask for it by history=True where rows are solved.")
     tol = result.settings["tol"] if isinstance(result, FitResult) else result.tol
-    gap = np.where(np.isfinite(history.gap), np.maximum(history.gap, _SMALLEST_GAP), np.nan)
+    gap = np.where(np.isfinite(history.gap), np.maximum(history.gap, SMALLEST_GAP), np.nan)
     checks, rows = gap.shape
     took_passes = bool(history.passes.any())
     places = history.passes if took_passes else np.tile(np.arange(1, checks + 1)[:, None], (1, rows))
-    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2, 3.3), dpi=DPI, layout="constrained")
     ax = figure.add_subplot()
     opacity = float(np.clip(12.0 / rows, 0.06, 0.8))
     for row in range(rows):
         label = f"rows ({rows})" if row == 0 else None
-        ax.semilogy(places[:, row], gap[:, row], color=_BLUE, linewidth=0.8, alpha=opacity, label=label)
-        ax.plot(places[-1:, row], gap[-1:, row], color=_BLUE, marker=".", markersize=4, alpha=opacity)
+        ax.semilogy(places[:, row], gap[:, row], color=BLUE, linewidth=0.8, alpha=opacity, label=label)
+        ax.plot(places[-1:, row], gap[-1:, row], color=BLUE, marker=".", markersize=4, alpha=opacity)
     middle = np.median(np.where(np.isnan(gap), np.inf, gap), axis=1)
     middle[~np.isfinite(middle)] = np.nan
-    ax.plot(np.median(places, axis=1), middle, color=_VERMILION, linewidth=1.6, label="median")
-    ax.axhline(tol, color="black", linewidth=1.1, linestyle="--", label=f"tolerance {_power(tol)}")
-    _label(ax, "How the gaps fell", "passes over the design" if took_passes else "checks", "relative duality gap")
+    ax.plot(np.median(places, axis=1), middle, color=VERMILION, linewidth=1.6, label="median")
+    ax.axhline(tol, color="black", linewidth=1.1, linestyle="--", label=f"tolerance {power(tol)}")
+    label_axes(ax, "How the gaps fell", "passes over the design" if took_passes else "checks", "relative duality gap")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    _legend_above(ax)
+    legend_above(ax)
     return figure
 
 
@@ -238,23 +260,29 @@ def plot_prune(result: PrunedNetwork) -> Figure:
 
     Args:
       result: from `prune`.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> inputs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+      >>> figure = simjax.plotting.plot_prune(simjax.prune(MLP((4, 6, 2)), inputs, sparsity=0.5))
     """
     names, layers = list(result.layers), list(result.layers.values())
-    figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(names)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(names)), dpi=DPI, layout="constrained")
     places = np.arange(len(names))
     shares = {"share of zeros": [layer.sparsity for layer in layers]}
     shares["relative error"] = [layer.relative_error for layer in layers]
     for number, (what, values) in enumerate(shares.items()):
         ax = figure.add_subplot(1, 2, number + 1)
-        ax.barh(places, values, color=(_BLUE, _VERMILION)[number], height=0.7)
-        ax.set_yticks(places, names if number == 0 else [""] * len(names), fontsize=_SMALL)
+        ax.barh(places, values, color=(BLUE, VERMILION)[number], height=0.7)
+        ax.set_yticks(places, names if number == 0 else [""] * len(names), fontsize=SMALL)
         ax.invert_yaxis()
         for place, value in enumerate(values):
             told = f"{value:.1%}" if number == 0 else f"{value:.2g}"
-            ax.annotate(told, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=_SMALL)
+            ax.annotate(told, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
         ax.set_xlim(0.0, 1.25 * max(max(values), 1e-12))
-        _label(ax, "", what, "")
-    figure.suptitle(f"{result.sparsity:.1%} zeros in {len(names)} layers", fontsize=_TITLE)
+        label_axes(ax, "", what, "")
+    figure.suptitle(f"{result.sparsity:.1%} zeros in {len(names)} layers", fontsize=TITLE)
     return figure
 
 
@@ -277,6 +305,12 @@ def plot_trade_off(
 
     Raises:
       ValueError: no points, or numbers that are not finite.
+
+    Examples:
+      >>> from types import SimpleNamespace
+      >>> import simjax
+      >>> points = [SimpleNamespace(alpha=a, sparsity=s, accuracy=0.9 - s / 9) for a, s in ((1e-4, 0.4), (1e-3, 0.8))]
+      >>> figure = simjax.plotting.plot_trade_off(points, baseline_accuracy=0.9)
     """
     if not points:
         raise ValueError("points must hold at least one point, got none")
@@ -284,15 +318,15 @@ def plot_trade_off(
     sparsity = 100 * float_array("sparsity of points", [point.sparsity for point in ordered])
     accuracy = 100 * float_array("accuracy of points", [point.accuracy for point in ordered])
     baseline = 100 * float(float_array("baseline_accuracy", baseline_accuracy))
-    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2, 3.3), dpi=DPI, layout="constrained")
     ax = figure.add_subplot()
     ax.axhline(baseline, color="black", linewidth=1.1, linestyle="--", label=f"baseline, {baseline:.1f} %")
     ax.plot(
-        sparsity, accuracy, color=_BLUE, linewidth=1.4, marker="o", markersize=5, label=r"implicit models, by $\alpha$"
+        sparsity, accuracy, color=BLUE, linewidth=1.4, marker="o", markersize=5, label=r"implicit models, by $\alpha$"
     )
     for point, x, y in zip(ordered, sparsity, accuracy, strict=True):
         if point.alpha == marked_alpha:
-            ax.plot([x], [y], label=f"{marked_as}: {x:.1f} %, {y:.1f} %", **_RING)
+            ax.plot([x], [y], label=f"{marked_as}: {x:.1f} %, {y:.1f} %", **RING)
         # Below and left of the point, since the curve falls to the right; slanted, so that near labels fit.
         ax.annotate(
             f"{point.alpha:.2g}",
@@ -303,15 +337,15 @@ def plot_trade_off(
             rotation_mode="anchor",
             ha="right",
             va="center",
-            fontsize=_SMALL,
-            color=_GREY,
+            fontsize=SMALL,
+            color=GREY,
         )
-    _label(ax, "Accuracy against sparsity", "sparsity: fewer nonzeros than the baseline (%)", "test accuracy (%)")
+    label_axes(ax, "Accuracy against sparsity", "sparsity: fewer nonzeros than the baseline (%)", "test accuracy (%)")
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    _legend_above(ax)
+    legend_above(ax)
     # Room for the labels of the points.
-    ax.set_xlim(*_widened(sparsity.min(), sparsity.max(), 0.12, 0.06, least=5.0))
-    ax.set_ylim(*_widened(min(accuracy.min(), baseline), max(accuracy.max(), baseline), 0.18, 0.08, least=1.0))
+    ax.set_xlim(*widened(sparsity.min(), sparsity.max(), 0.12, 0.06, least=5.0))
+    ax.set_ylim(*widened(min(accuracy.min(), baseline), max(accuracy.max(), baseline), 0.18, 0.08, least=1.0))
     return figure
 
 
@@ -320,16 +354,22 @@ def plot_path(path: Path) -> Figure:
 
     Args:
       path: from `simjax.path`; each point is labelled with its alpha or kappa.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> states = simjax.collect_states(MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3)))
+      >>> figure = simjax.plotting.plot_path(simjax.path(states, "l1", points=3))
     """
     order = np.argsort(path.nonzeros, kind="stable")
-    nonzeros, misfit = path.nonzeros[order], np.maximum(path.misfit[order], _SMALLEST_GAP)
-    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    nonzeros, misfit = path.nonzeros[order], np.maximum(path.misfit[order], SMALLEST_GAP)
+    figure = Figure(figsize=(5.2, 3.3), dpi=DPI, layout="constrained")
     ax = figure.add_subplot()
     symbol = rf"$\{path.parameter}$"
-    ax.semilogy(nonzeros, misfit, color=_BLUE, linewidth=1.4, marker="o", markersize=4, label=f"models, by {symbol}")
+    ax.semilogy(nonzeros, misfit, color=BLUE, linewidth=1.4, marker="o", markersize=4, label=f"models, by {symbol}")
     if not path.converged:
         missed = [k for k, position in enumerate(order) if not path.fits[position].converged]
-        ax.plot(nonzeros[missed], misfit[missed], label="not all rows certified", **_RING)
+        ax.plot(nonzeros[missed], misfit[missed], label="not all rows certified", **RING)
     # At most eight labels, so that a long path stays legible.
     for k in np.unique(np.linspace(0, order.size - 1, min(order.size, 8)).round().astype(int)):
         ax.annotate(
@@ -337,49 +377,10 @@ def plot_path(path: Path) -> Figure:
             (nonzeros[k], misfit[k]),
             xytext=(4, 5),
             textcoords="offset points",
-            fontsize=_SMALL,
-            color=_GREY,
+            fontsize=SMALL,
+            color=GREY,
         )
-    _label(ax, "What is left unexplained", "nonzero weights", "misfit")
-    _legend_above(ax)
-    ax.set_xlim(*_widened(nonzeros.min(), nonzeros.max(), 0.05, 0.12, least=1.0))
+    label_axes(ax, "What is left unexplained", "nonzero weights", "misfit")
+    legend_above(ax)
+    ax.set_xlim(*widened(nonzeros.min(), nonzeros.max(), 0.05, 0.12, least=1.0))
     return figure
-
-
-def _widened(low: float, high: float, below: float, above: float, *, least: float) -> tuple[float, float]:
-    """The interval with margins as parts of its length, which counts as `least` at least."""
-    length = max(high - low, least)
-    return low - below * length, high + above * length
-
-
-# ---- style -------------------------------------------------------------------------------------------------
-
-
-def _label(ax: Axes, title: str, x: str, y: str) -> None:
-    ax.set_title(title, fontsize=_TITLE, loc="left", pad=17)
-    ax.set_xlabel(x, fontsize=_TEXT)
-    ax.set_ylabel(y, fontsize=_TEXT)
-    ax.tick_params(labelsize=_SMALL)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-
-
-def _legend_above(ax: Axes) -> None:
-    """A legend in one line between the title and the axes, where it hides nothing."""
-    ax.legend(
-        fontsize=_SMALL,
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(-0.015, 0.98),
-        borderpad=0.2,
-        ncols=3,
-        columnspacing=1.4,
-        handlelength=1.8,
-    )
-
-
-def _power(value: float) -> str:
-    """1e-6 as 10⁻⁶, other numbers as they are."""
-    exponent = np.log10(value)
-    return rf"$10^{{{round(exponent)}}}$" if abs(exponent - round(exponent)) < 1e-9 else f"{value:g}"

@@ -60,6 +60,12 @@ class Diagnosis:
       abscissa: the spectral abscissa of ⌈A⌉, below which no rescaling brings μ∞(A).
       hollow_norm: ‖Ã‖∞ of the model with its diagonal eliminated; None where that is not possible.
       hollow_perron: λ_pf(|Ã|), or None likewise.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.0, 2.0], [0.0, 0.0]], B=[[0.0], [1.0]], C=[[1.0, 0.0]], D=[[0.0]])
+      >>> simjax.rescaling.diagnose(model).norm
+      2.0
     """
 
     kappa: float
@@ -121,6 +127,12 @@ def diagnose(subject: ImplicitModel | States, kappa: float = 0.99) -> Diagnosis:
     Raises:
       TypeError: neither a model nor states.
       ValueError: states without a baseline, kappa outside (0, 1).
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.0, 2.0], [0.0, 0.0]], B=[[0.0], [1.0]], C=[[1.0, 0.0]], D=[[0.0]])
+      >>> print(simjax.rescaling.diagnose(model, kappa=0.9).summary())
+      ‖A‖∞ = 2, μ∞(A) = 2, ...
     """
     model = _model(subject)
     kappa = positive_scalar("kappa", kappa, below=1.0)
@@ -148,6 +160,13 @@ def feasible(subject: Subject, kappa: float = 0.99) -> Subject:
     Raises:
       TypeError, ValueError: as `diagnose`.
       ValueError: none of the three is possible; the message says what is.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.0, 2.0], [0.0, 0.0]], B=[[0.0], [1.0]], C=[[1.0, 0.0]], D=[[0.0]])
+      >>> inside = simjax.rescaling.feasible(model, kappa=0.9)
+      >>> inside.well_posedness <= 0.9, (inside.predict([[1.0]]) - model.predict([[1.0]])).round(9).tolist()
+      (True, [[0.0]])
     """
     found = diagnose(subject, kappa)
     remedy = found.remedies[0]
@@ -175,6 +194,12 @@ def rescaled_by_measure(subject: Subject) -> Subject:
       TypeError: neither a model nor states.
       ValueError: states without a baseline, a φ that is not positively homogeneous, or a spectral abscissa of ⌈A⌉
         that is not below one.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.0, 2.0], [0.0, 0.0]], B=[[0.0], [1.0]], C=[[1.0, 0.0]], D=[[0.0]])
+      >>> simjax.rescaling.rescaled_by_measure(model).well_posedness < 1
+      True
     """
     A = _model(subject).to_dense().A
     eta = optimal_weights(A)
@@ -196,6 +221,13 @@ def eliminate_diagonal(subject: Subject) -> Subject:
     Raises:
       TypeError: neither a model nor states.
       ValueError: states without a baseline, another φ, or a diagonal entry that is not below one.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[-1.0]], B=[[1.0]], C=[[1.0]], D=[[0.0]])
+      >>> hollow = simjax.rescaling.eliminate_diagonal(model)
+      >>> hollow.A.tolist(), hollow.B.tolist()
+      ([[0.0]], [[0.5]])
     """
     model = _model(subject)
     if not _eliminable(model):
@@ -223,6 +255,11 @@ def spectral_abscissa(A: ArrayLike) -> float:
 
     Raises:
       ValueError, TypeError: A that is not a square matrix of finite real numbers.
+
+    Examples:
+      >>> import simjax
+      >>> round(simjax.rescaling.spectral_abscissa([[0.5, -2.0], [0.0, -3.0]]), 12)
+      0.5
     """
     majorant = metzler(A)
     # ⌈A⌉ + shift·I ≥ 0, whose Perron eigenvalue is found block by block, exactly for triangular blocks.

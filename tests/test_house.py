@@ -104,7 +104,7 @@ def test_modules_are_short() -> None:
 
 
 def test_sections_of_docstrings_are_indented_by_two_spaces() -> None:
-    section = re.compile(r"^( *)(?:Args|Attributes|Raises|Returns):\n( *)", re.MULTILINE)
+    section = re.compile(r"^( *)(?:Args|Attributes|Examples|Raises|Returns):\n( *)", re.MULTILINE)
     other = {
         module
         for module, path in MODULES.items()

@@ -56,5 +56,10 @@ def load(name: str) -> Dataset:
 
     Raises:
       ValueError: an unknown name; else as the loader of that data set.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.datasets.load("digits").train_inputs.shape  # needs the extra datasets
+      (1437, 64)
     """
     return LOADERS[choice("name", name, LOADERS)]()

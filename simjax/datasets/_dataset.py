@@ -18,6 +18,12 @@ class Dataset(Value):
       train_inputs, test_inputs: (m, p) float64 in [0, 1].
       train_labels, test_labels: (m,) int64 class indices.
       class_names: what the indices mean.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> data = datasets.load("digits")  # needs the extra datasets
+      >>> data.name, data.train_inputs.shape, data.test_labels.shape
+      ('digits', (1437, 64), (360,))
     """
 
     name: str
@@ -43,6 +49,13 @@ class TextDataset(Value):
       train_texts, test_texts: m texts each.
       train_labels, test_labels: (m,) int64 class indices.
       class_names: what the indices mean.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.datasets import TextDataset
+      >>> data = TextDataset("words", ("good", "bad"), np.array([1, 0]), ("fine",), np.array([1]), ("no", "yes"))
+      >>> data.class_names[data.test_labels[0]]
+      'yes'
     """
 
     name: str
@@ -68,6 +81,13 @@ class ImageDataset(Value):
       train_images, test_images: (m, height, width, 3) uint8, read-only.
       train_labels, test_labels: (m,) int64 class indices.
       class_names: what the indices mean.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.datasets import ImageDataset
+      >>> images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1])
+      >>> ImageDataset("squares", images, labels, images, labels, ("dark", "light")).train_images.shape
+      (2, 4, 4, 3)
     """
 
     name: str

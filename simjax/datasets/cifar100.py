@@ -56,6 +56,11 @@ def load_cifar100() -> ImageDataset:
     Raises:
       FileNotFoundError: it is nowhere and could not be downloaded; says which file to put where.
       ValueError: a file is damaged, or not the official one.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> if datasets.find_cifar100():  # otherwise it is downloaded
+      ...     data = datasets.load_cifar100()
     """
     for files, read in _FORMS:
         folder = _files.find_folder(_NAME, files())
@@ -65,7 +70,12 @@ def load_cifar100() -> ImageDataset:
 
 
 def find_cifar100() -> Path | None:
-    """The first folder with CIFAR-100 in one of its forms, or None; looks at this machine only."""
+    """The first folder with CIFAR-100 in one of its forms, or None; looks at this machine only.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> folder = datasets.find_cifar100()  # None where it is nowhere
+    """
     found = (_files.find_folder(_NAME, files()) for files, _ in _FORMS)
     return next((folder for folder in found if folder is not None), None)
 

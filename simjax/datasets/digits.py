@@ -18,6 +18,11 @@ def load_digits() -> Dataset:
 
     Raises:
       ModuleNotFoundError: scikit-learn, which brings them, is not installed.
+
+    Examples:
+      >>> from simjax.datasets import load_digits
+      >>> len(load_digits().test_labels)
+      360
     """
     with needs("datasets", "scikit-learn", "simjax.datasets.load_digits"):
         images, labels = _bundled()

@@ -37,6 +37,11 @@ def load_fashion_mnist() -> Dataset:
     Raises:
       FileNotFoundError: the files are nowhere and could not be downloaded; says which to put where.
       ValueError: a file is damaged, or not the official one.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> if datasets.find_fashion_mnist():  # otherwise it is downloaded
+      ...     data = datasets.load_fashion_mnist()
     """
     folder = find_fashion_mnist()
     if folder is None:
@@ -57,7 +62,12 @@ def load_fashion_mnist() -> Dataset:
 
 
 def find_fashion_mnist() -> Path | None:
-    """The first folder that has all four Fashion-MNIST files, or None; looks at this machine only."""
+    """The first folder that has all four Fashion-MNIST files, or None; looks at this machine only.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> folder = datasets.find_fashion_mnist()  # None where it is nowhere
+    """
     return _files.find_folder(_NAME, FASHION_MNIST_SHA256)
 
 

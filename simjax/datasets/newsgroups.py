@@ -47,6 +47,11 @@ def load_newsgroups(remove: Sequence[str] = ()) -> TextDataset:
       ValueError: the archive is damaged or not the official one; an unknown part to remove.
       TypeError: remove is no sequence of names.
       ModuleNotFoundError: there is something to remove, and scikit-learn is not installed.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> if datasets.find_newsgroups():  # otherwise it is downloaded
+      ...     data = datasets.load_newsgroups(remove=("headers", "footers", "quotes"))
     """
     strip = _stripping(remove)
     file = find_newsgroups() or _download_newsgroups()
@@ -65,7 +70,12 @@ def load_newsgroups(remove: Sequence[str] = ()) -> TextDataset:
 
 
 def find_newsgroups() -> Path | None:
-    """The first of the two archives in the first folder that has one, or None; looks at this machine only."""
+    """The first of the two archives in the first folder that has one, or None; looks at this machine only.
+
+    Examples:
+      >>> from simjax import datasets
+      >>> archive = datasets.find_newsgroups()  # None where it is nowhere
+    """
     candidates = (folder / name for folder in _files.folders(_NAME) for name in NEWSGROUPS_SHA256)
     return next((file for file in candidates if file.is_file()), None)
 

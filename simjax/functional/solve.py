@@ -50,6 +50,12 @@ class SolvedRows(NamedTuple):
         1e3 times the relative residual of the equations.
       iterations: passes over the design until the row was solved, (R,), int32.
       status: the number of its `simjax.Status` in the order of that class, (R,), int32; see `status_names`.
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> found = simjax.functional.solve_rows(jnp.eye(2), jnp.array([[3.0], [1.0]]), penalty=simjax.L1(2.0))
+      >>> found.weights.shape, found.dual.shape, bool(found.relative_gap.max() <= 1e-4)
+      ((1, 2), (1, 2), True)
     """
 
     weights: jax.Array
@@ -60,7 +66,13 @@ class SolvedRows(NamedTuple):
 
 
 def status_names(status: ArrayLike) -> np.ndarray:
-    """The `simjax.Status` of each number in `SolvedRows.status`, as strings; not for traced arrays."""
+    """The `simjax.Status` of each number in `SolvedRows.status`, as strings; not for traced arrays.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.functional.status_names([0]).tolist()
+      ['SOLVED']
+    """
     return np.array([str(name) for name in Status])[np.asarray(status)]
 
 
@@ -102,6 +114,13 @@ def solve_rows(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected. Of traced values only shapes and
         types are known; a row with a NaN in it ends as NONFINITE, with weights of zero.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, simjax
+      >>> solve = jax.jit(simjax.functional.solve_rows)
+      >>> targets = jnp.array([[3.0], [1.0]])
+      >>> solve(jnp.eye(2), targets, penalty=simjax.L1(2.0)).weights.round(3).tolist()
+      [[2.0, 0.0]]
     """
     with _settings():
         problem = _problem(design, targets, loss_weight, penalty, constraint, support, matching)

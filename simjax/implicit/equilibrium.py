@@ -40,6 +40,12 @@ class Equilibrium(NamedTuple):
     Attributes:
       x: (m, n) states; NaN for a sample that did not converge, unless `unconverged="keep"`.
       report: per-sample convergence.
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> found = simjax.equilibrium.equilibrium(jnp.array([[0.5]]), jnp.array([[1.0]]), jnp.array([[1.0]]))
+      >>> found.x.shape, bool(found.report.converged.all())
+      ((1, 1), True)
     """
 
     x: Array
@@ -80,6 +86,12 @@ def equilibrium(
     Raises:
       ValueError: shapes that do not fit, unknown names, settings out of range.
       TypeError: arrays that are not real float32 or float64 (integers are converted).
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> A, B = jnp.array([[0.5]]), jnp.array([[1.0]])
+      >>> simjax.equilibrium.equilibrium(A, B, jnp.array([[1.0], [-1.0]])).x.round(3).tolist()  # x = relu(0.5 x + u)
+      [[2.0], [0.0]]
     """
     solver = Solver(method, tol, max_iters, memory, unconverged)
     phi = named_activation(activation)
@@ -103,6 +115,11 @@ def average_step(A: Any) -> Array:
 
     For any η > 0 with μ_η(A) < 1 each step α ≤ α* contracts ‖x‖_η = max|x_i|/η_i by 1 − α(1 − max(μ_η, 0))
     (Jafarpour et al., "Robust implicit networks via non-Euclidean contractions", 2021).
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> float(simjax.equilibrium.average_step(jnp.array([[-3.0, 0.1], [0.1, 0.5]])))
+      0.25
     """
     return 1.0 / (1.0 - jnp.minimum(jnp.diagonal(A, axis1=-2, axis2=-1), 0.0).min(axis=-1))
 
@@ -114,6 +131,12 @@ def eliminate_diagonal(A: Array, B: Array, b: Array | None = None) -> tuple[Arra
     Since ‖Ã‖∞ < 1 ⇔ μ∞(A) < 1, Picard converges on the result without a step, and far faster where
     diagonals are very negative. Not valid for other activations. Needs a_ii < 1, which μ_η(A) < 1 implies;
     it is not checked.
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> A, B, _ = simjax.equilibrium.eliminate_diagonal(jnp.array([[-1.0, 0.5], [0.0, 0.5]]), jnp.ones((2, 1)))
+      >>> A.tolist(), B.tolist()
+      ([[0.0, 0.25], [0.0, 0.0]], [[0.5], [2.0]])
     """
     diagonal = jnp.diagonal(A)
     scale = 1.0 / (1.0 - diagonal)
@@ -121,7 +144,13 @@ def eliminate_diagonal(A: Array, B: Array, b: Array | None = None) -> tuple[Arra
 
 
 def affine(M: Array, rows: Array, bias: Array | None = None) -> Array:
-    """rows·Mᵀ + bias in the full precision of the dtype (GPUs would multiply float32 in TF32)."""
+    """rows·Mᵀ + bias in the full precision of the dtype (GPUs would multiply float32 in TF32).
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> simjax.equilibrium.affine(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]]), jnp.array([0.5])).tolist()
+      [[11.5]]
+    """
     product = jnp.matmul(rows, M.T, precision=lax.Precision.HIGHEST)
     return product if bias is None else product + along_rows(bias, product)
 
@@ -146,6 +175,13 @@ def fixed_point(f: Map, params: Any, x0: Array, *, solver: Solver | None = None,
     Raises:
       ValueError: x0 that is not a matrix, or f that does not keep its shape.
       TypeError: x0 that is not float32 or float64.
+
+    Examples:
+      >>> import jax.numpy as jnp, simjax
+      >>> def halved(c, x):
+      ...     return 0.5 * x + c
+      >>> simjax.equilibrium.fixed_point(halved, jnp.array(1.0), jnp.zeros((1, 1))).x.round(3).tolist()
+      [[2.0]]
     """
     solver = Solver() if solver is None else solver
     if x0.ndim != 2:

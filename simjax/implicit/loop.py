@@ -52,6 +52,11 @@ class Solver:
     Raises:
       ValueError: an unknown method or `unconverged`, tol ≤ 0, max_iters or memory < 1.
       TypeError: max_iters or memory that is not an integer.
+
+    Examples:
+      >>> from simjax.equilibrium import Solver
+      >>> Solver(method="averaged", tol=1e-8).max_iters
+      1000
     """
 
     method: str = "anderson"

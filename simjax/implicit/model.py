@@ -59,7 +59,7 @@ class ImplicitModel(Value):
       ValueError: shapes that do not fit, empty matrices, NaN or inf, an unknown activation.
       TypeError: matrices that are not real numbers, metadata that JSON cannot hold.
 
-    Example:
+    Examples:
       >>> import simjax
       >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0]], D=[[0.0]])
       >>> model.predict([[1.0], [-1.0]]).round(6)  # x = max(0.5 x + 1, 0) = 2, and x = 0

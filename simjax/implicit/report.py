@@ -11,7 +11,15 @@ from simjax._values import compared_by_identity
 
 
 class EquilibriumWarning(UserWarning):
-    """The fixed-point iteration did not reach its tolerance for some samples."""
+    """The fixed-point iteration did not reach its tolerance for some samples.
+
+    Examples:
+      >>> import warnings, simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0]], D=[[0.0]])
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("error", simjax.EquilibriumWarning)  # a sample that misses ends the program
+      ...     outputs = model.predict([[1.0]])
+    """
 
 
 @compared_by_identity
@@ -24,6 +32,13 @@ class EquilibriumInfo(NamedTuple):
         `ImplicitModel.equilibrium` the size max|x⁺ − x| / (α max(1, max|x⁺|)) of the last step, in float64.
       iterations: (m,) int32, updates made from the initial guess; of `ImplicitModel.equilibrium` the passes made over
         the batch, an int.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0]], D=[[0.0]])
+      >>> states, info = model.equilibrium([[1.0], [-1.0]], return_info=True)
+      >>> info.converged
+      array([ True,  True])
     """
 
     converged: Array

@@ -28,7 +28,13 @@ _ALL_EIGENVALUES_UP_TO = 1000
 
 
 def metzler(A: ArrayLike) -> np.ndarray:
-    """⌈A⌉, the Metzler majorant: the diagonal signed, the other entries in absolute value."""
+    """⌈A⌉, the Metzler majorant: the diagonal signed, the other entries in absolute value.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.robustness.metzler([[-2.0, -1.0], [0.5, 0.3]])
+      array([[-2. ,  1. ], [ 0.5,  0.3]])
+    """
     M = matrix("A", A)
     if M.shape[0] != M.shape[1]:
         raise ValueError(f"A must be square, got shape {M.shape}.")
@@ -44,6 +50,11 @@ def matrix_measure(A: ArrayLike, eta: ArrayLike | None = None) -> float:
 
     Raises:
       ValueError: A that is not square or not finite, weights that do not fit or are not positive.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.robustness.matrix_measure([[-2.0, -1.0], [0.5, 0.3]])  # max(-2 + 1, 0.3 + 0.5)
+      0.8
     """
     majorant = metzler(A)
     weights = np.ones(len(majorant)) if eta is None else positive_weights("eta", eta, len(majorant))
@@ -55,6 +66,13 @@ def optimal_weights(A: ArrayLike) -> np.ndarray | None:
 
     Such weights exist if and only if the spectral abscissa of ⌈A⌉ is below one. What is returned is
     checked: it is positive and its measure, computed in float64, is below one.
+
+    Examples:
+      >>> import simjax
+      >>> A = [[0.0, 2.0], [0.0, 0.0]]  # ‖A‖∞ = 2, and yet well-posed
+      >>> eta = simjax.robustness.optimal_weights(A)
+      >>> simjax.robustness.matrix_measure(A, eta) < 1
+      True
     """
     majorant = metzler(A)
     try:

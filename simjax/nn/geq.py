@@ -65,6 +65,13 @@ class GEQ(nnx.Module):
     Raises:
       ValueError: a size below one, gamma ≤ 0, contraction outside (0, 1), an unknown activation.
       TypeError: sizes that are not integers.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import GEQ
+      >>> network = GEQ(3, 6, 2)
+      >>> network(np.ones((4, 3), np.float32)).shape
+      (4, 2)
     """
 
     def __init__(

@@ -76,6 +76,13 @@ class LBEN(ImplicitModule):
     Raises:
       ValueError: a size below one, gamma ≤ 0, epsilon ≤ 0.
       TypeError: sizes that are not integers.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import LBEN
+      >>> network = LBEN(3, 6, 2, gamma=1.0)
+      >>> network(np.ones((4, 3), np.float32)).shape
+      (4, 2)
     """
 
     def __init__(

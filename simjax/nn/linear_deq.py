@@ -41,6 +41,13 @@ class LinearDEQ(ImplicitModule):
     Raises:
       ValueError: a size below one.
       TypeError: sizes that are not integers.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import LinearDEQ
+      >>> network = LinearDEQ(3, 6, 2)
+      >>> network(np.ones((4, 3), np.float32)).shape, network.conserved().inputs.shape
+      ((4, 2), (6, 6))
     """
 
     def __init__(self, p: int, n: int, q: int, *, rngs: nnx.Rngs | None = None) -> None:

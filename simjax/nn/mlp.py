@@ -32,6 +32,13 @@ class MLP(nnx.Module):
 
     Raises:
       ValueError: fewer than three sizes, a size below 1, an unknown activation.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import MLP
+      >>> network = MLP((3, 5, 2))
+      >>> network(np.ones((4, 3), np.float32)).shape
+      (4, 2)
     """
 
     def __init__(

@@ -54,6 +54,13 @@ class MonDEQ(ImplicitModule):
     Raises:
       ValueError: a size below one, m ≤ 0, tiers that do not sum to n, an unknown splitting.
       TypeError: sizes that are not integers.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import MonDEQ
+      >>> network = MonDEQ(3, 6, 2, m=0.5)
+      >>> network(np.ones((4, 3), np.float32)).shape
+      (4, 2)
     """
 
     def __init__(

@@ -37,6 +37,13 @@ class NEMON(ImplicitModule):
     Raises:
       ValueError: a size below one, gamma ≥ 1 or not finite, an unknown activation.
       TypeError: sizes that are not integers.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import NEMON
+      >>> network = NEMON(3, 6, 2, gamma=0.5)
+      >>> network(np.ones((4, 3), np.float32)).shape
+      (4, 2)
     """
 
     def __init__(

@@ -51,6 +51,13 @@ class OptEq(ImplicitModule):
       ValueError: a size below one, layers that do not divide n, norm_bound outside (0, 1], an unknown
         activation.
       TypeError: sizes that are not integers.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import OptEq
+      >>> network = OptEq(3, 6, 2)
+      >>> network(np.ones((4, 3), np.float32)).shape
+      (4, 2)
     """
 
     def __init__(

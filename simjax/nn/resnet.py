@@ -54,6 +54,12 @@ class ResNet(nnx.Module):
 
     Raises:
       ValueError: a number below 1.
+
+    Examples:
+      >>> from simjax.nn import ResNet
+      >>> network = ResNet(blocks=1, width=2, classes=5)  # network(images), images (m, 32, 32, 3)
+      >>> network.depth
+      7
     """
 
     def __init__(self, blocks: int = 3, width: int = 16, classes: int = 100, *, rngs: nnx.Rngs | None = None) -> None:

@@ -46,6 +46,13 @@ class SingleIndexDEQ(nnx.Module):
     Raises:
       ValueError: p below one, or an unknown activation.
       TypeError: p that is not an integer.
+
+    Examples:
+      >>> import numpy as np
+      >>> from simjax.nn import SingleIndexDEQ
+      >>> network = SingleIndexDEQ(3)
+      >>> network(np.ones((4, 3), np.float32)).shape, network.index().shape
+      ((4, 1), (3,))
     """
 
     def __init__(self, p: int, *, activation: str = "leaky_relu", rngs: nnx.Rngs | None = None) -> None:

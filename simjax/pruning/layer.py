@@ -64,6 +64,14 @@ def prune_layer(
       TypeError, ValueError: naming the argument, what was got and what was expected.
 
     Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023), and Meng et al., ALPS (2024).
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> inputs, weight = rng.normal(size=(50, 8)), rng.normal(size=(3, 8))
+      >>> pruned = simjax.prune_layer(inputs, weight, sparsity=0.5)
+      >>> bool(pruned.sparsity >= 0.5), pruned.converged
+      (True, True)
     """
     began = time.perf_counter()
     choice("method", method, METHODS)

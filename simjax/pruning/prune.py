@@ -77,6 +77,14 @@ def prune(
 
     Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023); the pruned inputs with the original
     targets as in Meng et al., ALPS (2024).
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> network, inputs = MLP((4, 6, 2)), np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+      >>> result = simjax.prune(network, inputs, sparsity=0.5)
+      >>> result.converged, type(result.network).__name__  # `network` is as it was
+      (True, 'MLP')
     """
     began = time.perf_counter()
     choice("method", method, METHODS)

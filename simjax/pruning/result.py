@@ -34,6 +34,14 @@ class PrunedLayer(Value):
       solution: the refit, its certificate and status, a row for each output, posed on the compressed samples.
       seconds: wall time of all of it.
       penalised: the rows with an L1 penalty whose support this is, of method "l1"; otherwise None.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> inputs, weight = rng.normal(size=(50, 8)), rng.normal(size=(3, 8))
+      >>> pruned = simjax.prune_layer(inputs, weight, pattern="2:4")
+      >>> pruned.pattern, pruned.weight.shape, bool(np.all(pruned.weight[~pruned.support] == 0))
+      ('2:4', (3, 8), True)
     """
 
     weight: np.ndarray

@@ -29,6 +29,16 @@ class LayerStatistics:
 
     Raises:
       TypeError, ValueError: for numbers that are not positive integers.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> inputs, weight = rng.normal(size=(50, 8)), rng.normal(size=(3, 8))
+      >>> statistics = simjax.LayerStatistics(8)
+      >>> for batch in np.split(inputs, 2):
+      ...     statistics.update(batch)
+      >>> simjax.prune_layer(statistics, weight, sparsity=0.5).converged
+      True
     """
 
     def __init__(self, inputs: int, outputs: int | None = None) -> None:

@@ -29,6 +29,14 @@ def differentiable(model: ImplicitModel) -> Callable[[jax.Array], jax.Array]:
     """The model as a JAX function from inputs (m, p) to outputs (m, q), with implicit derivatives.
 
     Computes in the precision of JAX's current mode; a sample that does not converge has outputs NaN.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> import jax
+      >>> network = simjax.robustness.differentiable(model)
+      >>> jax.grad(lambda u: network(u)[0, 0])(jax.numpy.ones((1, 1))).round(3).tolist()
+      [[4.0]]
     """
     call, parameters = _implicit_call(model.activation), _parameters(model)
     return lambda u: call(parameters, u)
@@ -64,6 +72,12 @@ def fgsm(
     Raises:
       ValueError: shapes that do not fit, numbers out of range, inputs outside the bounds.
       TypeError: labels that are not integers.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> simjax.robustness.fgsm(model, [[1.0]], [0], epsilon=0.1).round(6).tolist()  # away from class 0
+      [[0.9]]
     """
     U, labels, epsilon, bounds = _checked_attack(network, inputs, labels, epsilon, bounds)
     mask = _pixels(U.shape, fraction, seed)
@@ -94,6 +108,13 @@ def pgd(
 
     Raises:
       ValueError, TypeError: as `fgsm`.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> attacked = simjax.robustness.pgd(model, [[1.0]], [0], epsilon=0.1, steps=5)
+      >>> attacked.round(6).tolist()
+      [[0.9]]
     """
     U, labels, epsilon, bounds = _checked_attack(network, inputs, labels, epsilon, bounds)
     steps = positive_integer("steps", steps)

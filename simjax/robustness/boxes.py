@@ -30,7 +30,15 @@ CERTIFICATES = ("elementwise", "box")
 
 @compared_by_identity
 class Box(NamedTuple):
-    """Elementwise bounds on outputs: lower (m, q) ≤ ŷ ≤ upper (m, q)."""
+    """Elementwise bounds on outputs: lower (m, q) ≤ ŷ ≤ upper (m, q).
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> box = simjax.robustness.output_box(model, lower=[[1.0]], upper=[[2.0]])
+      >>> bool((box.lower <= box.upper).all())
+      True
+    """
 
     lower: np.ndarray
     upper: np.ndarray
@@ -56,6 +64,13 @@ def output_box(model: ImplicitModel, lower: ArrayLike, upper: ArrayLike, *, tran
       TypeError: model that is not an ImplicitModel.
       ValueError: a model without such weights, boxes that do not fit or are empty, a transform that does
         not fit.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> lower, upper = simjax.robustness.output_box(model, lower=[[1.0]], upper=[[2.0]])
+      >>> lower.round(6).tolist(), upper.round(6).tolist()
+      ([[4.0, 0.0]], [[8.0, 0.0]])
     """
     lower, upper = checked_inputs(model, lower, "lower"), checked_inputs(model, upper, "upper")
     if lower.shape != upper.shape or np.any(lower > upper):
@@ -123,6 +138,12 @@ def certified_radii(
       ValueError: inputs or labels that do not fit, an unknown norm, lipschitz not positive; without it, a
         model with μ_η(A) < 1 for no weights η.
       RuntimeError: without `lipschitz`, an equilibrium that was not found.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> simjax.robustness.certified_radii(model, [[1.0]], [0]).round(6)  # outputs (4, 0); slope 4
+      array([1.])
     """
     choice("norm", norm, NORMS)
     if lipschitz is not None:
@@ -163,6 +184,12 @@ def certified_accuracy(
 
     Raises:
       TypeError, ValueError: as `certified_radii`; epsilon negative or not finite; an unknown certificate.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> simjax.robustness.certified_accuracy(model, [[1.0], [0.2]], [0, 0], epsilon=0.5)
+      0.5
     """
     epsilon = nonnegative("epsilon", epsilon)
     if choice("certificate", certificate, CERTIFICATES) == "elementwise":

@@ -53,6 +53,13 @@ class LipschitzBounds(Value):
       eta: (n,) the weights of `mu_weighted`, or None.
       elementwise: (q, p) E = |C|(I − ⌈A⌉)⁻¹|B| + |D|, so that |Δŷ| ≤ E|Δu|; ‖E‖∞ is below the bounds above.
       monotone_l2: ‖C‖₂‖B‖₂/m + ‖D‖₂ with m = λ_min(I − (A + Aᵀ)/2), for ‖Δŷ‖₂ ≤ L‖Δu‖₂.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> bounds = simjax.robustness.lipschitz_bounds(model)
+      >>> round(bounds.inf, 9), round(bounds.l2, 9)
+      (4.0, 4.0)
     """
 
     kappa: float
@@ -89,6 +96,12 @@ def lipschitz_bounds(model: ImplicitModel, eta: ArrayLike | None = None) -> Lips
     Raises:
       TypeError: model that is not an ImplicitModel.
       ValueError: weights that do not fit or are not positive.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> simjax.robustness.lipschitz_bounds(model).kappa  # ‖C‖‖B‖/(1 − ‖A‖) + ‖D‖
+      4.0
     """
     A, B, C, D = dense_matrices(model)
     best = optimal_weights(A)
@@ -110,7 +123,13 @@ def lipschitz_bounds(model: ImplicitModel, eta: ArrayLike | None = None) -> Lips
 
 
 def monotonicity(A: ArrayLike) -> float:
-    """The m = λ_min(I − (A + Aᵀ)/2); if positive the equilibrium is unique and ‖Δx‖₂ ≤ ‖BΔu‖₂/m (monDEQ)."""
+    """The m = λ_min(I − (A + Aᵀ)/2); if positive the equilibrium is unique and ‖Δx‖₂ ≤ ‖BΔu‖₂/m (monDEQ).
+
+    Examples:
+      >>> import simjax
+      >>> round(simjax.robustness.monotonicity([[0.5, 1.0], [-1.0, 0.5]]), 12)
+      0.5
+    """
     A = matrix("A", A)
     return float(1.0 - np.linalg.eigvalsh((A + A.T) / 2.0).max())
 
@@ -130,6 +149,12 @@ def lipschitz_lmi(model: ImplicitModel, weights: ArrayLike, gamma: float) -> flo
     Raises:
       TypeError: model that is not an ImplicitModel.
       ValueError: weights that do not fit or are not positive, gamma not positive.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> simjax.robustness.lipschitz_lmi(model, weights=[2.0], gamma=5.0) >= 0
+      True
     """
     A, B, C, D = dense_matrices(model)
     weights, gamma = positive_weights("weights", weights, len(A)), positive_scalar("gamma", gamma)
@@ -149,6 +174,12 @@ def sampled_lipschitz(model: ImplicitModel, inputs: ArrayLike, norm: str = "inf"
 
     Raises:
       ValueError: inputs that do not fit, an unknown norm, no sample that converges.
+
+    Examples:
+      >>> import simjax
+      >>> model = simjax.ImplicitModel(A=[[0.5]], B=[[1.0]], C=[[2.0], [0.0]], D=[[0.0], [0.0]])
+      >>> round(simjax.robustness.sampled_lipschitz(model, [[1.0]]), 6)
+      4.0
     """
     order = {"inf": np.inf, "l2": 2}[choice("norm", norm, NORMS)]
     A, B, C, D = dense_matrices(model)
@@ -179,6 +210,15 @@ class ResidualCertificate(Value):
       states: (m, n) bounds (I − ⌈A⌉)⁻¹|r| on |x̂ − x|, with r = z − (Ax + Bu + b).
       outputs: (m, q) bounds |C|·states + |y − (Cx + Du + c)| on |ŷ − y|.
       uniform: (m,) the coarser ‖r‖∞/(1 − μ∞(A)) on ‖x̂ − x‖∞; inf if μ∞(A) ≥ 1.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> states = simjax.collect_states(MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3)))
+      >>> model = simjax.fit(states, "l1", alpha=0.1).model
+      >>> certificate = simjax.robustness.residual_certificate(model, states)
+      >>> certificate.states.shape, certificate.outputs.shape, certificate.uniform.shape
+      ((30, 5), (30, 2), (30,))
     """
 
     states: np.ndarray
@@ -194,6 +234,15 @@ def residual_certificate(model: ImplicitModel, states: States) -> ResidualCertif
     Raises:
       TypeError: model or states of another type.
       ValueError: sizes or activations that differ, a model without weights η with μ_η(A) < 1.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> states = simjax.collect_states(MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3)))
+      >>> model = simjax.fit(states, "l1", alpha=0.1).model
+      >>> certificate = simjax.robustness.residual_certificate(model, states)
+      >>> bool(np.all(np.abs(model.predict(states.inputs) - states.outputs) <= certificate.outputs + 1e-9))
+      True
     """
     A, _, C, _ = dense_matrices(model)
     if not isinstance(states, States):

@@ -115,7 +115,7 @@ class L1Ball(Value):
       TypeError: for values that are not real numbers.
       ValueError: for a radius or weights that are not positive (weights also finite), or an impossible size.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> ball = simjax.L1Ball(1.0)
       >>> solution = simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.NoPenalty(), constraint=ball)
@@ -178,6 +178,13 @@ class MetzlerRow(Value):
       ValueError: for weights that are not positive and finite or not 1 at the diagonal, or an impossible size.
 
     Source: Jafarpour, Davydov, Proskurnikov, Bullo, Robust implicit networks via non-Euclidean contractions (2021).
+
+    Examples:
+      >>> import simjax
+      >>> row = simjax.MetzlerRow(0.5, diagonal=[0])  # w₀ + |w₁| ≤ 0.5
+      >>> free = simjax.NoPenalty()
+      >>> simjax.solve_rows([[1.0, 0.0], [0.0, 1.0]], [[-3.0], [2.0]], penalty=free, constraint=row).weights.round(6)
+      array([[-3.,  2.]])
     """
 
     radius: ArrayLike
@@ -267,6 +274,12 @@ class Box(Value):
     Raises:
       TypeError: for values that are not real numbers, or a ball that is no `L1Ball`.
       ValueError: for NaN, lower = inf, upper = −inf, lower > upper, or shapes that do not go together.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> box = simjax.Box(0.0, np.inf)
+      >>> simjax.solve_rows(np.eye(2), [[3.0], [-1.0]], penalty=simjax.NoPenalty(), constraint=box).weights
+      array([[3., 0.]])
     """
 
     lower: ArrayLike
@@ -328,7 +341,14 @@ def _side(name: str, side: Any, rows: int, width: int) -> Any:
 @pytree_of(())
 @dataclasses.dataclass(frozen=True)
 class Free:
-    """No constraint."""
+    """No constraint.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> free = simjax.Free()  # as None is
+      >>> simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.L1(2.0), constraint=free).weights.round(6)
+      array([[2., 0.]])
+    """
 
     def bound(self, rows: int, width: int, support: np.ndarray | None = None) -> None:
         return None

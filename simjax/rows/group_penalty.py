@@ -169,6 +169,12 @@ class GroupL1(GroupPenalty):
       ValueError: if alpha or weights are negative, not finite or of another shape, or a column or a group is missing.
 
     Source: Yuan & Lin, Model selection and estimation in regression with grouped variables (2006), eq. (2.1).
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> penalty = simjax.GroupL1(1.0, groups=[0, 0, 1, 1])
+      >>> simjax.solve_rows(np.eye(4), [[3.0], [4.0], [0.5], [0.5]], penalty=penalty).weights[0] != 0
+      array([ True,  True, False, False])
     """
 
     alpha: Array

@@ -25,6 +25,12 @@ class History(Value):
       gap: relative gap of the best answer until then, (K, R), float64; inf where nothing was known, and in the end for
         rows that are infeasible.
       passes: over the design, of each row until then, (K, R).
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> solution = simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.L1(1.0), history=True)
+      >>> solution.history.gap.shape == solution.history.passes.shape
+      True
     """
 
     gap: np.ndarray

@@ -57,6 +57,11 @@ class SolveOptions:
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.L1(1.0), engine="numpy", tol=1e-9).converged
+      True
     """
 
     solver: str = "auto"

@@ -37,6 +37,15 @@ class Penalty:
     The three methods take arrays that broadcast against (rows, d), act elementwise, are traceable by JAX and
     compute in the dtype of their inputs. The penalty must be convex with its minimum h(0) = 0 at zero; `check_penalty`
     tests that numerically before a solve. Parameters that differ from row to row need `rows` as well.
+
+    Examples:
+      >>> import simjax
+      >>> class Squares(simjax.Penalty):  # h(w) = w²
+      ...     value = staticmethod(lambda w: w * w)
+      ...     prox = staticmethod(lambda x, step: x / (1.0 + 2.0 * step))
+      ...     conjugate = staticmethod(lambda s: s * s / 4.0)
+      >>> simjax.solve_rows([[1.0]], [[2.0]], penalty=Squares()).weights.round(6)
+      array([[1.]])
     """
 
     separable = True  # over coordinates; what is not has values for groups of them
@@ -250,7 +259,7 @@ class L1(_Named):
     Raises:
       ValueError: if alpha is negative or not finite.
 
-    Example:
+    Examples:
       >>> import simjax
       >>> simjax.L1(0.5).value(-2.0).item()
       1.0
@@ -276,6 +285,11 @@ class Perspective(_Named):
 
     Raises:
       ValueError: if alpha or mu is negative or not finite.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.Perspective(1.0, mu=4.0).value([1.0, 3.0])  # 4|w| up to the knot |w| = 2, w² + 4 beyond
+      array([ 4., 13.])
     """
 
     def __init__(self, alpha: ArrayLike, mu: ArrayLike | None = None) -> None:
@@ -306,6 +320,11 @@ class ElasticNet(_Named):
 
     Raises:
       ValueError: if alpha or mu is negative or not finite.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.ElasticNet(1.0, mu=0.5).value(-2.0).item()
+      4.0
     """
 
     def __init__(self, alpha: ArrayLike, mu: ArrayLike | None = None) -> None:
@@ -326,6 +345,11 @@ class Ridge(_Named):
 
     Raises:
       ValueError: if alpha is negative or not finite.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.Ridge(0.5).value(-2.0).item()
+      2.0
     """
 
     def __init__(self, alpha: ArrayLike) -> None:
@@ -337,7 +361,13 @@ class Ridge(_Named):
 
 @pytree_of(())
 class NoPenalty(_Named):
-    """h(w) = 0: least squares, or pure feasibility under exact matching (SIM paper eq. 8 and 9)."""
+    """h(w) = 0: least squares, or pure feasibility under exact matching (SIM paper eq. 8 and 9).
+
+    Examples:
+      >>> import simjax
+      >>> simjax.solve_rows([[1.0], [1.0]], [[1.0], [3.0]], penalty=simjax.NoPenalty()).weights
+      array([[2.]])
+    """
 
     def __init__(self) -> None:
         self._set()

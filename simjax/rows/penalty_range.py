@@ -64,7 +64,7 @@ def alpha_max(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> design, targets = np.eye(2), np.array([[3.0], [-1.0]])
       >>> alpha = simjax.alpha_max(design, targets, loss_weight=0.5)

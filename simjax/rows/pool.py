@@ -65,6 +65,13 @@ class Pool:
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from concurrent.futures import ThreadPoolExecutor
+      >>> pool = simjax.cluster.Pool(lambda: ThreadPoolExecutor(2), threads=1)
+      >>> simjax.solve_rows(np.eye(2), [[3.0, 0.2], [1.0, 0.1]], penalty=simjax.L1(1.0), executor=pool).converged
+      True
     """
 
     def __init__(self, executor: Executor | Callable[[], Executor], *, threads: int = 1, attempts: int = 3) -> None:

@@ -52,6 +52,12 @@ class RowProblem(Value):
       support: boolean (R, d), False where a weight must be zero; None for no restriction.
       matching: "penalty" or "exact".
       centring: what was taken out of design and targets for a free intercept; None without one.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> problem = simjax.row_problem(np.ones((5, 3)), np.ones((5, 2)), penalty=simjax.L1(1.0))
+      >>> problem.count, problem.width, problem.exact
+      (2, 3, False)
     """
 
     design: np.ndarray
@@ -161,6 +167,12 @@ def row_problem(
 
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
+
+    Examples:
+      >>> import simjax
+      >>> problem = simjax.row_problem([[1.0]], [[3.0]], loss_weight=0.5, penalty=simjax.L1(1.0))
+      >>> simjax.certify(problem, [[2.0]]).objective
+      array([2.5])
     """
     check_names("support", support, column_names(design), "the design")
     design, targets, centring = prepared_samples(design, targets, sample_weight, fit_intercept)

@@ -24,6 +24,13 @@ class Progress:
       seconds: since the solve began.
       stage: what is running, e.g. "admm", "polish", "interior_point"; "certified", "executor" or "checkpoint" where a
         block is done, by itself, by a worker, or before.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> told = []
+      >>> solution = simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.L1(1.0), progress=told.append)
+      >>> told[-1].solved, told[-1].rows
+      (1, 1)
     """
 
     rows: int

@@ -78,6 +78,12 @@ class Solution(Value):
       first: the number of the first of these rows among those of all shards; 0 where there are none.
       row_names: of the rows, (R,), where targets were a frame or a series with a name; otherwise None.
       column_names: of the weights, (d,), where the design was a frame; otherwise None.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> solution = simjax.solve_rows(np.eye(2), [[3.0, 0.2], [1.0, 0.1]], penalty=simjax.L1(1.0))
+      >>> solution.status, solution.weights  # a row for each column of the targets
+      (array(['SOLVED', 'SOLVED'], dtype='<U13'), array([[2.5, 0.5], [0. , 0. ]]))
     """
 
     problem: RowProblem | RowSource

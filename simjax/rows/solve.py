@@ -98,7 +98,7 @@ def solve_rows(
       OSError: a checkpoint that cannot be written; what it has is whole. No room for an executor's design.
       RuntimeError: what an executor's worker could not solve; the message names the rows.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> design, targets = np.eye(3), np.array([[3.0, 0.0], [1.0, -4.0], [0.0, 0.5]])
       >>> solution = simjax.solve_rows(design, targets, loss_weight=0.5, penalty=simjax.L1(1.0))

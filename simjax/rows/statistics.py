@@ -49,6 +49,14 @@ class SufficientStatistics:
 
     Raises:
       TypeError, ValueError: for numbers that are not integers, a width below 1 or rows below 0.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> statistics = simjax.SufficientStatistics(width=2, rows=1)
+      >>> for design in (np.eye(2), 2.0 * np.eye(2)):
+      ...     statistics.update(design, design @ [[3.0], [1.0]])
+      >>> simjax.solve_rows(*statistics.compressed(), penalty=simjax.NoPenalty()).weights.round(6)
+      array([[3., 1.]])
     """
 
     def __init__(self, width: int, rows: int) -> None:

@@ -18,6 +18,11 @@ class Status(enum.StrEnum):
     INFEASIBLE: no weights satisfy the constraints; the dual is a ray that proves it.
     NONFINITE: the row produced no finite weights; zeros are returned in their place.
     STALLED: the solver stopped before its limit, as more passes gain nothing at this precision; else as MAX_ITERS.
+
+    Examples:
+      >>> import simjax
+      >>> simjax.Status.SOLVED == "SOLVED"
+      True
     """
 
     SOLVED = "SOLVED"
@@ -29,7 +34,14 @@ class Status(enum.StrEnum):
 
 
 class ConvergenceWarning(UserWarning):
-    """Some rows missed the tolerance."""
+    """Some rows missed the tolerance.
+
+    Examples:
+      >>> import warnings, numpy as np, simjax
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("error", simjax.ConvergenceWarning)  # a row that misses ends the program
+      ...     solution = simjax.solve_rows(np.eye(2), [[3.0], [1.0]], penalty=simjax.L1(1.0))
+    """
 
 
 _ALMOST = 100.0

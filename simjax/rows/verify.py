@@ -31,6 +31,13 @@ class Verification(Value):
       agrees: whether the row is feasible to 1e-6 and |difference| within what the two gaps and the oracle's
         infeasibility allow; or the row is
         called infeasible, its ray proves it, and the oracle says so too or found no feasible point.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> solution = simjax.solve_rows(np.eye(2), [[3.0, 0.2], [1.0, 0.1]], penalty=simjax.L1(1.0))
+      >>> verification = solution.verify(oracle="clarabel")  # needs the extra oracles
+      >>> verification.ok, verification.rows
+      (True, array([0, 1]))
     """
 
     oracle: str

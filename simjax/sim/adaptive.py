@@ -33,7 +33,7 @@ def adaptive_weights(
 
     Source: Zou, The adaptive lasso and its oracle properties (2006).
 
-    Example:
+    Examples:
       >>> import simjax
       >>> simjax.adaptive_weights([[0.95, 0.0]], epsilon=0.05)  # an entry that is large pays little
       array([[ 1., 20.]])

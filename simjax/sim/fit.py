@@ -114,7 +114,7 @@ def fit(
       TypeError, ValueError: naming the argument, what was got and what was expected.
       OSError, RuntimeError: as `solve_rows`, for checkpoint and executor.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> rng = np.random.default_rng(0)
       >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2

@@ -27,6 +27,15 @@ class LowRank:
 
     Raises:
       TypeError, ValueError: for a rank that is not a positive integer.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> result = simjax.fit(states, alpha=1e-3, constraint=simjax.LowRank(1))
+      >>> int(np.linalg.matrix_rank(result.model.A)) <= 1
+      True
     """
 
     rank: int

@@ -33,7 +33,16 @@ _ALPHA = Unstated(1e-3)
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """The arguments of `fit` that say what is solved, and the one place of their defaults; `fit` explains them."""
+    """The arguments of `fit` that say what is solved, and the one place of their defaults; `fit` explains them.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> simjax.fit(states, "elastic_net", alpha=0.1, mu=0.01, kappa=0.9).model.well_posedness <= 0.9
+      True
+    """
 
     objective: str | Penalty = "perspective"
     alpha: ArrayLike = _ALPHA

@@ -40,6 +40,15 @@ class Path(Value):
       fits: k `FitResult`s, every row of each certified by itself.
       misfit: (k,), ‖T − ΦWᵀ‖² / ‖T‖² over all rows, in the units of the fit, with a free intercept about the means of
         the samples: what the models leave unexplained.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> path = simjax.path(states, "l1", alphas=[1.0, 0.1])
+      >>> path.parameter, len(path.fits), path.misfit.shape
+      ('alpha', 2, (2,))
     """
 
     parameter: str
@@ -125,7 +134,7 @@ def path(
     Source: warm starts over α as in Friedman, Hastie, Tibshirani, Regularization paths for generalized linear models
     via coordinate descent (2010), and the geometric grid from α_max downwards.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> rng = np.random.default_rng(0)
       >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]

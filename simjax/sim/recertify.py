@@ -37,6 +37,15 @@ class StreamedCertificate(Value):
       objective, dual_objective, gap, relative_gap, infeasibility: as in `Certificate`, (R,).
       combination: (R, d + 1): the dual point that proves the row is y = Φa + βt, a the first d entries and β the last.
         With a free intercept Φ and t are about the means of the fit, and y less its own mean is the point.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> certificate = simjax.recertify(simjax.fit(states, "l1", alpha=0.1), [states])
+      >>> certificate.gap.shape, certificate.combination.shape  # n + q rows; d + 1 numbers prove each
+      ((6,), (6, 8))
     """
 
     objective: np.ndarray
@@ -72,6 +81,16 @@ def recertify(
       TypeError: if result is not a `FitResult`, or a batch not `States`.
       ValueError: if the fit regenerated its outputs, was of low rank or merged of shards, or the batches do not fit
         the model or each other.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> streamed = simjax.stream_states([states])
+      >>> result = simjax.fit(streamed, "l1", alpha=0.1)
+      >>> bool(simjax.recertify(result, [states]).relative_gap.max() <= 1e-6)
+      True
     """
     if not isinstance(result, FitResult):
         raise TypeError(f"result must be a FitResult, got {type(result).__name__}.")

@@ -44,6 +44,15 @@ class FitResult(Value):
       settings: the arguments of the fit, as stored in the model's metadata.
       sources: for each block of rows, the solve that certifies them, their numbers here, and their numbers there.
       factors: L (n, r) and R (n, r) with A = L Rᵀ, in the units of the model, of a fit of low rank; otherwise None.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> result = simjax.fit(states, "l1", alpha=0.1)
+      >>> result.model.nonzeros <= 42, result.certificate.relative_gap.shape, result.settings["kappa"]
+      (True, (6,), 0.99)
     """
 
     model: ImplicitModel

@@ -59,6 +59,17 @@ def fit_shard(
     Raises:
       TypeError, ValueError: naming the argument, what was got and what was expected.
       OSError: a checkpoint that cannot be written; what it has is whole.
+
+    Examples:
+      >>> import tempfile, numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((14, 3), (2, 14))]
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     shards = [simjax.fit_shard(states, "l1", shard=(k, 2), checkpoint=folder, max_memory=1e5) for k in (1, 2)]
+      ...     result = simjax.merge(folder)
+      >>> [shard.first for shard in shards], result.converged
+      ([0, 8], True)
     """
     unknown = sorted(set(options) - _PLAN_NAMES - _SOLVE_NAMES)
     if unknown:
@@ -93,6 +104,18 @@ def merge(checkpoint: str | os.PathLike[str]) -> FitResult:
     Raises:
       FileNotFoundError: the folder holds no checkpoint of a fit.
       ValueError: rows are missing: which shards, and how many rows; or the folder is that of a refit or of `LowRank`.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     result = simjax.fit(states, "l1", alpha=0.1, checkpoint=folder)
+      ...     merged = simjax.merge(folder)  # without the states
+      >>> bool(np.all(merged.model.A == result.model.A))
+      True
     """
     folder = Path(checkpoint) / _ROWS
     kept = Checkpoint.read(folder)

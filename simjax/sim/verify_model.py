@@ -44,6 +44,15 @@ def verify_model(
     Raises:
       ValueError: if the model does not say how it was fitted, or in terms that do not fit the states.
       OracleUnavailable: if the oracle's package or licence is missing.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> rng = np.random.default_rng(0)
+      >>> weights = [rng.normal(size=shape) for shape in ((4, 3), (2, 4))]  # of a network 3-4-2
+      >>> states = simjax.States.from_layers(weights, None, "relu", rng.normal(size=(50, 3)))
+      >>> model = simjax.fit(states, "l1", alpha=0.1).model  # or ImplicitModel.load
+      >>> simjax.verify_model(model, states, rows=2).ok  # needs the extra oracles
+      True
     """
     settings = _fit_settings(model)
     arrays = [

@@ -51,7 +51,7 @@ class SparseRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
       certificate_: the `simjax.Certificate`, one row per target.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from simjax.sklearn import SparseRegressor
       >>> X = np.random.default_rng(0).normal(size=(100, 20))

@@ -55,7 +55,7 @@ class SparseRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
       path_gap_: relative duality gap of the weights behind each of them, of the same shape.
       coef_, intercept_, dual_gap_, n_iter_, certificate_: of the fit to all samples with alpha_; see `SparseRegressor`.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from simjax.sklearn import SparseRegressorCV
       >>> rng = np.random.default_rng(0)

@@ -35,7 +35,7 @@ def collect_states(network: Any, inputs: ArrayLike, *, variables: Any = None, la
       TypeError: the network is not such a chain, or not understood; the message says what to do instead.
       ValueError: hidden layers with different activations, no hidden layer, inputs or layers that do not fit.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> from simjax.nn import MLP
       >>> simjax.collect_states(MLP((3, 5, 4, 2)), np.ones((10, 3)))

@@ -35,6 +35,14 @@ class MappedStates(SampledStates):
       sample: the first samples.
       arrays: the four arrays by name.
       scale: s, (n,): the states are z' = s z, x' = s x of those in the arrays; None for ones.
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> states = simjax.collect_states(MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3)))
+      >>> arrays = states.inputs, states.preactivations, states.activations, states.outputs  # or paths of .npy files
+      >>> simjax.fit(simjax.MappedStates.from_arrays(*arrays), "l1", alpha=0.1).converged
+      True
     """
 
     sample: States

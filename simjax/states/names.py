@@ -16,6 +16,13 @@ class Names:
       inputs: (p,).
       states: (n,), last hidden layer first.
       outputs: (q,).
+
+    Examples:
+      >>> import pandas as pd, simjax
+      >>> u = pd.DataFrame({"age": [1.0, 2.0, 3.0]})
+      >>> z = pd.DataFrame({"risk": [1.0, -2.0, 3.0]})
+      >>> simjax.States(u, z, z.clip(lower=0.0), z).names
+      Names(inputs=('age',), states=('risk',), outputs=('risk',))
     """
 
     inputs: tuple[str, ...] | None = None

@@ -61,7 +61,7 @@ class States(Value):
         sizes that do not sum to n, frames with indices that differ, or a baseline that does not produce these states.
       TypeError: arrays that are not real numbers, a baseline that is not an ImplicitModel.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> U, Z1 = np.ones((2, 3)), np.array([[1.0, -2.0], [0.5, 3.0]])
       >>> Z2 = np.array([[0.1], [-0.2]])  # another hidden layer
@@ -127,7 +127,7 @@ class States(Value):
           ValueError, TypeError: as `ImplicitModel.from_layers`, inputs that do not fit the first layer, and layers
             that are not a number of hidden layers.
 
-        Example:
+        Examples:
           >>> import simjax
           >>> simjax.States.from_layers([[[1.0]], [[2.0]]], [[-1.0], None], "relu", inputs=[[3.0], [0.0]]).outputs
           array([[4.],

@@ -32,6 +32,14 @@ class StreamedStates(SampledStates):
     Attributes:
       sample: a few of the states, from which sizes, activation, layers and baseline are read.
       statistics: of the design [X U 1] and the targets [Z Y].
+
+    Examples:
+      >>> import numpy as np, simjax
+      >>> from simjax.nn import MLP
+      >>> inputs = np.random.default_rng(0).normal(size=(30, 3))
+      >>> streamed = simjax.stream_states([simjax.collect_states(MLP((3, 5, 2)), inputs)])
+      >>> streamed.m, streamed.n, streamed.p, streamed.q
+      (30, 5, 3, 2)
     """
 
     sample: States
@@ -141,7 +149,7 @@ def stream_states(batches: Iterable[States], *, sample_weight: ArrayLike | None 
       ValueError: if there is no batch, or batches differ in n, p, q, activation, layer sizes, baseline, has_biases or
         names; or for weights that are negative, all zero, or of another number than the samples.
 
-    Example:
+    Examples:
       >>> import numpy as np, simjax
       >>> from simjax.nn import MLP
       >>> network, inputs = MLP((3, 5, 2)), np.random.default_rng(0).normal(size=(30, 3))
