@@ -45,3 +45,29 @@ def test_every_page_can_be_reached():
     there = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert set(reached) == there
     assert max(reached.values()) == 1
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    settings = (ROOT / "mkdocs.yml").read_text()
+    extras = re.search(r"^extra_javascript:\n(.*?)^validation:", settings, re.MULTILINE | re.DOTALL)
+    files = re.findall(r"^  - (\S+)$", extras[1], re.MULTILINE)
+    assert len(files) == 4
+    assert all((ROOT / "docs" / file).is_file() for file in files)
+    assert "  font: false" in settings
+    fonts = re.findall(r"url\(([^)]+)\)", (ROOT / "docs/assets/katex/katex.min.css").read_text())
+    assert fonts
+    assert all((ROOT / "docs/assets/katex" / font).is_file() for font in fonts)
+
+
+@pytest.mark.parametrize("page", ["theory", "implicit", "glossary", "estimators", "jax"])
+def test_formulas_are_set_as_formulas(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"^    \S", text, re.MULTILINE), "an indented block, as formulas in plain text were"
+    displays = re.findall(r"^\$\$\n(.*?)\n\$\$$", text, re.MULTILINE | re.DOTALL)
+    inline = re.sub(r"^\$\$\n.*?\n\$\$$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert displays or page in ("implicit", "glossary")
+    for paragraph in re.split(r"\n\n|\n(?=[-|\d])", inline):
+        assert re.sub(r"`[^`]*`", "", paragraph).count("$") % 2 == 0, paragraph
+    for formula in [*displays, *re.findall(r"\$([^$]+)\$", re.sub(r"`[^`]*`", "", inline))]:
+        assert formula.count("{") - formula.count(r"\{") == formula.count("}") - formula.count(r"\}"), formula
+        assert not re.search(r"[^\x00-\x7f]", formula), f"{formula}: symbols are written as TeX names them"
