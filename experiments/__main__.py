@@ -30,6 +30,7 @@ NAMES: tuple[str, ...] = (
     "against-implicit",
     "networks",
     "prune-fashion",
+    "prune-minilm",
 )
 BEGIN, END = "<!-- generated:begin -->", "<!-- generated:end -->"
 
@@ -45,13 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--missing", action="store_true", help="take up a run that was interrupted: make what is missing"
     )
+    parser.add_argument("--minutes", type=float, help="begin no new job after so many; see --missing")
     given = parser.parse_args(arguments)
     experiment = find(given.name)
     seeds = tuple(given.seeds or ((0,) if given.quick else (0, 1, 2)))
     files = Files.at(experiment, given.folder, writes=not given.quick or given.folder is not None)
     if given.missing and (experiment.jobs is None or files is None):
         parser.error("--missing needs files of records, and an experiment that is made of jobs")
-    records = [] if given.report else run(experiment, Settings(seeds, given.quick), files, missing=given.missing)
+    if given.minutes is not None and experiment.jobs is None:
+        parser.error("--minutes needs an experiment that is made of jobs")
+    settings = Settings(seeds, given.quick)
+    options = {"missing": given.missing, "minutes": given.minutes}
+    records = [] if given.report else run(experiment, settings, files, **options)
     if files is not None:
         records = read(files.records)
     if not records:
@@ -86,16 +92,25 @@ class Files:
         return cls(experiment, results, docs / "experiments", docs / "images")
 
 
-def run(experiment: Experiment, settings: Settings, files: Files | None, *, missing: bool = False) -> list[dict]:
+def run(
+    experiment: Experiment,
+    settings: Settings,
+    files: Files | None,
+    *,
+    missing: bool = False,
+    minutes: float | None = None,
+) -> list[dict]:
     """All records, each written as soon as it is there, with the seconds since the one before.
 
     Args:
       experiment, settings, files: what to run and where to write.
       missing: whether to leave out jobs whose records are in the file.
+      minutes: begin no job after so many.
     """
     made = [] if files is None or not missing else read(files.records)
     records, began = [], time.perf_counter()
-    for found in without(experiment, settings, made) if missing else experiment.run(settings):
+    by_jobs = missing or minutes is not None
+    for found in without(experiment, settings, made, minutes) if by_jobs else experiment.run(settings):
         end = time.perf_counter()
         record = plain({**found, "quick": settings.quick, "wall_seconds": round(end - began, 2), **place()})
         began = end
@@ -107,11 +122,16 @@ def run(experiment: Experiment, settings: Settings, files: Files | None, *, miss
     return records
 
 
-def without(experiment: Experiment, settings: Settings, made: Sequence[dict]) -> Iterator[dict]:
-    """The records of the jobs of an experiment, but for those that are made."""
+def without(
+    experiment: Experiment, settings: Settings, made: Sequence[dict], minutes: float | None = None
+) -> Iterator[dict]:
+    """The records of the jobs of an experiment, but for those that are made; no job begins after so many minutes."""
     assert experiment.jobs is not None  # `main` refuses this
+    began = time.perf_counter()
     known = [{key: record[key] for key in (*experiment.keys, "quick")} for record in made]
     for job in experiment.jobs(settings):
+        if minutes is not None and time.perf_counter() - began > 60.0 * minutes:
+            return
         wanted = [plain({**keys, "quick": settings.quick}) for keys in job.keys]
         if not all(keys in known for keys in wanted):
             yield from job.run()

