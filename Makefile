@@ -1,4 +1,5 @@
-# make demo | test | test-all | gpu-quick | lint | docs | package | clean. Each target installs what it needs into $(VENV), once, and no more.
+# make demo | test | test-all | gpu-quick | lint | docs | pictures | package | clean. Each target installs what it needs
+# into $(VENV), once, and no more.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, in an environment of its own
 #   make demo DEMO="--dataset fashion-mnist"        another demo; see `simjax demo --help`
@@ -18,7 +19,7 @@ RUN_TESTS = OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$(CHEAP_COMPILATION)" $(BIN)/pytho
 CANDIDATES := python3.12 python3.11 python3.13 python3 python
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test test-all gpu-quick lint format docs package clean
+.PHONY: demo test test-all gpu-quick lint format docs pictures package clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-all
@@ -49,6 +50,10 @@ format: $(VENV)/.installed-lint
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The pictures of the README and the gallery, and what the notebooks say.
+pictures: $(VENV)/.installed-test
+	$(BIN)/python docs/pictures.py
 
 # Builds, checks, and tries the wheel, without extras, on each of PACKAGE_PYTHONS in a new environment; with DIST=folder,
 # what was built is left there.

@@ -51,7 +51,7 @@ def test_the_site_loads_nothing_from_elsewhere():
     settings = (ROOT / "mkdocs.yml").read_text()
     extras = re.search(r"^extra_javascript:\n(.*?)^validation:", settings, re.MULTILINE | re.DOTALL)
     files = re.findall(r"^  - (\S+)$", extras[1], re.MULTILINE)
-    assert len(files) == 4
+    assert len(files) == 5
     assert all((ROOT / "docs" / file).is_file() for file in files)
     assert "  font: false" in settings
     fonts = re.findall(r"url\(([^)]+)\)", (ROOT / "docs/assets/katex/katex.min.css").read_text())
