@@ -120,7 +120,7 @@ def sparseswaps(gram: np.ndarray, weight: np.ndarray, pattern: Pattern, *, most:
 
     The error of a mask is qᵀHq with q the dropped weights; dropping j and keeping i changes it by
     2w_j(Hq)_j + w_j²H_jj − 2w_i(Hq)_i + w_i²H_ii − 2w_i w_j H_ij, and the best exchange of a row is made until none
-    gains. SparseSwaps (2025).
+    gains. Zimmer, Roux, Wagner, Hendrych, Pokutta, SparseSwaps (2025), arXiv 2512.10922.
     """
     support = row_by_row(np.abs(weight) * np.sqrt(np.diagonal(gram)), pattern)
     diagonal = np.diagonal(gram)

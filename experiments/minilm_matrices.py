@@ -23,7 +23,9 @@ from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
 
-OURS = "ours"
+OURS, DENSE = "ours", "dense"  # beside the names of `PEERS`
+METHODS = (OURS, *reversed(PEERS))
+LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4")
 Name = tuple[int, str]  # number of the encoder's layer, name of the linear map in it
 Batch = tuple[np.ndarray, np.ndarray]  # token numbers and mask, (texts, length) each
 

@@ -9,31 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from benchmarks.pruning_peers import PEERS
-from benchmarks.records import Record, peak_mebibytes, places, table
+from benchmarks.records import Record, peak_mebibytes
 from experiments import minilm
-from experiments.experiment import Experiment, Job, Settings, all_certified, grouped, one_after_another, spread
-from experiments.minilm_matrices import OURS, Batch, Matrix, Name, Texts, matrices, with_weights
+from experiments.experiment import Experiment, Job, Settings, one_after_another
+from experiments.minilm_matrices import DENSE, METHODS, OURS, Batch, Matrix, Name, Texts, matrices, with_weights
+from experiments.minilm_report import pictures, section
 from simjax.datasets import load_newsgroups
 from simjax.rows.status import Status
 
 NAME = "prune-minilm"
-DENSE = "dense"
-METHODS = (OURS, *reversed(PEERS))
-LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4")
 EVERY_SEED = ("0.7", "0.5")  # levels that are run with every seed; the others with the first
 
 # Of messages, chosen by the seed. The numbers of tokens are those of one pass of the encoder.
@@ -275,234 +269,6 @@ class Task:
 def regression() -> LogisticRegression:
     """The classifier, not yet trained."""
     return LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)
-
-
-# --- What is reported --------------------------------------------------------------------------------------------
-
-TITLES = {OURS: "simjax", DENSE: "the trained encoder"}
-COLOURS = {
-    OURS: "tab:blue",
-    "ALPS": "tab:orange",
-    "SparseGPT": "tab:green",
-    "SparseSwaps": "tab:purple",
-    "Wanda": "tab:brown",
-    "magnitude": "tab:gray",
-}
-Cell = Mapping[tuple[str, str, bool], list[Record]]  # zeros, method, refit → records of the seeds
-
-
-def cells(records: Sequence[Record]) -> dict[tuple[str, str, bool], list[Record]]:
-    return {key: mine for key, mine in grouped(records, "zeros", "method", "refit").items()}
-
-
-def shown(zeros: str) -> str:
-    """A level for a person."""
-    return zeros if ":" in zeros else f"{100 * float(zeros):.0f} %"
-
-
-def levels(records: Sequence[Record]) -> list[str]:
-    """Those there are, in the order of `LEVELS`."""
-    there = {record["zeros"] for record in records}
-    return [zeros for zeros in LEVELS if zeros in there]
-
-
-def mean_error(record: Record) -> float:
-    """Over all matrices, on tokens held out."""
-    return float(np.mean(record["errors"]))
-
-
-def section(records: Sequence[Record]) -> str:
-    """The tables, what was aimed at, the certificates, and where made."""
-    by = cells(records)
-    one = records[0]
-    lines = [
-        f"Calibrated on {one['calibration_tokens']:,} tokens, errors on {one['held_out_tokens']:,} others; embeddings "
-        f"of {one['test_texts']:,} test messages, a classifier trained on {one['train_texts']:,}, both cut at "
-        f"{one['max_tokens']} tokens. Where there are several seeds: mean ± standard deviation over them.",
-        "",
-        "## Relative error",
-        "",
-        "Mean over the matrices, on tokens held out; as it is → with our refit on its support.",
-        "",
-        *error_table(by, levels(records)),
-        "",
-        "## The encoder put together",
-        "",
-        *accuracy_table(by, levels(records)),
-        "",
-        "## Matrix by matrix",
-        "",
-        *duel_table(by, levels(records)),
-        "",
-        "## Which matrices cost what",
-        "",
-        "Relative error of ours, mean over the layers and seeds; the seconds at 70 %, all layers together.",
-        "",
-        *kind_table(by, levels(records)),
-        "",
-        all_certified(records),
-        "",
-        *places(records),
-    ]
-    return "\n".join(lines)
-
-
-def error_table(by: Cell, shares: Sequence[str]) -> list[str]:
-    """Methods in columns, levels in rows."""
-    rows = []
-    for zeros in shares:
-        row = [shown(zeros)]
-        for method in METHODS:
-            found = [by.get((zeros, method, refit), []) for refit in (False, True)]
-            texts = [spread([mean_error(record) for record in mine], ".3g") for mine in found if mine]
-            row.append(" → ".join(texts) or "–")
-        rows.append([*row, seeds_of(by, zeros)])
-    return table(["zeros", *(TITLES.get(method, method) for method in METHODS), "seeds"], rows)
-
-
-def seeds_of(by: Cell, zeros: str) -> str:
-    """How many seeds each number of a level is a mean of: one number, or the methods with more than the fewest."""
-    counts = {method: len(by.get((zeros, method, True), [])) for method in METHODS}
-    counts = {method: count for method, count in counts.items() if count}
-    least = min(counts.values())
-    more = [f"{count} {TITLES.get(method, method)}" for method, count in counts.items() if count > least]
-    return ", ".join([str(least), *more])
-
-
-def accuracy_table(by: Cell, shares: Sequence[str]) -> list[str]:
-    """A line for each level, method and whether refitted."""
-    dense = by.get(("0", DENSE, False), [])
-    rows = []
-    for (zeros, method, refit), mine in [
-        *(((zeros, DENSE, False), dense) for zeros in ("0",) if dense),
-        *((key, by[key]) for key in itertools.product(shares, METHODS, (False, True)) if key in by),
-    ]:
-        title = TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
-        numbers = [spread([r[key] for r in mine], ".2f", 100.0) for key in ("accuracy", "accuracy_retrained")]
-        lost = spread([r["accuracy"] - dense[0]["accuracy"] for r in mine], "+.2f", 100.0) if dense else "–"
-        cosine = spread([r["cosine"] for r in mine], ".4f")
-        rows.append([shown(zeros), title, cosine, numbers[0], lost, numbers[1], str(len(mine))])
-    heads = [
-        "zeros",
-        "method",
-        "cosine",
-        "accuracy (%)",
-        "against trained (points)",
-        "trained anew (%)",
-        "seeds",
-    ]
-    return table(heads, rows)
-
-
-def duel_table(by: Cell, shares: Sequence[str]) -> list[str]:
-    """On how many matrices ours is at or below each peer, certified rows, time and memory; first seed."""
-    rivals = [(method, refit) for method in ("ALPS", "SparseGPT") for refit in (False, True)]
-    rows = []
-    for zeros in shares:
-        ours = by.get((zeros, OURS, True), [])
-        if not ours:
-            continue
-        row = [shown(zeros)]
-        for method, refit in rivals:
-            pairs = [
-                (mine, peer)
-                for mine in ours
-                for peer in by.get((zeros, method, refit), [])
-                if mine["seed"] == peer["seed"]
-            ]
-            won = [sum(a <= b for a, b in zip(mine["errors"], peer["errors"], strict=True)) for mine, peer in pairs]
-            row.append(f"{spread(won, '.3g')} of {len(ours[0]['errors'])}" if won else "–")
-        solved, rows_there = (sum(record[key] for record in ours) for key in ("rows_certified", "rows"))
-        memory = [record["mebibytes"] for record in ours if record["mebibytes"]]
-        seconds = [sum(record["seconds"]) + record["prepared_seconds"] for record in ours if record["mebibytes"]]
-        loads = [record["load"] for record in ours if record["mebibytes"]]
-        rows.append(
-            [
-                *row,
-                f"{solved:,} of {rows_there:,}",
-                spread([sum(record["seconds"]) for record in ours], ".0f"),
-                f"{seconds[0]:.0f}" if seconds else "–",
-                f"{memory[0]:,.0f}" if memory else "–",
-                f"{loads[0]:g}" if loads else spread([record["load"] for record in ours], ".1f"),
-            ]
-        )
-    names = [f"≤ {method}{' + refit' if refit else ''}" for method, refit in rivals]
-    return table(["zeros", *names, "rows certified", "s", "with calibration, s", "MiB", "load"], rows)
-
-
-def kind_table(by: Cell, shares: Sequence[str]) -> list[str]:
-    """Error of ours by kind of matrix."""
-    rows = []
-    for kind in kinds(by):
-        row = [kind]
-        for zeros in shares:
-            row.append(
-                spread([float(np.mean(of_kind(r, kind, "errors"))) for r in by.get((zeros, OURS, True), [])], ".3g")
-            )
-        row.append(spread([sum(of_kind(r, kind, "seconds")) for r in by.get(("0.7", OURS, True), [])], ".0f"))
-        rows.append(row)
-    return table(["matrix", *map(shown, shares), "s"], rows)
-
-
-def kinds(by: Cell) -> list[str]:
-    """Those of the matrices of ours that there are."""
-    there = {name.split(".")[1] for (_, method, _), mine in by.items() if method == OURS for name in mine[0]["names"]}
-    return [kind for kind in minilm.LINEAR if kind in there]
-
-
-def of_kind(record: Record, kind: str, entry: str) -> list[float]:
-    """The numbers of the matrices of one kind, layer by layer."""
-    return [value for name, value in zip(record["names"], record[entry], strict=True) if name.endswith(f".{kind}")]
-
-
-def pictures(records: Sequence[Record]) -> Mapping[str, Figure]:
-    """Error and accuracy against zeros, and the error of each matrix."""
-    by = cells(records)
-    figure = Figure(figsize=(12.0, 4.6), layout="constrained")
-    error, accuracy, matrices_ = figure.subplots(1, 3)
-    shares = [zeros for zeros in levels(records) if ":" not in zeros]
-    for method, refit in itertools.product(METHODS, (True, False)):
-        drawn(error, by, method, refit, shares, mean_error)
-        drawn(accuracy, by, method, refit, shares, lambda record: 100 * record["accuracy"])
-    for record in by.get(("0", DENSE, False), []):
-        accuracy.axhline(100 * record["accuracy"], color="black", linestyle=":", label="the trained encoder")
-    error.set(xlabel="zeros (%)", ylabel="relative error, mean over the matrices", yscale="log")
-    accuracy.set(xlabel="zeros (%)", ylabel="accuracy of the trained encoder's classifier (%)")
-    for zeros, line in zip(("0.5", "0.7", "0.9"), (":", "--", "-")):
-        ours = by.get((zeros, OURS, True), [])
-        for kind, colour in zip(
-            kinds(by), ("tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red", "tab:purple")
-        ):
-            if ours:
-                values = np.mean([of_kind(record, kind, "errors") for record in ours], axis=0)
-                label = kind if zeros == "0.9" or len(shares) == 1 else None
-                matrices_.plot(np.arange(1, len(values) + 1), values, line, color=colour, marker=".", label=label)
-    matrices_.set(xlabel="layer", ylabel="relative error, ours at 50 % (···), 70 % (– –), 90 % (––)", yscale="log")
-    for axis in (error, accuracy, matrices_):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    return {NAME: figure}
-
-
-def drawn(
-    axes: Axes, by: Cell, method: str, refit: bool, shares: Sequence[str], value: Callable[[Record], float]
-) -> None:
-    """A method's line; dashed as it is, full with a refit."""
-    points = [(100 * float(zeros), by[zeros, method, refit]) for zeros in shares if (zeros, method, refit) in by]
-    if points:
-        means = [np.mean([value(record) for record in mine]) for _, mine in points]
-        label = TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
-        style, width = ("-" if refit else "--"), (2.2 if method == OURS else 1.2)
-        axes.plot(
-            [x for x, _ in points],
-            means,
-            style,
-            color=COLOURS[method],
-            linewidth=width,
-            marker="o",
-            markersize=3,
-            label=label,
-        )
 
 
 EXPERIMENT = Experiment(

@@ -11,7 +11,7 @@ from helpers import generator
 from numpy.testing import assert_allclose, assert_array_equal
 
 from experiments import __main__ as command
-from experiments import minilm, prune_minilm
+from experiments import minilm, minilm_report, prune_minilm
 from experiments.experiment import Settings
 from experiments.minilm_matrices import OURS, Matrix, Moments, Texts, seen, with_weights
 from simjax import LayerStatistics
@@ -117,8 +117,8 @@ def made_up(seeds=(0, 1)):
 
 
 def test_the_page_counts_matrices_and_seeds(monkeypatch):
-    monkeypatch.setattr(prune_minilm, "places", lambda records: ["here"])
-    text = prune_minilm.section(list(made_up()))
+    monkeypatch.setattr(minilm_report, "places", lambda records: ["here"])
+    text = minilm_report.section(list(made_up()))
     lines = text.splitlines()
     assert "| 70 % | 0.15 ± 0 | 0.15 ± 0.0354 → 0.15 ± 0.0354 |" in text.replace(" – |", "")
     assert "| 0 % | the trained encoder | 1.0000 | 60.00 | +0.00 | 60.00 | 1 |" in lines
@@ -127,8 +127,12 @@ def test_the_page_counts_matrices_and_seeds(monkeypatch):
     assert any(
         line.startswith("| 70 % | 1 ± 0 of 2 | 1 ± 0 of 2 | – | – | 4 of 4 | 3 ± 0 | 5 | 321 |") for line in lines
     )
+    # ALPS is beaten on one matrix and met on the other: fewer than 30.
+    assert "| 70 %: 1 of 2 | **missed** at 1 of 4 levels, the others not measured |" in text
+    assert "50.00 %, best of 2 peers 50.00 % (ALPS) | **missed**, 8 peers not measured |" in text
+    assert "| every refitted row certified at 1e-6 | 6 of 6 | met |" in lines
     assert "All 10 rows behind these numbers are certified" in text
-    axes = prune_minilm.pictures(list(made_up()))[prune_minilm.NAME].axes
+    axes = minilm_report.pictures(list(made_up()))[prune_minilm.NAME].axes
     assert len(axes) == 3
     assert command.find("prune-minilm") is prune_minilm.EXPERIMENT
 

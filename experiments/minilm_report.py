@@ -1,0 +1,315 @@
+"""What the prune-minilm experiment says of its records: tables, aims and pictures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.records import Record, places, table
+from experiments import minilm
+from experiments.experiment import all_certified, grouped, spread
+from experiments.minilm_matrices import DENSE, LEVELS, METHODS, OURS
+
+TITLES = {OURS: "simjax", DENSE: "the trained encoder"}
+COLOURS = {
+    OURS: "tab:blue",
+    "ALPS": "tab:orange",
+    "SparseGPT": "tab:green",
+    "SparseSwaps": "tab:purple",
+    "Wanda": "tab:brown",
+    "magnitude": "tab:gray",
+}
+Cell = Mapping[tuple[str, str, bool], list[Record]]  # zeros, method, refit → records of the seeds
+
+
+def cells(records: Sequence[Record]) -> dict[tuple[str, str, bool], list[Record]]:
+    return {key: mine for key, mine in grouped(records, "zeros", "method", "refit").items()}
+
+
+def shown(zeros: str) -> str:
+    """A level for a person."""
+    return zeros if ":" in zeros else f"{100 * float(zeros):.0f} %"
+
+
+def levels(records: Sequence[Record]) -> list[str]:
+    """Those there are, in the order of `LEVELS`."""
+    there = {record["zeros"] for record in records}
+    return [zeros for zeros in LEVELS if zeros in there]
+
+
+def mean_error(record: Record) -> float:
+    """Over all matrices, on tokens held out."""
+    return float(np.mean(record["errors"]))
+
+
+def section(records: Sequence[Record]) -> str:
+    """The tables, what was aimed at, the certificates, and where made."""
+    by = cells(records)
+    one = records[0]
+    lines = [
+        f"Calibrated on {one['calibration_tokens']:,} tokens, errors on {one['held_out_tokens']:,} others; embeddings "
+        f"of {one['test_texts']:,} test messages, a classifier trained on {one['train_texts']:,}, both cut at "
+        f"{one['max_tokens']} tokens. Where there are several seeds: mean ± standard deviation over them.",
+        "",
+        "## What was aimed at",
+        "",
+        "With the first seed.",
+        "",
+        *aims(by, levels(records)),
+        "",
+        "## Relative error",
+        "",
+        "Mean over the matrices, on tokens held out; as it is → with our refit on its support.",
+        "",
+        *error_table(by, levels(records)),
+        "",
+        "## The encoder put together",
+        "",
+        *accuracy_table(by, levels(records)),
+        "",
+        "## Matrix by matrix",
+        "",
+        *duel_table(by, levels(records)),
+        "",
+        "## Which matrices cost what",
+        "",
+        "Relative error of ours, mean over the layers and seeds; the seconds at 70 %, all layers together.",
+        "",
+        *kind_table(by, levels(records)),
+        "",
+        all_certified(records),
+        "",
+        *places(records),
+    ]
+    return "\n".join(lines)
+
+
+def aims(by: Cell, shares: Sequence[str]) -> list[str]:
+    """What was aimed at, and what was found; of the first seed that a method was run with."""
+
+    def first(zeros: str, method: str, refit: bool = True) -> Record | None:
+        mine = by.get((zeros, method, refit), [])
+        return min(mine, key=lambda record: record["seed"]) if mine else None
+
+    def verdict(met: Sequence[bool], wanted: int) -> str:
+        """Of what was measured, and whether that is all."""
+        if not met:
+            return "not measured"
+        said = "met" if all(met) else "**missed**"
+        return said if len(met) == wanted else f"{said} at {len(met)} of {wanted} levels, the others not measured"
+
+    rows = []
+    told, met = [], []
+    for zeros in shares:
+        ours, peer = first(zeros, OURS), first(zeros, "SparseGPT", False)
+        if ours is not None and peer is not None:
+            told.append(f"{shown(zeros)}: {mean_error(ours):.3g} and {mean_error(peer):.3g}")
+            met.append(mean_error(ours) < mean_error(peer))
+    aim = "mean error below SparseGPT's at every level"
+    rows.append([aim, "; ".join(told), verdict(met, len(LEVELS))])
+    told, met = [], []
+    for zeros in ("0.5", "0.7", "0.9", "2:4"):
+        ours, peer = first(zeros, OURS), first(zeros, "ALPS", False)
+        if ours is not None and peer is not None:
+            won = sum(a <= b for a, b in zip(ours["errors"], peer["errors"], strict=True))
+            told.append(f"{shown(zeros)}: {won} of {len(ours['errors'])}")
+            met.append(won >= 30)
+    aim = "at or below ALPS, as it is, on at least 30 of the 36 matrices"
+    rows.append([aim, "; ".join(told), verdict(met, 4)])
+    dense, ours = first("0", DENSE, False), first("0.5", OURS)
+    if dense is not None and ours is not None:
+        lost = 100.0 * (dense["accuracy"] - ours["accuracy"])
+        found = f"{lost:.2f} points lost"
+        rows.append(["at 50 % accuracy within 0.5 points of the trained encoder's", found, verdict([lost <= 0.5], 1)])
+    for zeros in ("0.7", "0.8"):
+        ours = first(zeros, OURS)
+        peers = {}
+        for method, refit in itertools.product(METHODS, (False, True)):
+            record = first(zeros, method, refit)
+            if method != OURS and record is not None:
+                peers[method + (" + refit" if refit else "")] = record["accuracy"]
+        if ours is not None and peers:
+            best = max(peers, key=lambda name: peers[name])
+            found = f"{100 * ours['accuracy']:.2f} %, best of {len(peers)} peers {100 * peers[best]:.2f} % ({best})"
+            said = verdict([ours["accuracy"] > peers[best]], 1)
+            missing = 2 * (len(METHODS) - 1) - len(peers)
+            said += f", {missing} peers not measured" if missing else ""
+            rows.append([f"at {shown(zeros)} accuracy ahead of every peer, refitted or not", found, said])
+    measured = [record for mine in by.values() for record in mine if record["method"] == OURS and record["mebibytes"]]
+    for record in measured[:1]:
+        minutes = (sum(record["seconds"]) + record["prepared_seconds"]) / 60.0
+        found = (
+            f"{minutes:.1f} minutes at {shown(record['zeros'])} with the calibration, {record['mebibytes']:,.0f} MiB, "
+            f"where the load of the two cores was {record['load']:g}"
+        )
+        met = [minutes <= 10.0 and record["mebibytes"] <= 2e9 / 2**20]
+        rows.append(["all matrices in ten minutes on two cores and 2 GB", found, verdict(met, 1)])
+    solved, there = (
+        sum(r[key] for mine in by.values() for r in mine if r["method"] == OURS) for key in ("rows_certified", "rows")
+    )
+    rows.append(["every refitted row certified at 1e-6", f"{solved:,} of {there:,}", verdict([solved == there], 1)])
+    return table(["aim", "found", ""], rows)
+
+
+def error_table(by: Cell, shares: Sequence[str]) -> list[str]:
+    """Methods in columns, levels in rows."""
+    rows = []
+    for zeros in shares:
+        row = [shown(zeros)]
+        for method in METHODS:
+            found = [by.get((zeros, method, refit), []) for refit in (False, True)]
+            texts = [spread([mean_error(record) for record in mine], ".3g") for mine in found if mine]
+            row.append(" → ".join(texts) or "–")
+        rows.append([*row, seeds_of(by, zeros)])
+    return table(["zeros", *(TITLES.get(method, method) for method in METHODS), "seeds"], rows)
+
+
+def seeds_of(by: Cell, zeros: str) -> str:
+    """How many seeds each number of a level is a mean of: one number, or the methods with more than the fewest."""
+    counts = {method: len(by.get((zeros, method, True), [])) for method in METHODS}
+    counts = {method: count for method, count in counts.items() if count}
+    least = min(counts.values())
+    more = [f"{count} {TITLES.get(method, method)}" for method, count in counts.items() if count > least]
+    return ", ".join([str(least), *more])
+
+
+def accuracy_table(by: Cell, shares: Sequence[str]) -> list[str]:
+    """A line for each level, method and whether refitted."""
+    dense = by.get(("0", DENSE, False), [])
+    rows = []
+    for (zeros, method, refit), mine in [
+        *(((zeros, DENSE, False), dense) for zeros in ("0",) if dense),
+        *((key, by[key]) for key in itertools.product(shares, METHODS, (False, True)) if key in by),
+    ]:
+        title = TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
+        numbers = [spread([r[key] for r in mine], ".2f", 100.0) for key in ("accuracy", "accuracy_retrained")]
+        lost = spread([r["accuracy"] - dense[0]["accuracy"] for r in mine], "+.2f", 100.0) if dense else "–"
+        cosine = spread([r["cosine"] for r in mine], ".4f")
+        rows.append([shown(zeros), title, cosine, numbers[0], lost, numbers[1], str(len(mine))])
+    heads = [
+        "zeros",
+        "method",
+        "cosine",
+        "accuracy (%)",
+        "against trained (points)",
+        "trained anew (%)",
+        "seeds",
+    ]
+    return table(heads, rows)
+
+
+def duel_table(by: Cell, shares: Sequence[str]) -> list[str]:
+    """On how many matrices ours is at or below each peer, certified rows, time and memory; first seed."""
+    rivals = [(method, refit) for method in ("ALPS", "SparseGPT") for refit in (False, True)]
+    rows = []
+    for zeros in shares:
+        ours = by.get((zeros, OURS, True), [])
+        if not ours:
+            continue
+        row = [shown(zeros)]
+        for method, refit in rivals:
+            pairs = [
+                (mine, peer)
+                for mine in ours
+                for peer in by.get((zeros, method, refit), [])
+                if mine["seed"] == peer["seed"]
+            ]
+            won = [sum(a <= b for a, b in zip(mine["errors"], peer["errors"], strict=True)) for mine, peer in pairs]
+            row.append(f"{spread(won, '.3g')} of {len(ours[0]['errors'])}" if won else "–")
+        solved, rows_there = (sum(record[key] for record in ours) for key in ("rows_certified", "rows"))
+        memory = [record["mebibytes"] for record in ours if record["mebibytes"]]
+        seconds = [sum(record["seconds"]) + record["prepared_seconds"] for record in ours if record["mebibytes"]]
+        loads = [record["load"] for record in ours if record["mebibytes"]]
+        rows.append(
+            [
+                *row,
+                f"{solved:,} of {rows_there:,}",
+                spread([sum(record["seconds"]) for record in ours], ".0f"),
+                f"{seconds[0]:.0f}" if seconds else "–",
+                f"{memory[0]:,.0f}" if memory else "–",
+                f"{loads[0]:g}" if loads else spread([record["load"] for record in ours], ".1f"),
+            ]
+        )
+    names = [f"≤ {method}{' + refit' if refit else ''}" for method, refit in rivals]
+    return table(["zeros", *names, "rows certified", "s", "with calibration, s", "MiB", "load"], rows)
+
+
+def kind_table(by: Cell, shares: Sequence[str]) -> list[str]:
+    """Error of ours by kind of matrix."""
+    rows = []
+    for kind in kinds(by):
+        row = [kind]
+        for zeros in shares:
+            row.append(
+                spread([float(np.mean(of_kind(r, kind, "errors"))) for r in by.get((zeros, OURS, True), [])], ".3g")
+            )
+        row.append(spread([sum(of_kind(r, kind, "seconds")) for r in by.get(("0.7", OURS, True), [])], ".0f"))
+        rows.append(row)
+    return table(["matrix", *map(shown, shares), "s"], rows)
+
+
+def kinds(by: Cell) -> list[str]:
+    """Those of the matrices of ours that there are."""
+    there = {name.split(".")[1] for (_, method, _), mine in by.items() if method == OURS for name in mine[0]["names"]}
+    return [kind for kind in minilm.LINEAR if kind in there]
+
+
+def of_kind(record: Record, kind: str, entry: str) -> list[float]:
+    """The numbers of the matrices of one kind, layer by layer."""
+    return [value for name, value in zip(record["names"], record[entry], strict=True) if name.endswith(f".{kind}")]
+
+
+def pictures(records: Sequence[Record]) -> Mapping[str, Figure]:
+    """Error and accuracy against zeros, and the error of each matrix."""
+    by = cells(records)
+    figure = Figure(figsize=(13.0, 5.8), layout="constrained")
+    error, accuracy, matrices_ = figure.subplots(1, 3)
+    shares = [zeros for zeros in levels(records) if ":" not in zeros]
+    for method, refit in itertools.product(METHODS, (True, False)):
+        drawn(error, by, method, refit, shares, mean_error)
+        drawn(accuracy, by, method, refit, shares, lambda record: 100 * record["accuracy"])
+    for record in by.get(("0", DENSE, False), []):
+        accuracy.axhline(100 * record["accuracy"], color="black", linestyle=":", label="the trained encoder")
+    error.set(xlabel="zeros (%)", ylabel="relative error", yscale="log", title="mean over the matrices")
+    accuracy.set(xlabel="zeros (%)", ylabel="accuracy (%)", title="the trained encoder's classifier")
+    for zeros, line in zip(("0.5", "0.7", "0.9"), (":", "--", "-")):
+        ours = by.get((zeros, OURS, True), [])
+        for kind, colour in zip(
+            kinds(by), ("tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red", "tab:purple")
+        ):
+            if ours:
+                values = np.mean([of_kind(record, kind, "errors") for record in ours], axis=0)
+                label = kind if zeros == "0.9" or len(shares) == 1 else None
+                matrices_.plot(np.arange(1, len(values) + 1), values, line, color=colour, marker=".", label=label)
+    matrices_.set(
+        xlabel="layer", ylabel="relative error", yscale="log", title="simjax at 50 % (···), 70 % (– –), 90 % (—)"
+    )
+    for axis in (error, accuracy, matrices_):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    return {"prune-minilm": figure}
+
+
+def drawn(
+    axes: Axes, by: Cell, method: str, refit: bool, shares: Sequence[str], value: Callable[[Record], float]
+) -> None:
+    """A method's line; dashed as it is, full with a refit."""
+    points = [(100 * float(zeros), by[zeros, method, refit]) for zeros in shares if (zeros, method, refit) in by]
+    if points:
+        means = [np.mean([value(record) for record in mine]) for _, mine in points]
+        label = TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
+        style, width = ("-" if refit else "--"), (2.2 if method == OURS else 1.2)
+        axes.plot(
+            [x for x, _ in points],
+            means,
+            style,
+            color=COLOURS[method],
+            linewidth=width,
+            marker="o",
+            markersize=3,
+            label=label,
+        )
