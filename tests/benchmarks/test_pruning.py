@@ -97,7 +97,8 @@ def test_the_cost_on_paper_is_by_the_same_count():
     assert refit.flops_of([(5, 32, 2)]) == 2 * 5 * 16**3 / 3
     # 8 billion parameters but for the embeddings.
     assert sum(outputs * inputs * count for outputs, inputs, count in refit.MAPS_8B) == pytest.approx(7e9, rel=0.01)
-    told = refit.on_paper([{"width": 4096, "rows": 512, "seconds": 60.0, "gflops_per_second": 20.0}])
-    assert "take 8 minutes here" in told
+    record = {"width": 4096, "rows": 512, "cpu_seconds": 60.0, "gflops_per_cpu_second": 10.0, "cores": 2}
+    told = refit.on_paper([record])
+    assert "take 8 minutes of one core" in told
     assert "is 2e+16 flops" in told
-    assert "273 hours on this machine" in told
+    assert "273 hours on 2 such cores" in told
