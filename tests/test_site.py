@@ -71,3 +71,25 @@ def test_formulas_are_set_as_formulas(page):
     for formula in [*displays, *re.findall(r"\$([^$]+)\$", re.sub(r"`[^`]*`", "", inline))]:
         assert formula.count("{") - formula.count(r"\{") == formula.count("}") - formula.count(r"\}"), formula
         assert not re.search(r"[^\x00-\x7f]", formula), f"{formula}: symbols are written as TeX names them"
+
+
+def test_the_gallery_shows_every_picture_below_its_code():
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    assert set(re.findall(r"plotting\.(plot_\w+)\(", text)) == {
+        name for name in vars(simjax.plotting) if name.startswith("plot_")
+    }
+    drawn = re.findall(r'savefig\("([^"]+)"', text)
+    assert drawn == re.findall(r"\]\(images/([^)]+)\)", text)
+    assert all((ROOT / "docs" / "images" / name).is_file() for name in drawn)
+
+
+def test_every_picture_is_shown_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = set(re.findall(r"images/([\w-]+\.png)", "".join(page.read_text() for page in pages)))
+    assert shown == {path.name for path in (ROOT / "docs" / "images").iterdir()}
+
+
+def test_the_parts_of_the_manual_come_before_the_experiments():
+    navigation = re.search(r"^nav:\n(.*?)^plugins:", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE | re.DOTALL)
+    tabs = re.findall(r"^  - ([\w ]+):", navigation[1], re.MULTILINE)
+    assert tabs == ["Start", "Tutorials", "How to", "Theory", "API", "Experiments", "Performance"]
