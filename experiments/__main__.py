@@ -31,6 +31,7 @@ NAMES: tuple[str, ...] = (
     "networks",
     "prune-fashion",
     "prune-minilm",
+    "claims",
 )
 BEGIN, END = "<!-- generated:begin -->", "<!-- generated:end -->"
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("parts", nargs="*", metavar="PART", help="of claims: the papers to run; all if none is named")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="0 1 2, or 0 with --quick")
     parser.add_argument("--quick", action="store_true", help="a small version that proves nothing; writes nothing")
     parser.add_argument("--folder", type=Path, help="write into this folder and not into the checkout")
@@ -47,20 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--missing", action="store_true", help="take up a run that was interrupted: make what is missing"
     )
     parser.add_argument("--minutes", type=float, help="begin no new job after so many; see --missing")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     experiment = find(given.name)
+    unknown = [part for part in given.parts if part not in experiment.parts]
+    if unknown:
+        parser.error(f"{experiment.name} has no part {unknown[0]!r}; it has {', '.join(experiment.parts) or 'none'}")
     seeds = tuple(given.seeds or ((0,) if given.quick else (0, 1, 2)))
     files = Files.at(experiment, given.folder, writes=not given.quick or given.folder is not None)
     if given.missing and (experiment.jobs is None or files is None):
         parser.error("--missing needs files of records, and an experiment that is made of jobs")
     if given.minutes is not None and experiment.jobs is None:
         parser.error("--minutes needs an experiment that is made of jobs")
-    settings = Settings(seeds, given.quick)
+    settings = Settings(seeds, given.quick, tuple(given.parts))
     options = {"missing": given.missing, "minutes": given.minutes}
     records = [] if given.report else run(experiment, settings, files, **options)
     if files is not None:
         records = read(files.records)
-    if not records:
+    if not records and not given.parts:
         parser.error(f"there are no records of {experiment.name}")
     if files is None:
         print(experiment.section(records))

@@ -22,10 +22,12 @@ class Settings:
     Attributes:
       seeds: of training, of the choice of samples and of attacks; each is one independent repetition.
       quick: a small version, minutes on two cores, that shows that everything runs and proves nothing.
+      parts: of `Experiment.parts`, those that are run; all where there are none.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     quick: bool = False
+    parts: tuple[str, ...] = ()
 
 
 class Job(NamedTuple):
@@ -47,6 +49,7 @@ class Experiment:
       section: records → the generated part of the page, in markdown.
       pictures: records → figures by name; `docs/images/paper-NAME.png` each.
       jobs: settings → what `run` does, piece by piece, so that an interrupted run can be taken up; None if it cannot.
+      parts: what the command line may name after `name`, to run that alone.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Experiment:
     section: Callable[[Sequence[Record]], str]
     pictures: Callable[[Sequence[Record]], Mapping[str, Figure]]
     jobs: Callable[[Settings], Iterator[Job]] | None = None
+    parts: tuple[str, ...] = ()
 
 
 def one_after_another(jobs: Callable[[Settings], Iterator[Job]]) -> Callable[[Settings], Iterator[Record]]:
