@@ -19,10 +19,10 @@ PAPERS = {module.PAPER.name: module.PAPER for module in (nemon, lben, opteq, geq
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
-    """Each case of the papers that are asked for, with each seed."""
+    """Each case of the papers that are asked for, with each seed: one program serves the seeds of a case."""
     for name in settings.parts or PAPERS:
-        for seed in settings.seeds:
-            for case in PAPERS[name].cases(settings.quick):
+        for case in PAPERS[name].cases(settings.quick):
+            for seed in settings.seeds:
                 keys = {"paper": name, "seed": seed, "case": case}
                 yield Job((keys,), functools.partial(measured, keys, settings.quick))
 

@@ -25,7 +25,7 @@ SYNTHETIC = (6, 3, 200)  # inputs, outputs, samples
 COMPONENTS = 12  # of the digits
 TIME = 20.0  # of the flow
 STEPS = {"small": 0.02, "large": 2.0}
-DESCENT = 4000  # steps
+DESCENT = 10_000  # steps
 POINTS = 60  # of a curve that is kept
 DRIFT = 1e-8  # of the integrated flow, against numbers of size one
 Parts = tuple[jax.Array, jax.Array, jax.Array]
@@ -156,7 +156,7 @@ def measure(case: str, seed: int, quick: bool) -> Record:
         steps = 300 if quick else DESCENT
         (_, losses), (_, wild) = (descent(excess, begin, eta, steps) for eta in STEPS.values())
     rate, straightness = linear_rate(losses)
-    size = np.sqrt(sum(float(jnp.sum(part**2)) for part in begin))
+    size = np.sqrt(sum(float(np.sum(np.asarray(part) ** 2)) for part in begin))
     moved = np.sqrt(sum(float(np.sum((a - np.asarray(b)) ** 2)) for a, b in zip(path[-1], begin)))
     return {
         "p": p,

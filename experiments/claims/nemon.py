@@ -72,7 +72,8 @@ def cases(quick: bool) -> Sequence[str]:
     if quick:
         ways = ("unconstrained", f"‖A‖∞ ≤ {KAPPA:g}", PLAIN, REGULARISED)
         return (*(f"digits, {way}" for way in ways), *(f"function, {way}" for way in ways))
-    return (*(f"{data}, {way}" for data in DATA for way in WAYS), *(f"function, {way}" for way in CURVES))
+    ways = {"digits": tuple(WAYS), "function": CURVES, "Fashion-MNIST": tuple(WAYS)}
+    return tuple(f"{data}, {way}" for data, names in ways.items() for way in names)
 
 
 # --- Networks ----------------------------------------------------------------------------------------------------
@@ -232,7 +233,13 @@ def certified(model: ImplicitModel, module: Any, images: Samples) -> Record:
 def attacked(module: Any, model: ImplicitModel, way: Way, images: Samples, seed: int) -> float:
     """Accuracy under projected gradient ascent; of a network that may not converge, by its own limited iteration."""
     inputs, labels = images.test_inputs[:ATTACKED], images.test_labels[:ATTACKED]
-    network = model if way.kind != "free" else lambda u: responses(module, u, jnp.asarray(way.gamma))[0]
+    graph, state = nnx.split(module)
+
+    def limited(u: jax.Array) -> jax.Array:
+        exact = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(leaf, u.dtype), state))
+        return responses(exact, u, jnp.asarray(way.gamma, u.dtype))[0]
+
+    network: Any = limited if way.kind == "free" else model
     moved = pgd(network, inputs, labels, ATTACK, steps=10, bounds=(0.0, 1.0), seed=seed)
     logits, found = called(module, moved.astype(np.float32), way.gamma)
     return float((fitting.correct(logits, labels) & found).mean())

@@ -68,6 +68,9 @@ class Paper:
         seeds = ", ".join(str(seed) for (seed,) in grouped(records, "seed"))
         seconds = sum(record["wall_seconds"] for record in records)
         lines += [f"`python -m experiments claims {self.name}`: seeds {seeds}, {seconds:,.0f} s in all."]
+        lost = [case for case in self.cases(False) if not any(record["case"] == case for record in records)]
+        if lost and not any(record["quick"] for record in records):
+            lines += ["", f"**Not run yet**, and in no number above: {'; '.join(lost)}."]
         return "\n".join([*lines, "", *places(records)])
 
 

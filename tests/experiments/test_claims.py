@@ -216,7 +216,7 @@ def test_a_paper_is_run_seed_by_seed_and_written(tmp_path, monkeypatch):
     main(["claims", "single-index", "--quick", "--seeds", "0", "--folder", str(tmp_path)])
     main(["claims", "single-index", "--quick", "--seeds", "0", "1", "--folder", str(tmp_path), "--missing"])
     records = json.loads((tmp_path / "claims.json").read_text())["records"]
-    keys = [(record["seed"], record["case"]) for record in records]
+    keys = sorted((record["seed"], record["case"]) for record in records)
     assert keys == [(0, "identity"), (0, "tanh"), (1, "identity"), (1, "tanh")]
     page = (tmp_path / "claims.md").read_text()
     assert "seeds 0, 1" in page
