@@ -258,7 +258,8 @@ def iterations(model: ImplicitModel, inputs: np.ndarray) -> Record:
             drive = affine(B, u, b)
             found["monotone"] = solve_monotone(A, drive, splitting="forward_backward", solver=solver, m=m)
         counts = {f"{name}_iterations": most(one) for name, one in found.items()}
-    return {"monotone_iterations": None, **counts, "step": float(average_step(A))}
+        step = float(average_step(A))
+    return {"monotone_iterations": None, **counts, "step": step}
 
 
 def most(found: Equilibrium) -> int | None:
