@@ -46,7 +46,7 @@ def problem(activation: str, seed: int) -> tuple[np.ndarray, Callable[[Parts], j
 
 def invariant(a: Any, b: Any) -> float:
     """(1 − a)² + ‖b‖²."""
-    return float((1.0 - a) ** 2 + np.sum(np.asarray(b) ** 2))
+    return (1.0 - float(a)) ** 2 + float(np.sum(np.asarray(b) ** 2))
 
 
 def flow(gradient: Callable[[Parts], Parts], begin: Parts, times: np.ndarray) -> list[Parts]:
