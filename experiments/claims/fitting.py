@@ -15,7 +15,7 @@ from flax import nnx
 from simjax import datasets
 from simjax.nn.base import Matrices, outputs
 
-Loss = Callable[[nnx.Module, tuple[jax.Array, jax.Array], Any], jax.Array]
+Loss = Callable[[Any, tuple[jax.Array, jax.Array], Any], jax.Array]
 
 
 class Recipe(NamedTuple):

@@ -28,7 +28,7 @@ STEPS = {"small": 0.02, "large": 2.0}
 DESCENT = 10_000  # steps
 POINTS = 60  # of a curve that is kept
 DRIFT = 1e-8  # of the integrated flow, against numbers of size one
-Parts = tuple[jax.Array, jax.Array, jax.Array]
+Parts = tuple[Any, Any, Any]
 
 
 class Problem(NamedTuple):

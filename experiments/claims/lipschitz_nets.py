@@ -56,10 +56,10 @@ class LipschitzNetwork(nnx.Module):
 
     def form(self) -> LipschitzForm:
         """The network as one Lipschitz form, in float64."""
-        exact = [
-            sll(*(np.asarray(part[...], np.float64) for part in (K, bias)), np.exp(np.asarray(free[...], np.float64)))
-            for K, bias, free in zip(self.K, self.K_bias, self.q)
-        ]
+        exact = []
+        for K, bias, free in zip(self.K, self.K_bias, self.q):
+            k, b, q = (np.asarray(part[...], np.float64) for part in (K, bias, free))
+            exact.append(sll(k, b, np.exp(q)))
         for M, bias, free, width in zip(self.M, self.M_bias, self.psi, self.outputs):
             with jax.enable_x64(True):
                 rows = np.asarray(orthonormal(jnp.asarray(M[...], jnp.float64)))

@@ -72,8 +72,8 @@ def cases(quick: bool) -> Sequence[str]:
     if quick:
         ways = ("unconstrained", f"‖A‖∞ ≤ {KAPPA:g}", PLAIN, REGULARISED)
         return (*(f"digits, {way}" for way in ways), *(f"function, {way}" for way in ways))
-    ways = {"digits": tuple(WAYS), "function": CURVES, "Fashion-MNIST": tuple(WAYS)}
-    return tuple(f"{data}, {way}" for data, names in ways.items() for way in names)
+    every = {"digits": tuple(WAYS), "function": CURVES, "Fashion-MNIST": tuple(WAYS)}
+    return tuple(f"{data}, {way}" for data, names in every.items() for way in names)
 
 
 # --- Networks ----------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def bounds(module: Any, model: ImplicitModel, inputs: np.ndarray) -> Record:
 
 def certified(model: ImplicitModel, module: Any, images: Samples) -> Record:
     """Certified accuracy at every radius by the bound of the network, and elementwise; none without a bound."""
-    shares = {}
+    shares: Record = {}
     for name in ("bound", "elementwise"):
         if optimal_weights(model.A) is None:
             radii = np.zeros(len(images.test_labels))

@@ -148,7 +148,8 @@ def measure(case: str, seed: int, quick: bool) -> Record:
         return selection(seed, quick)
     if case == PROX:
         return problem_solved(seed)
-    return accuracy(*case.split(": "), seed, quick)
+    data, kind = case.split(": ")
+    return accuracy(data, kind, seed, quick)
 
 
 # --- The page ----------------------------------------------------------------------------------------------------

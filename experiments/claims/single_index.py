@@ -24,7 +24,7 @@ START = 0.3  # of a
 TIME = 10.0
 STEPS = {"small": 0.1, "large": 20.0}
 DESCENT = 6000
-Parts = tuple[jax.Array, jax.Array]
+Parts = tuple[Any, Any]
 
 
 def problem(activation: str, seed: int) -> tuple[np.ndarray, Callable[[Parts], jax.Array], Parts]:
