@@ -237,7 +237,9 @@ def picture(records: Sequence[Record]) -> Figure | None:
     first.legend(fontsize=8)
     for axes, data in zip(others, ran):
         for k, kind in enumerate((SINGLE, *DEEP, *OTHERS)):
-            errorbars(axes, (k,), [values(records, f"{data}: {kind}", "accuracy")], "o", f"C{k}", kind, scale=100.0)
+            found = values(records, f"{data}: {kind}", "accuracy")
+            if found:
+                errorbars(axes, (k,), [found], "o", f"C{k}", kind, scale=100.0)
         axes.set(title=data, ylabel="accuracy (%)", xticks=[])
         axes.legend(fontsize=7)
     for axes in (first, *others):
