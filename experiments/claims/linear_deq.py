@@ -244,7 +244,7 @@ def picture(records: Sequence[Record]) -> Figure | None:
         times = np.linspace(0, record["time"], len(record["sigma"]))
         sigma.plot(times, record["sigma"], color=colour, label=label)
         sigma.plot(times, record["sigma_bound"], color=colour, linestyle=":", label="its bound" if k == 0 else None)
-    loss.set(xlabel="steps of gradient descent", ylabel="excess loss over the first", yscale="log")
+    loss.set(xlabel="steps of gradient descent", ylabel="excess loss over the first", yscale="log", ylim=(1e-20, 3))
     sigma.set(xlabel="time of gradient flow", ylabel="σ_min(P)", ylim=(0, None))
     for axes in (loss, sigma):
         axes.grid(alpha=0.3)

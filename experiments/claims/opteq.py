@@ -234,6 +234,8 @@ def picture(records: Sequence[Record]) -> Figure | None:
         first.plot(counts, errors, "o-", color="tab:blue", label="selected" if k == 0 else None)
         first.plot(counts, errors[0] * counts[0] / counts, ":", color="black", label="1/k" if k == 0 else None)
     first.set(xscale="log", yscale="log", xlabel="iterations", ylabel="distance to the prior's choice")
+    first.set_xticks(ITERATIONS, [str(count) for count in ITERATIONS])
+    first.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     first.legend(fontsize=8)
     for axes, data in zip(others, ran):
         for k, kind in enumerate((SINGLE, *DEEP, *OTHERS)):

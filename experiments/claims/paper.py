@@ -68,9 +68,16 @@ class Paper:
         seeds = ", ".join(str(seed) for (seed,) in grouped(records, "seed"))
         seconds = sum(record["wall_seconds"] for record in records)
         lines += [f"`python -m experiments claims {self.name}`: seeds {seeds}, {seconds:,.0f} s in all."]
-        lost = [case for case in self.cases(False) if not any(record["case"] == case for record in records)]
+        every, counts = (
+            grouped(records, "seed"),
+            {case: len(mine) for (case,), mine in grouped(records, "case").items()},
+        )
+        lost = [case for case in self.cases(False) if case not in counts]
+        few = [f"{case} ({count} of {len(every)})" for case, count in counts.items() if count < len(every)]
         if lost and not any(record["quick"] for record in records):
             lines += ["", f"**Not run yet**, and in no number above: {'; '.join(lost)}."]
+        if few:
+            lines += ["", f"With fewer seeds: {'; '.join(few)}."]
         return "\n".join([*lines, "", *places(records)])
 
 
