@@ -419,7 +419,8 @@ def picture(records: Sequence[Record]) -> Figure | None:
     """Accuracy and certified accuracy against the Lipschitz bound, and the estimated function."""
     if not records:
         return None
-    panels = [data for data in DATA if any(record["data"] == data for record in records)]
+    nemons = {record["data"] for record in records if record["way"].startswith("NEMON")}
+    panels = [data for data in DATA if data in nemons]
     figure = Figure(figsize=(4.2 * (len(panels) + 1), 3.8), layout="constrained")
     *axes, last = np.atleast_1d(figure.subplots(1, len(panels) + 1))
     for panel, data in zip(axes, panels):
