@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,3 +62,16 @@ def power(value: float) -> str:
     """1e-6 as 10⁻⁶, other numbers as they are."""
     exponent = np.log10(value)
     return rf"$10^{{{round(exponent)}}}$" if abs(exponent - round(exponent)) < 1e-9 else f"{value:g}"
+
+
+def bars(ax: Axes, names: Sequence[str], values: Sequence[float], what: str, colour: str, form: str) -> None:
+    """Numbers as horizontal bars, the first on top, each with its value in words."""
+    places = np.arange(len(names))
+    ax.barh(places, values, color=colour, height=0.7)
+    ax.set_yticks(places, names, fontsize=SMALL)
+    ax.invert_yaxis()
+    for place, value in enumerate(values):
+        far = max(value, 0.0), place
+        ax.annotate(f"{value:{form}}", far, (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
+    ax.set_xlim(1.25 * min(min(values), 0.0), 1.25 * max(max(values), 1e-12))
+    label_axes(ax, "", what, "")

@@ -17,6 +17,7 @@ from simjax._pictures import (
     BLOCK_COLOURS,
     BLUE,
     DPI,
+    GREEN,
     GREY,
     RING,
     SMALL,
@@ -24,6 +25,7 @@ from simjax._pictures import (
     TEXT,
     TITLE,
     VERMILION,
+    bars,
     label_axes,
     legend_above,
     power,
@@ -258,6 +260,8 @@ def plot_history(result: Solution | FitResult) -> Figure:
 def plot_prune(result: PrunedNetwork) -> Figure:
     """Of each layer the share of zeros and the relative error, from the first layer that runs to the last.
 
+    With `evaluate` also what it gave for each way to share out zeros, beside the network as it was.
+
     Args:
       result: from `prune`.
 
@@ -267,21 +271,20 @@ def plot_prune(result: PrunedNetwork) -> Figure:
       >>> inputs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
       >>> figure = simjax.plotting.plot_prune(simjax.prune(MLP((4, 6, 2)), inputs, sparsity=0.5))
     """
-    names, layers = list(result.layers), list(result.layers.values())
-    figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(names)), dpi=DPI, layout="constrained")
-    places = np.arange(len(names))
-    shares = {"share of zeros": [layer.sparsity for layer in layers]}
-    shares["relative error"] = [layer.relative_error for layer in layers]
-    for number, (what, values) in enumerate(shares.items()):
-        ax = figure.add_subplot(1, 2, number + 1)
-        ax.barh(places, values, color=(BLUE, VERMILION)[number], height=0.7)
-        ax.set_yticks(places, names if number == 0 else [""] * len(names), fontsize=SMALL)
-        ax.invert_yaxis()
-        for place, value in enumerate(values):
-            told = f"{value:.1%}" if number == 0 else f"{value:.2g}"
-            ax.annotate(told, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
-        ax.set_xlim(0.0, 1.25 * max(max(values), 1e-12))
-        label_axes(ax, "", what, "")
+    names, layers, compared = list(result.layers), list(result.layers.values()), result.evaluation
+    panels = 2 if compared is None else 3
+    rows = max(len(names), 0 if compared is None else len(compared.candidates))
+    figure = Figure(figsize=(3.2 * panels, 1.2 + 0.24 * rows), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, panels)
+    bars(axes[0], names, [layer.sparsity for layer in layers], "share of zeros", BLUE, ".1%")
+    bars(axes[1], [""] * len(names), [layer.relative_error for layer in layers], "relative error", VERMILION, ".2g")
+    if compared is not None:
+        ways = [f"{one.name}{', kept' if one.name == compared.chosen else ''}" for one in compared.candidates]
+        bars(axes[2], ways, [one.metric for one in compared.candidates], "evaluate", GREEN, ".4g")
+        axes[2].axvline(compared.dense, color="black", linewidth=1.1, linestyle="--")
+        ends = (*axes[2].get_xlim(), 1.25 * compared.dense)
+        axes[2].set_xlim(min(ends), max(ends))
+        label_axes(axes[2], f"dashed: as it was, {compared.dense:.4g}", "evaluate", "")
     figure.suptitle(f"{result.sparsity:.1%} zeros in {len(names)} layers", fontsize=TITLE)
     return figure
 

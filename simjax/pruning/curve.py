@@ -83,24 +83,33 @@ def error_curve(
     return ErrorCurve(shares, never_falling, float(problem.size.sum()), problem.weight.size, max(gaps))
 
 
-def allocate(curves: Sequence[ErrorCurve], sparsity: Any) -> np.ndarray:
+def allocate(curves: Sequence[ErrorCurve], sparsity: Any, weights: ArrayLike | None = None) -> np.ndarray:
     """Sparsities of layers (k,) with the least sum of relative errors for the wanted share of zeros over all of them.
 
-        min Σ_l e_l(s_l)    s.t.    Σ_l N_l s_l = s Σ_l N_l
+        min Σ_l ω_l e_l(s_l)    s.t.    Σ_l N_l s_l = s Σ_l N_l
 
     with e_l the lower convex hull of the relative errors of layer l: straight between its corners, so that the pieces
     of all hulls, taken in the order of what a zero costs in them, are the solution. A sum of relative errors weighs all
     layers alike; what an error does to the network's own task, only the network can say.
 
+    Args:
+      curves: e_l, and how many weights N_l each layer has.
+      sparsity: s, in [0, 1).
+      weights: ω ≥ 0, (k,); None means ones.
+
     Raises:
-      TypeError, ValueError: for a sparsity outside of [0, 1), or beyond the last points of the curves.
+      TypeError, ValueError: for a sparsity outside of [0, 1), or beyond the last points of the curves; for weights that
+        are negative or not as many as curves.
     """
     wanted = checked_sparsity(sparsity)
+    omega = np.ones(len(curves)) if weights is None else float_array("weights", weights)
+    if omega.shape != (len(curves),) or np.any(omega < 0.0):
+        raise ValueError(f"weights must be ({len(curves)},) with entries >= 0, one for each curve, got {weights!r}.")
     total = sum(curve.weights for curve in curves)
     pieces: list[tuple[float, int, float]] = []  # cost of a zero, layer, share of its zeros
     found = np.zeros(len(curves))
     for number, curve in enumerate(curves):
-        shares, errors = _hull(np.append(0.0, curve.sparsity), np.append(0.0, curve.relative_error))
+        shares, errors = _hull(np.append(0.0, curve.sparsity), np.append(0.0, omega[number] * curve.relative_error))
         lengths = np.diff(shares)
         pieces += [(cost / curve.weights, number, length) for cost, length in zip(np.diff(errors) / lengths, lengths)]
     left = wanted * total

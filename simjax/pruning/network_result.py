@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from simjax._values import Value, html_table, text_table
 from simjax.pruning.curve import ErrorCurve
+from simjax.pruning.evaluation import Evaluation
 from simjax.pruning.result import PrunedLayer
 from simjax.rows.certificate import Certificate
 from simjax.rows.status import Status
@@ -37,6 +39,7 @@ class PruneProgress:
     done: int
     layers: int
     relative_error: float
+    stage: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -135,12 +138,12 @@ class PrunedNetwork(Value):
     others: tuple[str, ...]
     samples: int
     seconds: float
+    evaluation: Evaluation | None = None
 
     @property
     def sparsity(self) -> float:
         """The share of zeros among the weights of all layers that were pruned."""
-        weights = sum(layer.weights for layer in self.layers.values())
-        return 1.0 - sum(layer.nonzeros for layer in self.layers.values()) / weights
+        return share_of_zeros(self.layers)
 
     @property
     def certificate(self) -> dict[str, tuple[Certificate, ...]]:
@@ -178,4 +181,19 @@ class PrunedNetwork(Value):
         table = text_table(*self._cells(), (5, 9, 6, 14, 11, 9))
         same = (*self.left_out, *self.others)
         left = f"\nleft as they were: {', '.join(same)}" if same else ""
-        return f"{self._told()}, {self.samples} samples, {self.seconds:.1f} s\n{table}{left}"
+        return f"{self._told()}, {self.samples} samples, {self.seconds:.1f} s\n{table}{left}{self._compared()}"
+
+    def _compared(self) -> str:
+        """What `evaluate` said, as a table."""
+        if self.evaluation is None:
+            return ""
+        lines = [["as it was", f"{self.evaluation.dense:.6g}", "", ""]]
+        for one in self.evaluation.candidates:
+            kept = "kept" if one.name == self.evaluation.chosen else ""
+            lines.append([one.name, f"{one.metric:.6g}", f"{one.sparsity:.1%}", kept])
+        return f"\n{text_table(['zeros shared out by', 'evaluate', 'zeros', ''], lines, (19, 9, 6))}"
+
+
+def share_of_zeros(layers: Mapping[str, PrunedMap]) -> float:
+    """The share of zeros among the weights of all layers."""
+    return 1.0 - sum(layer.nonzeros for layer in layers.values()) / sum(layer.weights for layer in layers.values())

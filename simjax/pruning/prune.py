@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import functools
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from simjax._checks import choice, positive_scalar
 from simjax._values import Unstated
-from simjax.pruning.curve import ErrorCurve, allocate, error_curve
-from simjax.pruning.layer import METHODS, prune_layer
-from simjax.pruning.network_result import PrunedMap, PrunedNetwork, PruneProgress
-from simjax.pruning.networks.linear_map import LinearMap, Network
+from simjax.pruning.batches import Batches
+from simjax.pruning.evaluation import CURVES, EVEN, SENSITIVITY, Candidate, Evaluation, measured, weights_by_loss
+from simjax.pruning.layer import METHODS
+from simjax.pruning.network_result import PrunedMap, PrunedNetwork, PruneProgress, share_of_zeros
+from simjax.pruning.networks.linear_map import Network
 from simjax.pruning.networks.torch_network import TorchNetwork
+from simjax.pruning.passes import Curves, Passes, curves_of, joined, named, runs, shared_out, stages_of
 from simjax.pruning.patterns import Pattern
-from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
 from simjax.states.torch_layers import is_torch_module
 
 PROPAGATIONS = ("pruned", "original")
 ALLOCATIONS = ("layer", "global")
-_BATCH = 256  # samples that a network is run on at once, where they come as one array
 _SPARSITY = Unstated(0.8)
 
 
@@ -40,6 +38,7 @@ def prune(
     method: str = "auto",
     propagate: str = "pruned",
     allocation: str = "layer",
+    evaluate: Callable[[Any], Any] | None = None,
     tol: float = SolveOptions.tol,
     progress: Callable[[PruneProgress], None] | None = None,
 ) -> PrunedNetwork:
@@ -63,7 +62,12 @@ def prune(
         gave before. "original": all see what they saw in the trained network, which needs one run in place of one for
         each stage, a stage being layers that follow one another and see the same.
       allocation: "layer": `sparsity` is that of each. "global": it is that of all together, shared out so that the sum
-        of relative errors is least, by the error curve of each layer (unstructured only).
+        of relative errors is least, by the error curve of each layer (unstructured only). Where layers differ much in
+        size or in what they can do without, "layer" may cost a network all of its accuracy; see docs/pruning.md.
+      evaluate: with allocation "global", your own metric, the larger the better: called with a copy of the network (of
+        Linen the variables) in evaluation mode: as it is, with each layer alone pruned, and with zeros shared out in
+        each way of `PrunedNetwork.evaluation`, of which the best is kept. Held-out samples are best for it. It
+        costs a pass of pruning for each way and a layer's pruning for each layer.
       tol: relative duality gap at which a refitted row counts as solved.
       progress: called with a `PruneProgress` after each layer.
 
@@ -72,8 +76,9 @@ def prune(
 
     Raises:
       TypeError: a network that is not understood, arguments of another type.
-      ValueError: no linear layer that is read, an unknown name in `layers`, values that are not finite, and as
-        `prune_layer`; the message names the layer.
+      ValueError: no linear layer that is read, an unknown name in `layers`, values that are not finite, weights beyond
+        what the network's type holds, and as `prune_layer`; the message names the layer. A network with masks of
+        `torch.nn.utils.prune`; `evaluate` that gives no finite number. What `evaluate` raises comes through as it is.
 
     Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023); the pruned inputs with the original
     targets as in Meng et al., ALPS (2024).
@@ -91,46 +96,43 @@ def prune(
     choice("propagate", propagate, PROPAGATIONS)
     choice("allocation", allocation, ALLOCATIONS)
     positive_scalar("tol", tol)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be callable or None, got {type(progress).__name__}.")
+    for name, function in (("progress", progress), ("evaluate", evaluate)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable or None, got {type(function).__name__}.")
     if allocation == "global" and pattern != "unstructured":
         raise ValueError(f"pattern must be 'unstructured' for allocation 'global', got {pattern!r}.")
+    if evaluate is not None and allocation != "global":
+        raise ValueError(f"evaluate needs allocation='global', which has something to choose from; got {allocation!r}.")
     again = propagate == "pruned" or allocation == "global"
     batches = Batches(inputs, again=again)
-    with _runs(network):
+    with runs(network):
         trained = _read(network, variables, batches.first)
     chosen = _chosen(trained, layers)
     for name in chosen:  # before anything is run for long
         stated = not isinstance(sparsity, Unstated)
-        with _named(name):
+        with named(name):
             Pattern.make(pattern, sparsity, trained.maps[name].weight.shape[1:], stated=stated)
-    with _runs(network):
-        stages = _stages(trained, chosen, batches.first)
-    at_work = _read(network, variables, batches.first)
-    shares: dict[str, list[Any]] = {name: [sparsity] * trained.maps[name].groups for name in chosen}
-    curves: dict[str, list[ErrorCurve]] = {}
-    statistics: dict[str, list[LayerStatistics]] = {}
-    if allocation == "global" or propagate == "original":
-        statistics = _seen(trained, None, [name for stage in stages for name in stage], batches)
+    with runs(network):
+        stages = stages_of(trained, chosen, batches.first)
+    passes = Passes(
+        trained=trained,
+        again=functools.partial(_read, network, variables, batches.first),
+        stages=stages,
+        batches=batches,
+        pattern=pattern,
+        method=method,
+        propagate=propagate,
+        tol=tol,
+    )
+    shares, curves, seen, evaluation = passes.even(sparsity), {}, None, None
     if allocation == "global":
-        curves = _curves(trained, statistics, tol)
-        shared_out = iter(allocate([curve for name in curves for curve in curves[name]], sparsity).tolist())
-        shares = {name: [next(shared_out) for _ in curves[name]] for name in curves}
-
-    done: dict[str, PrunedMap] = {}
-    for number, stage in enumerate(stages):
-        if propagate == "pruned":
-            # Until something has been pruned, a layer sees what it saw: its own outputs are the targets.
-            statistics = _seen(trained, at_work if number else None, stage, batches)
-        for name in stage:
-            with _named(name):
-                parts = _parts(trained.maps[name], statistics[name], shares[name], pattern, method, tol)
-            done[name] = PrunedMap(name, tuple(parts), tuple(curves.get(name, ())))
-            at_work.write(name, *_joined(parts))
-            if progress is not None:
-                progress(PruneProgress(name, len(done), len(chosen), done[name].relative_error))
-    # A network that rescales its kernels when it runs would not multiply by those that were written.
-    at_work.run(batches.first, chosen, lambda name, received: None)
+        seen = passes.seen()
+        curves = curves_of(trained, seen, tol)
+        shares = shared_out(curves, sparsity)
+    if evaluate is None:
+        at_work, done = passes.pruned(shares, curves, seen, _teller(progress, chosen, ""))
+    else:
+        at_work, done, evaluation = _best(passes, curves, seen or {}, sparsity, evaluate, progress)
     return PrunedNetwork(
         network=at_work.finished(),
         layers=done,
@@ -138,56 +140,60 @@ def prune(
         others=tuple(trained.others),
         samples=batches.samples,
         seconds=time.perf_counter() - began,
+        evaluation=evaluation,
     )
 
 
-class Batches:
-    """The inputs as batches, as often as they are asked for.
-
-    Raises:
-      TypeError, ValueError: neither an array with samples nor batches, or batches that come once only.
-    """
-
-    def __init__(self, inputs: Any, *, again: bool) -> None:
-        self._array: Any = None
-        self._batches: Iterable[Any] = ()
-        self.samples = 0
-        if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):
-            if len(inputs.shape) < 2 or inputs.shape[0] == 0:
-                raise ValueError(f"inputs must be (samples, …) with at least one sample, got shape {inputs.shape}.")
-            self._array = inputs
-            self.first = inputs[: min(_BATCH, 32)]
-            return
-        if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes | dict):
-            raise TypeError(f"inputs must be an array (samples, …) or batches, got {type(inputs).__name__}.")
-        if isinstance(inputs, Iterator):
-            if again:
-                raise ValueError(
-                    "inputs must be an array or batches that can be run through again, such as a list, got a "
-                    "generator: it serves propagate='original' with allocation='layer' alone."
-                )
-            inputs = list(inputs)
-        self._batches = inputs
-        self.first = next(iter(inputs), None)
-        if self.first is None:
-            raise ValueError("inputs must have at least one batch, got none.")
-        _check_batch(self.first)
-
-    def __iter__(self) -> Iterator[Any]:
-        self.samples = 0
-        parts = self._batches
-        if self._array is not None:
-            parts = (self._array[k : k + _BATCH] for k in range(0, self._array.shape[0], _BATCH))
-        for part in parts:
-            _check_batch(part)
-            self.samples += part.shape[0]
-            yield part
+def _best(
+    passes: Passes,
+    curves: Curves,
+    seen: dict[str, list[LayerStatistics]],
+    sparsity: Any,
+    evaluate: Callable[[Any], Any],
+    progress: Callable[[PruneProgress], None] | None,
+) -> tuple[Network, dict[str, PrunedMap], Evaluation]:
+    """The best of the ways to share out zeros, by the user's metric, and what it gave for all of them."""
+    dense, chosen = measured(evaluate, passes.trained.shown(), "the network as it was"), passes.chosen
+    alone, errors, single = {}, {}, passes.again()
+    tell = _teller(progress, chosen, "one layer alone")
+    for name in chosen:
+        layer = PrunedMap(name, tuple(passes.pruned_parts(name, seen[name], passes.even(sparsity)[name])))
+        own = passes.trained.maps[name]
+        with named(name):
+            single.write(name, *joined(layer.parts))
+        alone[name] = measured(evaluate, single.shown(), f"the network with {name!r} alone pruned")
+        errors[name] = layer.relative_error
+        single.write(name, own.weight, own.bias)
+        tell(layer)
+    ways = {CURVES: shared_out(curves, sparsity)}
+    weights = weights_by_loss(dense, alone, errors)
+    if weights is not None:
+        ways[SENSITIVITY] = shared_out(curves, sparsity, weights)
+    ways[EVEN] = passes.even(float(sparsity))
+    candidates: list[Candidate] = []
+    best: tuple[float, Network, dict[str, PrunedMap]] | None = None
+    for way, shares in ways.items():
+        at_work, done = passes.pruned(shares, curves, seen, _teller(progress, chosen, way))
+        metric = measured(evaluate, at_work.shown(), f"the network with zeros shared out by {way!r}")
+        weighed = {name: tuple(float(share) for share in parts) for name, parts in shares.items()}
+        candidates.append(Candidate(way, metric, share_of_zeros(done), weighed))
+        if best is None or metric > best[0]:
+            best, kept = (metric, at_work, done), way
+    assert best is not None
+    return best[1], best[2], Evaluation(dense, tuple(candidates), kept, alone)
 
 
-def _check_batch(batch: Any) -> None:
-    """Raises TypeError for what is no array, such as a pair of inputs and labels."""
-    if not (hasattr(batch, "shape") and hasattr(batch, "dtype") and len(batch.shape) > 0):
-        raise TypeError(f"inputs must be batches that are arrays (samples, …), got a {type(batch).__name__}.")
+def _teller(
+    progress: Callable[[PruneProgress], None] | None, chosen: Sequence[str], stage: str
+) -> Callable[[PrunedMap], None]:
+    """Tells the user's callback of one layer after another."""
+    count = itertools.count(1)
+
+    def tell(layer: PrunedMap) -> None:
+        if progress is not None:
+            progress(PruneProgress(layer.name, next(count), len(chosen), layer.relative_error, stage))
+
+    return tell
 
 
 def _read(network: Any, variables: Any, batch: Any) -> Network:
@@ -205,7 +211,8 @@ def _chosen(network: Network, layers: Any) -> list[str]:
     """The names of the linear maps to prune, in the network's order."""
     names = list(network.maps)
     if not names:
-        raise ValueError("network has no linear layer, convolution or projection that is read.")
+        left = f"; what has parameters is left alone: {', '.join(network.others)}" if network.others else ""
+        raise ValueError(f"network has no linear layer, convolution or projection that is read{left}.")
     if layers is None:
         return names
     if callable(layers):
@@ -221,126 +228,3 @@ def _chosen(network: Network, layers: Any) -> list[str]:
     if not chosen:
         raise ValueError(f"layers chooses none of {names}.")
     return chosen
-
-
-def _stages(network: Network, chosen: Sequence[str], batch: Any) -> list[list[str]]:
-    """The linear maps in the order of their first calls, together where neighbours see the same.
-
-    Raises:
-      ValueError: for one that was not called.
-    """
-    first: dict[str, bytes] = {}
-
-    def sink(name: str, received: np.ndarray) -> None:
-        if name not in first:  # a digest, since patches of all layers together may be large
-            first[name] = hashlib.blake2b(received.tobytes()).digest()
-
-    network.run(batch, chosen, sink)
-    idle = [name for name in chosen if name not in first]
-    if idle:
-        raise ValueError(f"layers {idle} are not called when the network runs: leave them out by layers=.")
-    stages: list[list[str]] = []
-    for name, received in first.items():
-        if stages and first[stages[-1][-1]] == received:
-            stages[-1].append(name)
-        else:
-            stages.append([name])
-    return stages
-
-
-def _seen(
-    trained: Network, at_work: Network | None, names: Sequence[str], batches: Batches
-) -> dict[str, list[LayerStatistics]]:
-    """The statistics of each group of the linear maps, with what the trained network gives as targets.
-
-    Args:
-      at_work: what their inputs are taken of; None for those of the trained network itself.
-    """
-    maps = trained.maps
-    found = {
-        name: [
-            LayerStatistics(maps[name].weight.shape[2], None if at_work is None else maps[name].weight.shape[1])
-            for _ in range(maps[name].groups)
-        ]
-        for name in names
-    }
-
-    def run(network: Network, batch: Any) -> dict[str, list[np.ndarray]]:
-        received: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        network.run(batch, names, lambda name, rows: received[name].append(rows))
-        return received
-
-    for batch in batches:
-        original = run(trained, batch)
-        present = original if at_work is None else run(at_work, batch)
-        for name in names:
-            for given, now in zip(original[name], present[name], strict=True):
-                for group, statistics in enumerate(found[name]):
-                    targets = None if at_work is None else _given(maps[name], group, given[group])
-                    with _named(name):
-                        statistics.update(now[group], targets)
-    return found
-
-
-def _given(linear: LinearMap, group: int, received: np.ndarray) -> np.ndarray:
-    """Wx + b, (samples, out)."""
-    product = received @ linear.weight[group].T
-    return product if linear.bias is None else product + linear.bias[group]
-
-
-def _curves(network: Network, statistics: dict[str, list[LayerStatistics]], tol: float) -> dict[str, list[ErrorCurve]]:
-    return {
-        name: [
-            error_curve(each, network.maps[name].weight[group], _bias_of(network.maps[name], group), tol=tol)
-            for group, each in enumerate(parts)
-        ]
-        for name, parts in statistics.items()
-    }
-
-
-def _parts(
-    linear: LinearMap, statistics: list[LayerStatistics], shares: Sequence[Any], pattern: str, method: str, tol: float
-) -> list[PrunedLayer]:
-    """Each group of a linear map, pruned."""
-    return [
-        prune_layer(
-            each, linear.weight[group], _bias_of(linear, group), sparsity=share, pattern=pattern, method=method, tol=tol
-        )
-        for group, (each, share) in enumerate(zip(statistics, shares))
-    ]
-
-
-def _bias_of(linear: LinearMap, group: int) -> np.ndarray | None:
-    return None if linear.bias is None else linear.bias[group]
-
-
-def _joined(parts: Sequence[PrunedLayer]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights (groups, out, in) and biases (groups, out)."""
-    biases = [part.bias for part in parts if part.bias is not None]
-    return np.stack([part.weight for part in parts]), np.stack(biases) if biases else None
-
-
-@contextlib.contextmanager
-def _runs(network: Any) -> Iterator[None]:
-    """Around the first runs of the user's own code.
-
-    Raises:
-      ValueError: for what it raises, but for what is said here of `layers`, `network` and `variables`.
-    """
-    try:
-        yield
-    except Exception as error:
-        if str(error).startswith(("layers ", "network ", "variables ")):
-            raise
-        kind = type(network).__name__
-        raise ValueError(f"inputs could not be run through {kind}: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Around what concerns one layer: an error says which."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"layer {name!r}: {error}") from error

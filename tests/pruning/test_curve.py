@@ -69,3 +69,12 @@ def test_bad_arguments_are_named():
         error_curve(inputs, weight, sparsities=[0.5, 1.0])
     with pytest.raises(ValueError, match=r"must not exceed what the curves reach, 0\.5"):
         allocate([ErrorCurve(np.array([0.5]), np.ones(1), 1.0, 10, 0.0)], 0.6)
+
+
+def test_weighed_errors_are_the_curves_times_the_weights():
+    curves = [ErrorCurve(np.array([0.5, 0.9]), np.array([0.1, 0.9]), 1.0, count, 0.0) for count in (50, 80)]
+    dearer = [ErrorCurve(np.array([0.5, 0.9]), np.array([0.3, 2.7]), 1.0, 50, 0.0), curves[1]]
+    assert_allclose(allocate(curves, 0.7, [3.0, 1.0]), allocate(dearer, 0.7), rtol=1e-12)
+    assert allocate(curves, 0.7, [30.0, 1.0])[0] < allocate(curves, 0.7, [0.03, 1.0])[0]
+    with pytest.raises(ValueError, match=r"weights must be \(2,\)"):
+        allocate(curves, 0.7, [-1.0, 1.0])

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simjax.pruning.networks.linear_map import LinearMap, Sink, patches
+from simjax.pruning.networks.linear_map import LinearMap, Sink, narrowed, patches
 
 
 def matrix_of_product(kernel: np.ndarray, inputs: int, bias: np.ndarray | None) -> LinearMap:
@@ -41,8 +41,12 @@ def kernel_of_convolution(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def like(values: np.ndarray, old: Any) -> Any:
-    """Values in the type of an array, and on its devices."""
-    new = values.reshape(old.shape).astype(old.dtype)
+    """Values in the type of an array, and on its devices.
+
+    Raises:
+      ValueError: for numbers that are beyond it.
+    """
+    new = narrowed(values.reshape(old.shape), old.dtype)
     if not isinstance(old, jax.Array):
         return new
     with jax.enable_x64(True):  # not to lose the type of a network in double precision

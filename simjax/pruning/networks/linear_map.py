@@ -43,10 +43,38 @@ class Network(Protocol):
         """Run a batch; the sink is told of every call of the linear maps of these names, in their order."""
 
     def write(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
-        """Replace the weights (groups, out, in) and the bias (groups, out) of a linear map, in its own type."""
+        """Replace the weights (groups, out, in) and the bias (groups, out) of a linear map, in its own type.
+
+        Raises:
+          ValueError: for numbers that are beyond that type.
+        """
+
+    def shown(self) -> Any:
+        """A copy of it as it is now, as the user has it, in evaluation mode."""
 
     def finished(self) -> Any:
         """The network as the user has it: the same class, the modes of the one that was passed in."""
+
+
+def narrowed(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Values in a type of floating point with fewer digits.
+
+    Raises:
+      ValueError: for numbers that are beyond it.
+    """
+    with np.errstate(over="ignore"):
+        new = values.astype(dtype)
+    check_narrowed(values, np.isfinite(new), dtype)
+    return new
+
+
+def check_narrowed(values: np.ndarray, finite: Any, dtype: Any) -> None:
+    """An error unless all values are finite in another type, as `finite` says of each."""
+    if not np.all(finite):
+        raise ValueError(
+            f"its refitted weights or biases reach {np.abs(values).max():.3g}, beyond what {dtype} holds: give "
+            "the network in float32 or bfloat16, or rescale it."
+        )
 
 
 def patches(

@@ -115,6 +115,9 @@ class LinenNetwork:
         now = {**self._variables, "params": params}
         return freeze(now) if isinstance(self._variables, FrozenDict) else now
 
+    def shown(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf, self._now())
+
     def finished(self) -> Any:
         """The variables: a Linen module has no weights of its own."""
         return self._now()

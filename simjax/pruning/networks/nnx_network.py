@@ -25,9 +25,7 @@ class NnxNetwork:
     """
 
     def __init__(self, network: nnx.Module, batch: Any) -> None:
-        graph, state = nnx.split(network)
-        self._module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
-        self._running = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
+        self._module, self._running = _copied(network), _copied(network)
         self._running.eval()
         self._records = products.Records()
         shared = _shared(self._running)
@@ -75,8 +73,18 @@ class NnxNetwork:
             if bias is not None:
                 part.bias[...] = products.like(bias, part.bias[...])
 
+    def shown(self) -> nnx.Module:
+        copy = _copied(self._module)
+        copy.eval()
+        return copy
+
     def finished(self) -> nnx.Module:
         return self._module
+
+
+def _copied(network: nnx.Module) -> nnx.Module:
+    graph, state = nnx.split(network)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
 
 
 def _named(network: nnx.Module) -> Iterator[tuple[str, Any]]:

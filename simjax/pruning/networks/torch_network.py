@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simjax.pruning.networks.linear_map import LinearMap, Sink, patches
+from simjax.pruning.networks.linear_map import LinearMap, Sink, check_narrowed, patches
 
 
 class TorchNetwork:
@@ -23,14 +23,18 @@ class TorchNetwork:
     def __init__(self, network: Any) -> None:
         torch = sys.modules["torch"]
         self._torch = torch
-        self._module = copy.deepcopy(network)
+        _check_masks(network)
+        try:
+            self._module = copy.deepcopy(network)
+        except RuntimeError as error:
+            raise ValueError(f"network cannot be copied: {error}") from error
         self._modes = {name: part.training for name, part in self._module.named_modules()}
         self._module.eval()
         self._sink: Sink | None = None
         self._names: Collection[str] = ()
         self._parts: dict[str, Any] = {}
         self.maps: dict[str, LinearMap] = {}
-        self._handles = []
+        self._handles: list[Any] = []
         shared = self._shared()
         for name, part in self._module.named_modules():
             convolution = isinstance(part, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d)
@@ -41,12 +45,21 @@ class TorchNetwork:
             weight = _array(part.weight)
             bias = None if part.bias is None else _array(part.bias).reshape(groups, -1)
             self.maps[name] = LinearMap(weight.reshape(groups, weight.shape[0] // groups, -1), bias)
-            self._handles.append(part.register_forward_pre_hook(self._tell(name, convolution), with_kwargs=True))
+        self._listen()
         self.others = [
-            f"{name or 'the network itself'} ({type(part).__name__})"
+            f"{name or 'the network itself'} ({type(part).__name__}{_computed(part)})"
             for name, part in self._module.named_modules()
             if name not in self.maps and list(part.parameters(recurse=False))
         ]
+
+    def _listen(self) -> None:
+        for name, part in self._parts.items():
+            tell = self._tell(name, not isinstance(part, self._torch.nn.Linear))
+            self._handles.append(part.register_forward_pre_hook(tell, with_kwargs=True))
+
+    def _listen_no_more(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def _shared(self) -> set[str]:
         """Names of modules that share a parameter with another one: what one gets, the other gets too."""
@@ -105,15 +118,48 @@ class TorchNetwork:
         with torch.no_grad():
             for parameter, values in ((part.weight, weight), (part.bias, bias)):
                 if values is not None:
-                    shaped = values.reshape(tuple(parameter.shape))
-                    parameter.copy_(torch.as_tensor(shaped, device=parameter.device))
+                    shaped = torch.as_tensor(values.reshape(tuple(parameter.shape)), device=parameter.device)
+                    new = shaped.to(parameter.dtype)
+                    check_narrowed(values, torch.isfinite(new).cpu().numpy(), parameter.dtype)
+                    parameter.copy_(new)
+
+    def shown(self) -> Any:
+        self._listen_no_more()
+        shown = copy.deepcopy(self._module)
+        self._listen()
+        return shown
 
     def finished(self) -> Any:
-        for handle in self._handles:
-            handle.remove()
+        self._listen_no_more()
         for name, part in self._module.named_modules():
             part.training = self._modes[name]
         return self._module
+
+
+def _check_masks(network: Any) -> None:
+    """An error for masks of torch.nn.utils.prune, which would be laid over the new weights again.
+
+    Raises:
+      ValueError: if there are any.
+    """
+    masked = [
+        (name, buffer.removesuffix("_mask"))
+        for name, part in network.named_modules()
+        for buffer in part._buffers
+        if buffer.endswith("_mask") and f"{buffer.removesuffix('_mask')}_orig" in part._parameters
+    ]
+    if masked:
+        raise ValueError(
+            f"network has masks of torch.nn.utils.prune on {', '.join(f'{name}.{key}' for name, key in masked)}: make "
+            "them part of the weights first, by torch.nn.utils.prune.remove(module, name) for each."
+        )
+
+
+def _computed(part: Any) -> str:
+    """What to do about a linear layer whose weight is computed; nothing for all else."""
+    if getattr(part, "parametrizations", None) is None or "weight" not in part.parametrizations:
+        return ""
+    return ", its weight is computed: torch.nn.utils.parametrize.remove_parametrizations first"
 
 
 def _plain(part: Any) -> bool:

@@ -1,0 +1,226 @@
+"""One pass after another through a network: what its linear maps see, and what becomes of each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simjax.pruning.batches import Batches
+from simjax.pruning.curve import ErrorCurve, allocate, error_curve
+from simjax.pruning.layer import prune_layer
+from simjax.pruning.network_result import PrunedMap
+from simjax.pruning.networks.linear_map import LinearMap, Network
+from simjax.pruning.result import PrunedLayer
+from simjax.pruning.statistics import LayerStatistics
+
+Shares = dict[str, list[Any]]  # of each layer, of each group of its channels
+Curves = dict[str, list[ErrorCurve]]
+
+
+def stages_of(network: Network, chosen: Sequence[str], batch: Any) -> list[list[str]]:
+    """The linear maps in the order of their first calls, together where neighbours see the same.
+
+    Raises:
+      ValueError: for one that was not called.
+    """
+    first: dict[str, bytes] = {}
+
+    def sink(name: str, received: np.ndarray) -> None:
+        if name not in first:  # a digest, since patches of all layers together may be large
+            first[name] = hashlib.blake2b(received.tobytes()).digest()
+
+    network.run(batch, chosen, sink)
+    idle = [name for name in chosen if name not in first]
+    if idle:
+        raise ValueError(f"layers {idle} are not called when the network runs: leave them out by layers=.")
+    stages: list[list[str]] = []
+    for name, received in first.items():
+        if stages and first[stages[-1][-1]] == received:
+            stages[-1].append(name)
+        else:
+            stages.append([name])
+    return stages
+
+
+def seen_by(
+    trained: Network, at_work: Network | None, names: Sequence[str], batches: Batches
+) -> dict[str, list[LayerStatistics]]:
+    """The statistics of each group of the linear maps, with what the trained network gives as targets.
+
+    Args:
+      at_work: what their inputs are taken of; None for those of the trained network itself.
+    """
+    maps = trained.maps
+    found = {
+        name: [
+            LayerStatistics(maps[name].weight.shape[2], None if at_work is None else maps[name].weight.shape[1])
+            for _ in range(maps[name].groups)
+        ]
+        for name in names
+    }
+
+    def run(network: Network, batch: Any) -> dict[str, list[np.ndarray]]:
+        received: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        network.run(batch, names, lambda name, rows: received[name].append(rows))
+        return received
+
+    for batch in batches:
+        original = run(trained, batch)
+        present = original if at_work is None else run(at_work, batch)
+        for name in names:
+            for given, now in zip(original[name], present[name], strict=True):
+                for group, statistics in enumerate(found[name]):
+                    targets = None if at_work is None else given_by(maps[name], group, given[group])
+                    with named(name):
+                        statistics.update(now[group], targets)
+    return found
+
+
+def given_by(linear: LinearMap, group: int, received: np.ndarray) -> np.ndarray:
+    """Wx + b, (samples, out)."""
+    product = received @ linear.weight[group].T
+    return product if linear.bias is None else product + linear.bias[group]
+
+
+def curves_of(
+    network: Network, statistics: dict[str, list[LayerStatistics]], tol: float
+) -> dict[str, list[ErrorCurve]]:
+    return {
+        name: [
+            error_curve(each, network.maps[name].weight[group], bias_of(network.maps[name], group), tol=tol)
+            for group, each in enumerate(parts)
+        ]
+        for name, parts in statistics.items()
+    }
+
+
+def parts_of(
+    linear: LinearMap, statistics: list[LayerStatistics], shares: Sequence[Any], pattern: str, method: str, tol: float
+) -> list[PrunedLayer]:
+    """Each group of a linear map, pruned."""
+    return [
+        prune_layer(
+            each, linear.weight[group], bias_of(linear, group), sparsity=share, pattern=pattern, method=method, tol=tol
+        )
+        for group, (each, share) in enumerate(zip(statistics, shares))
+    ]
+
+
+def bias_of(linear: LinearMap, group: int) -> np.ndarray | None:
+    return None if linear.bias is None else linear.bias[group]
+
+
+def joined(parts: Sequence[PrunedLayer]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights (groups, out, in) and biases (groups, out)."""
+    biases = [part.bias for part in parts if part.bias is not None]
+    return np.stack([part.weight for part in parts]), np.stack(biases) if biases else None
+
+
+@contextlib.contextmanager
+def runs(network: Any) -> Iterator[None]:
+    """Around the first runs of the user's own code.
+
+    Raises:
+      ValueError: for what it raises, but for what is said here of `layers`, `network` and `variables`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith(("layers ", "network ", "variables ")):
+            raise
+        kind = type(network).__name__
+        raise ValueError(f"inputs could not be run through {kind}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Around what concerns one layer: an error says which."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"layer {name!r}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """The passes of one call of `prune`, whatever the shares of zeros.
+
+    Attributes:
+      trained: the network as it was passed in.
+      again: makes another copy of it.
+      stages: the layers to prune, in the order in which they run, together where they see the same.
+      batches: the inputs.
+      pattern, method, propagate, tol: as in `prune`.
+    """
+
+    trained: Network
+    again: Callable[[], Network]
+    stages: list[list[str]]
+    batches: Batches
+    pattern: str
+    method: str
+    propagate: str
+    tol: float
+
+    @property
+    def chosen(self) -> list[str]:
+        """The layers to prune, in the order in which they run."""
+        return [name for stage in self.stages for name in stage]
+
+    def seen(self) -> dict[str, list[LayerStatistics]]:
+        """What all layers see in the trained network."""
+        return seen_by(self.trained, None, self.chosen, self.batches)
+
+    def even(self, sparsity: Any) -> Shares:
+        """The same share of zeros for each layer."""
+        return {name: [sparsity] * self.trained.maps[name].groups for name in self.chosen}
+
+    def pruned_parts(self, name: str, statistics: list[LayerStatistics], shares: Sequence[Any]) -> list[PrunedLayer]:
+        """A layer, each group of its channels."""
+        with named(name):
+            return parts_of(self.trained.maps[name], statistics, shares, self.pattern, self.method, self.tol)
+
+    def pruned(
+        self,
+        shares: Shares,
+        curves: Curves,
+        seen: dict[str, list[LayerStatistics]] | None,
+        tell: Callable[[PrunedMap], None],
+    ) -> tuple[Network, dict[str, PrunedMap]]:
+        """The network with these shares of zeros, and its layers.
+
+        Args:
+          seen: what the layers see in the trained network, if it is known; not needed for `propagate` "pruned".
+          tell: is told of each layer when it is done.
+        """
+        at_work, done = self.again(), dict[str, PrunedMap]()
+        if self.propagate == "original" and seen is None:
+            seen = self.seen()
+        for number, stage in enumerate(self.stages):
+            if self.propagate == "pruned":
+                # Until something has been pruned, a layer sees what it saw: its own outputs are the targets.
+                seen = seen_by(self.trained, at_work if number else None, stage, self.batches)
+            assert seen is not None
+            for name in stage:
+                parts = self.pruned_parts(name, seen[name], shares[name])
+                done[name] = PrunedMap(name, tuple(parts), tuple(curves.get(name, ())))
+                with named(name):
+                    at_work.write(name, *joined(parts))
+                tell(done[name])
+        # A network that rescales its kernels when it runs would not multiply by those that were written.
+        at_work.run(self.batches.first, self.chosen, lambda name, received: None)
+        return at_work, done
+
+
+def shared_out(curves: Curves, sparsity: Any, weights: Mapping[str, float] | None = None) -> Shares:
+    """Shares of zeros with the least sum of relative errors of the layers, weighed by name."""
+    flat = [curve for parts in curves.values() for curve in parts]
+    omega = None if weights is None else [weights[name] for name, parts in curves.items() for _ in parts]
+    found = iter(allocate(flat, sparsity, omega).tolist())
+    return {name: [next(found) for _ in parts] for name, parts in curves.items()}
