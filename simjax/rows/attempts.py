@@ -67,6 +67,7 @@ class RowBlock:
 
     Attributes:
       answers: in the problem's units, (R, d) and (R, m); its gaps are those of the certificate.
+      rays: of rows that were looked at, what proves them infeasible, (m,), or None.
     """
 
     problem: RowProblem
@@ -76,6 +77,7 @@ class RowBlock:
     reporter: Reporter
     answers: RowAnswers
     certificate: Certificate
+    rays: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(
@@ -105,10 +107,15 @@ class RowBlock:
         )
 
     def solve(self, start: Start | None) -> np.ndarray:
-        """Solve and certify all rows; the status of each, (R,)."""
+        """Solve and certify all rows; the status of each, (R,). Those proved infeasible have the ray as their dual."""
         self.answer(start)
         status = row_status(self.certificate, self.options.tol, exact=self.problem.exact)
-        return self._mark_infeasible(status) if self.problem.exact else status
+        if self.problem.exact:
+            missed = np.flatnonzero(status != Status.SOLVED)
+            for row in missed[self._infeasible(missed)].tolist():
+                self.certificate.put_ray(row, self.rays[row])
+                status[row] = Status.INFEASIBLE
+        return status
 
     def answer(self, start: Start | None) -> None:
         """Solve and certify all rows by the solver that was asked for, without looking for infeasible ones."""
@@ -143,10 +150,8 @@ class RowBlock:
         if live.size and not self.workspace.scaled.has_room:
             warn(_no_room(live.size, self.workspace.scaled))
             live = live[:0]
-        if problem.exact and isinstance(problem.penalty, GroupPenalty) and live.size:
-            # Passes are all that these rows have, and on rows that have no solution all of them would be spent.
-            part = problem.take(live)
-            live = live[~infeasible.proved(part, self._rays(part))]
+        if problem.exact and isinstance(problem.penalty, GroupPenalty):  # passes are all that these rows have
+            live = live[~self._infeasible(live)]
         max_iters = options.max_iters
         for way, share in _ATTEMPTS_EXACT if problem.exact else _ATTEMPTS:
             if live.size == 0 or max_iters <= 0:
@@ -159,7 +164,7 @@ class RowBlock:
                     board, weights, duals = self._refine(part, tol, answers.weights[live])
                 else:
                     part_start = None if start is None else start.take(live)
-                    board, weights, duals = self._attempt(part, tol, max_iters, way == "precise", part_start)
+                    board, weights, duals = self._attempt(part, live, tol, max_iters, way == "precise", part_start)
             answers.add_costs(live, board)
             max_iters -= int(board.passes.max(initial=0))
             solved = self._keep(live, part, weights, duals)
@@ -257,9 +262,9 @@ class RowBlock:
         return solved
 
     def _attempt(
-        self, problem: RowProblem, tol: float, max_iters: int, precise: bool, start: Start | None
+        self, problem: RowProblem, live: np.ndarray, tol: float, max_iters: int, precise: bool, start: Start | None
     ) -> tuple[RowAnswers, np.ndarray, Candidates]:
-        """One run in canonical units; weights (R, d) and duals in those of the problem."""
+        """One run of the `live` rows in canonical units; weights (R, d) and duals in those of the problem."""
         design, column_scale = self.workspace.scaled, self.workspace.column_scale
         factorisation = design.factorisation(precise=precise)
         coordinates = design.coordinates(problem.targets, precise=precise)
@@ -283,6 +288,7 @@ class RowBlock:
                 self.reporter,
                 single=single,
                 start=canonical_start,
+                impossible=(lambda index: self._infeasible(live[index])) if problem.exact else None,
             )
         duals = functools.partial(self._full_duals, problem, factorisation, rows, board)
         return board, _in_units(problem, board, rows), duals
@@ -324,18 +330,15 @@ class RowBlock:
             duals += 2.0 * problem.loss_weight[chosen, None] * problem.targets.T[chosen]
         return duals
 
-    def _mark_infeasible(self, status: np.ndarray) -> np.ndarray:
-        """The status with rows that can be proved infeasible so called; their certificate gets the ray as its dual."""
-        missed = np.flatnonzero(status != Status.SOLVED)
-        if missed.size == 0:
-            return status
-        part = self.problem.take(missed)
-        rays = self._rays(part)
-        proved = infeasible.proved(part, rays)
-        self.certificate.put_rays(missed[proved], rays[proved])
-        status = status.copy()
-        status[missed[proved]] = Status.INFEASIBLE
-        return status
+    def _infeasible(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows under exact matching are proved infeasible, (k,); each is looked at once."""
+        rest = np.array([row for row in rows.tolist() if row not in self.rays], dtype=int)
+        if rest.size:
+            part = self.problem.take(rest)
+            rays = self._rays(part)
+            proved = infeasible.proved(part, rays)
+            self.rays.update((row, rays[k] if proved[k] else None) for k, row in enumerate(rest.tolist()))
+        return np.array([self.rays[row] is not None for row in rows.tolist()], dtype=bool)
 
     def _rays(self, part: RowProblem) -> np.ndarray:
         """What might prove rows under exact matching infeasible, (k, m)."""

@@ -84,11 +84,11 @@ class Certificate(Value):
         for field in dataclasses.fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
 
-    def put_rays(self, rows: np.ndarray, rays: np.ndarray) -> None:
-        """Set `rows` down as proved infeasible: their optimum is +inf, their dual the ray that proves it."""
+    def put_ray(self, row: int, ray: np.ndarray) -> None:
+        """Set a row down as proved infeasible: its optimum is +inf, its dual the ray (m,) that proves it."""
         for values in (self.objective, self.dual_objective, self.gap, self.relative_gap):
-            values[rows] = np.inf
-        self.dual[rows] = rays
+            values[row] = np.inf
+        self.dual[row] = ray
 
 
 def joined_certificates(parts: list[Certificate]) -> Certificate:

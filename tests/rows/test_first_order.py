@@ -9,7 +9,7 @@ from helpers import BOUND, PENALTIES, WIDE, assert_solved, sparse_rows
 import simjax
 from simjax.rows import options
 from simjax.rows.solvers import proximal_gradient
-from simjax.rows.solvers.portfolio import first_order_method
+from simjax.rows.solvers.first_order import first_order_method
 
 FUNCTIONS = ("start", "restart", "advance", "point")
 

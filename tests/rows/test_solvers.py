@@ -187,6 +187,7 @@ def test_a_ball_too_small_for_the_equations_is_proved_infeasible(solver):
     expected = np.array(["INFEASIBLE", "SOLVED", "INFEASIBLE", "SOLVED", "SOLVED", "INFEASIBLE"])
     assert_array_equal(solution.status, expected)
     assert_proved(design, targets, solution, **problem)
+    assert solution.passes.max() < 1000  # a row is looked at before it has spent all its passes
     # At twice the radius every row has an answer again.
     problem["constraint"] = simjax.L1Ball(2.5 * radius, size=BOUND)
     assert_solved(design, targets, solve_rows(design, targets, solver=solver, **problem), **problem)

@@ -1,10 +1,11 @@
 """The common loop of the first-order methods: advance the open rows, judge them, offer what was found.
 
-Every method offers the same functions (`start`, `restart`, `advance`, `point`), so this loop is written once.
+Every method is a module with the same functions (`start`, `restart`, `advance`, `point`), so this loop is written once.
 """
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,11 @@ from simjax.rows.solvers.canonical import CanonicalRows, judged_inside
 from simjax.rows.solvers.factor import Factorisation
 
 CHECK_EVERY = 63  # passes between two certificates: three rounds of ADMM
+
+
+def first_order_method(name: str) -> ModuleType:
+    """The module of a first-order method."""
+    return importlib.import_module(f"simjax.rows.solvers.{name}")
 
 
 class FirstOrder:

@@ -11,7 +11,6 @@ Passes are in float32 where that is enough; every judgement, polish and interior
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -29,7 +28,7 @@ from simjax.rows.solvers import admm
 from simjax.rows.solvers.canonical import CanonicalRows
 from simjax.rows.solvers.dual_newton import InvertibleGram, invertible_gram
 from simjax.rows.solvers.factor import Factorisation
-from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, judged_points
+from simjax.rows.solvers.first_order import CHECK_EVERY, FirstOrder, first_order_method, judged_points
 from simjax.rows.solvers.linear import Gram
 from simjax.rows.solvers.polish import Signs
 from simjax.rows.solvers.tiles import (
@@ -53,11 +52,6 @@ _PILOT = 8  # rows on which working sets are tried before all others
 _ROUNDING_AT_MOST = 1e-4  # a larger gap is more than rounding, whatever a method says of its active set
 
 
-def first_order_method(name: str) -> ModuleType:
-    """The module of a first-order method; what it has to offer, `simjax.rows.solvers.first_order` says."""
-    return importlib.import_module(f"simjax.rows.solvers.{name}")
-
-
 def run(
     solver: str,
     engine: Engine,
@@ -69,14 +63,16 @@ def run(
     *,
     single: bool,
     start: tuple[np.ndarray, np.ndarray] | None = None,
+    impossible: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> None:
     """Bring the rows of `board` to its tolerance, or spend `max_iters` passes on those that resist.
 
     Args:
       single: whether first-order passes may be in float32.
       start: weights (R, d) and dual points (R, r) to begin from.
+      impossible: which of some rows, (k,), are proved to have no solution; asked once, of what is open by then.
     """
-    stage = Stages(engine, factorisation, rows, board, reporter)
+    stage = Stages(engine, factorisation, rows, board, reporter, impossible=impossible)
     if not rows.exact:  # w = 0, or what the ball asks for instead, with the targets as dual point
         stage.offer(board.open, board.weights, board.dual)
     if board.open.size == 0:
@@ -89,7 +85,10 @@ def run(
         first_order = stage.first_order(first_order_method(solver), np.float64)
         if start is not None:
             first_order.restart(np.arange(board.count), *start)
-        first_order.run(board, max_iters, reporter)
+        handover = max_iters if impossible is None else min(stage.handover, max_iters)
+        first_order.run(board, handover, reporter)
+        stage.give_up()
+        first_order.run(board, max_iters - handover, reporter)
 
 
 def sparse(
@@ -169,6 +168,8 @@ def _passes(stage: Stages, max_iters: int, start: tuple[np.ndarray, np.ndarray] 
         if board.open.size and passes >= (again or stage.handover):
             stage.augmented_lagrangian()
             stage.interior_point()
+            if not again:
+                stage.give_up()
             again = 8 * passes
             if first_order.dtype == np.float32 and board.open.size:  # what resists gets passes in full precision
                 first_order = stage.first_order(admm, np.float64)
@@ -191,9 +192,10 @@ class Stages:
         board: RowAnswers,
         reporter: Reporter,
         make_gram: Callable[[], Gram] | None = None,
+        impossible: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.make_gram = make_gram or (lambda: gram_of(factorisation))
-        self.engine, self.board, self.reporter = engine, board, reporter
+        self.engine, self.board, self.reporter, self.impossible = engine, board, reporter, impossible
         self.host = factorisation, rows
         self.shared, self.rows = engine.share(factorisation), engine.spread(rows)
         self.widths = (board.weights.shape[1], board.dual.shape[1], None)
@@ -326,6 +328,12 @@ class Stages:
         before = self.board.gap[index] <= self.board.tol
         self.board.polished[index] |= self.board.offer(index, weights[index], dual[index], gap) & ~before
         return weights, dual, gap
+
+    def give_up(self) -> None:
+        """Spend nothing more on rows that are proved to have no solution."""
+        index = self.board.open
+        if self.impossible is not None and index.size:
+            self.board.given_up[index] |= self.impossible(index)
 
     def finish(self) -> None:
         """Polish what passes have solved: where their signs are right, it is exact to rounding, whatever the tile."""
