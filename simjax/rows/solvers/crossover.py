@@ -186,7 +186,7 @@ class _Guess:
         return True
 
     def _system(self, columns: np.ndarray, index: np.ndarray, bend: np.ndarray) -> Callable | None:
-        """The solver of (H w − K_Jᵀy, K_J w + ρ y) = (a, b), with a ridge; None if it has no factor or costs too much."""
+        """The solver of (H w − K_Jᵀy, K_J w + ρ y) = (a, b), with a ridge; None: no factor, or too dear."""
         count, rank = columns.shape
         if count > _LARGE_SYSTEM and count**3 > 45 * rank**2 * self.slope.size:
             return None
