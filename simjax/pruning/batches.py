@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 _BATCH = 256  # samples that a network is run on at once, where they come as one array
 
@@ -39,6 +42,18 @@ class Batches:
         if self.first is None:
             raise ValueError("inputs must have at least one batch, got none.")
         _check_batch(self.first)
+
+    def digest(self) -> str:
+        """SHA-256 of all batches."""
+        total = hashlib.sha256()
+        for batch in self:
+            total.update(f"{batch.dtype} {tuple(batch.shape)} ".encode())
+            if hasattr(batch, "detach"):  # PyTorch's, wherever it is; NumPy has not all of its types
+                batch = batch.detach().cpu()
+                batch = batch.double() if batch.is_floating_point() else batch
+            array = np.ascontiguousarray(batch)
+            total.update(array.reshape(-1).view(np.uint8).data)
+        return total.hexdigest()
 
     def __iter__(self) -> Iterator[Any]:
         self.samples = 0

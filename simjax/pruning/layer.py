@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from simjax._typing import ArrayLike
 from simjax._values import Unstated
 from simjax.pruning.adaptive import adaptive_l1
 from simjax.pruning.cardinality import CardinalityProblem
+from simjax.pruning.kept import KeptLayer
 from simjax.pruning.patterns import Pattern
 from simjax.pruning.problem import LayerProblem
 from simjax.pruning.result import PrunedLayer
@@ -73,17 +76,41 @@ def prune_layer(
       >>> bool(pruned.sparsity >= 0.5), pruned.converged
       (True, True)
     """
+    return pruned_layer(
+        inputs, weight, bias, targets=targets, sparsity=sparsity, pattern=pattern, method=method, tol=tol
+    )
+
+
+def pruned_layer(
+    inputs: Any,
+    weight: Any,
+    bias: Any,
+    *,
+    targets: Any = None,
+    sparsity: Any,
+    pattern: str,
+    method: str,
+    tol: float,
+    keep: Callable[[LayerProblem], KeptLayer] | None = None,
+) -> PrunedLayer:
+    """`prune_layer`, whose support and refit may be kept, or taken from where they have been."""
     began = time.perf_counter()
     choice("method", method, METHODS)
     options = SolveOptions(tol=positive_scalar("tol", tol))
     problem = LayerProblem.make(inputs, weight, bias, targets)
+    place = None if keep is None else keep(problem)
+    refit = options if place is None else dataclasses.replace(options, checkpoint=place.rows)
+
+    def supported(find: Callable[[], np.ndarray]) -> np.ndarray:
+        return find() if place is None else place.support(find)
+
     allowed = Pattern.make(pattern, sparsity, problem.weight.shape, stated=not isinstance(sparsity, Unstated))
     if allowed.name == "rows":
         if method != "auto":
             raise ValueError(f"method must be 'auto' for pattern 'rows', which needs no other; got {method!r}.")
         # A row left out costs ‖t‖², about the mean with a bias, whatever becomes of the others: the choice is exact.
-        support = allowed.project(np.sum(problem.targets**2, axis=0)[:, None]) & problem.seen
-        return refitted(problem, support, allowed.name, "the cost of each row, which is exact", options, began)
+        support = supported(lambda: allowed.project(np.sum(problem.targets**2, axis=0)[:, None]) & problem.seen)
+        return refitted(problem, support, allowed.name, "the cost of each row, which is exact", refit, began)
     if method == "l1":
         if allowed.group is not None:
             raise ValueError(
@@ -91,11 +118,10 @@ def prune_layer(
             )
         penalised = adaptive_l1(problem, allowed.kept, options)
         support = dense_rows(penalised.weights) != 0.0
-        pruned = refitted(problem, support, allowed.name, method, options, began)
+        pruned = refitted(problem, support, allowed.name, method, refit, began)
         return dataclasses.replace(pruned, penalised=penalised)
-    return refitted(
-        problem, CardinalityProblem.make(problem).support(allowed), allowed.name, "cardinality", options, began
-    )
+    support = supported(lambda: CardinalityProblem.make(problem).support(allowed))
+    return refitted(problem, support, allowed.name, "cardinality", refit, began)
 
 
 def refitted(

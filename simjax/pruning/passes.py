@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 
 from simjax.pruning.batches import Batches
 from simjax.pruning.curve import ErrorCurve, allocate, error_curve
-from simjax.pruning.layer import prune_layer
+from simjax.pruning.kept import KeptLayers
+from simjax.pruning.layer import pruned_layer
 from simjax.pruning.network_result import PrunedMap
 from simjax.pruning.networks.linear_map import LinearMap, Network
 from simjax.pruning.result import PrunedLayer
@@ -99,18 +101,6 @@ def curves_of(
     }
 
 
-def parts_of(
-    linear: LinearMap, statistics: list[LayerStatistics], shares: Sequence[Any], pattern: str, method: str, tol: float
-) -> list[PrunedLayer]:
-    """Each group of a linear map, pruned."""
-    return [
-        prune_layer(
-            each, linear.weight[group], bias_of(linear, group), sparsity=share, pattern=pattern, method=method, tol=tol
-        )
-        for group, (each, share) in enumerate(zip(statistics, shares))
-    ]
-
-
 def bias_of(linear: LinearMap, group: int) -> np.ndarray | None:
     return None if linear.bias is None else linear.bias[group]
 
@@ -157,6 +147,7 @@ class Passes:
       stages: the layers to prune, in the order in which they run, together where they see the same.
       batches: the inputs.
       pattern, method, propagate, tol: as in `prune`.
+      kept: where finished layers are kept, or None.
     """
 
     trained: Network
@@ -167,6 +158,7 @@ class Passes:
     method: str
     propagate: str
     tol: float
+    kept: KeptLayers | None = None
 
     @property
     def chosen(self) -> list[str]:
@@ -183,8 +175,20 @@ class Passes:
 
     def pruned_parts(self, name: str, statistics: list[LayerStatistics], shares: Sequence[Any]) -> list[PrunedLayer]:
         """A layer, each group of its channels."""
-        with named(name):
-            return parts_of(self.trained.maps[name], statistics, shares, self.pattern, self.method, self.tol)
+        linear, parts = self.trained.maps[name], []
+        for group, (each, share) in enumerate(zip(statistics, shares)):
+            how: dict[str, Any] = {
+                "sparsity": share,
+                "pattern": self.pattern,
+                "method": self.method,
+                "tol": self.tol,
+            }
+            keep = None
+            if self.kept is not None:
+                keep = functools.partial(self.kept.layer, self.chosen.index(name), group, how)
+            with named(name):
+                parts.append(pruned_layer(each, linear.weight[group], bias_of(linear, group), keep=keep, **how))
+        return parts
 
     def pruned(
         self,

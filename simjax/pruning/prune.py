@@ -6,12 +6,14 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 from simjax._checks import choice, positive_scalar
 from simjax._values import Unstated
 from simjax.pruning.batches import Batches
 from simjax.pruning.evaluation import CURVES, EVEN, SENSITIVITY, Candidate, Evaluation, measured, weights_by_loss
+from simjax.pruning.kept import KeptLayers
 from simjax.pruning.layer import METHODS
 from simjax.pruning.network_result import PrunedMap, PrunedNetwork, PruneProgress, share_of_zeros
 from simjax.pruning.networks.linear_map import Network
@@ -40,6 +42,7 @@ def prune(
     allocation: str = "layer",
     evaluate: Callable[[Any], Any] | None = None,
     tol: float = SolveOptions.tol,
+    checkpoint: str | PathLike[str] | None = None,
     progress: Callable[[PruneProgress], None] | None = None,
 ) -> PrunedNetwork:
     """Make the linear maps of a trained network sparse, and refit what is left of their weights.
@@ -69,6 +72,9 @@ def prune(
         each way of `PrunedNetwork.evaluation`, of which the best is kept. Held-out samples are best for it. It
         costs a pass of pruning for each way and a layer's pruning for each layer.
       tol: relative duality gap at which a refitted row counts as solved.
+      checkpoint: a folder that keeps each layer as soon as it is done; the same call goes on from there after whatever
+        stopped it, to the same result. The network is run again, and so are error curves and the search of method
+        "l1"; a layer is taken from the folder only where all that it follows from is the same to the bit.
       progress: called with a `PruneProgress` after each layer.
 
     Returns:
@@ -79,6 +85,8 @@ def prune(
       ValueError: no linear layer that is read, an unknown name in `layers`, values that are not finite, weights beyond
         what the network's type holds, and as `prune_layer`; the message names the layer. A network with masks of
         `torch.nn.utils.prune`; `evaluate` that gives no finite number. What `evaluate` raises comes through as it is.
+        A `checkpoint` of another network, of other inputs or settings: what differs is named, and it stays as it is.
+      OSError: the folder of `checkpoint` cannot be written, is a file or holds other things; what is kept is whole.
 
     Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023); the pruned inputs with the original
     targets as in Meng et al., ALPS (2024).
@@ -114,6 +122,21 @@ def prune(
             Pattern.make(pattern, sparsity, trained.maps[name].weight.shape[1:], stated=stated)
     with runs(network):
         stages = stages_of(trained, chosen, batches.first)
+    kept = None
+    if checkpoint is not None:
+        maps = {name: trained.maps[name] for name in chosen}
+        settings = {
+            "network": maps,
+            "inputs": batches.digest(),
+            "sparsity": float(sparsity),
+            "layers": chosen,
+            "pattern": pattern,
+            "method": method,
+            "propagate": propagate,
+            "allocation": allocation,
+            "tol": float(tol),
+        }
+        kept = KeptLayers.begin(checkpoint, settings)
     passes = Passes(
         trained=trained,
         again=functools.partial(_read, network, variables, batches.first),
@@ -123,6 +146,7 @@ def prune(
         method=method,
         propagate=propagate,
         tol=tol,
+        kept=kept,
     )
     shares, curves, seen, evaluation = passes.even(sparsity), {}, None, None
     if allocation == "global":
