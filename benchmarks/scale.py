@@ -203,6 +203,7 @@ def section(results: Record) -> str:
             [
                 f"{it['states']:,}",
                 f"{it['m']}",
+                f"{it['alpha']:g}",
                 f"{it['rows']:,} (1/{it['shards']})",
                 f"{it['certified']:,}",
                 f"{it['worst_relative_gap']:.1e}",
@@ -218,6 +219,7 @@ def section(results: Record) -> str:
         heads = [
             "states",
             "m",
+            "α",
             "rows",
             "certified",
             "worst gap",
@@ -243,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=PAIRS, help="of runs without and with a checkpoint")
     parser.add_argument("--width", type=int, default=RESNET["width"], help="channels of the network; 16 is ResNet-20")
     parser.add_argument("--shards", type=int, default=RESNET["shards"], help="of which one is solved")
+    parser.add_argument("--alpha", type=float, default=RESNET["alpha"], help="of its L1 penalty, for the mean loss")
     parser.add_argument("--states", nargs=3, metavar=("FOLDER", "WIDTH", "SAMPLES"), help="only make states")
     parser.add_argument("--one-shard", nargs=4, metavar=("FOLDER", "SHARDS", "ROWS", "ALPHA"), help="only solve it")
     given = parser.parse_args(arguments)
@@ -260,9 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.part in (None, "shards"):
         results["shards"] = shards()
     if given.part in (None, "resnet"):
-        made = shard(**{**RESNET, "width": given.width, "shards": given.shards})
+        made = shard(**{**RESNET, "width": given.width, "shards": given.shards, "alpha": given.alpha})
         others = [
-            it for it in results.get("resnet", []) if (it["states"], it["shards"]) != (made["states"], made["shards"])
+            it for it in results.get("resnet", []) if any(it[key] != made[key] for key in ("states", "shards", "alpha"))
         ]
         results["resnet"] = sorted([*others, made], key=lambda it: it["states"])
     results["places"] = [*results.get("places", []), {"part": given.part or "all", **place()}][-4:]
