@@ -1,4 +1,4 @@
-"""The command line: `simjax demo | fit | merge | path | evaluate | predict | show | verify | doctor`.
+"""The command line: `simjax demo | fit | merge | path | prune | evaluate | predict | show | verify | doctor`.
 
 Results go to standard output, as tables or with --json as JSON and nothing else; progress, warnings and errors go to
 standard error. How a command ends is in `simjax.app.exits`; each command is a module of `simjax.app.commands`.
@@ -21,6 +21,7 @@ from simjax.app.commands.fit import fit
 from simjax.app.commands.merge import merge
 from simjax.app.commands.path import path
 from simjax.app.commands.predict import predict
+from simjax.app.commands.prune import prune
 from simjax.app.commands.show import show
 from simjax.app.commands.verify import verify
 from simjax.app.exits import EPILOG, INTERNAL_ERROR
@@ -30,7 +31,7 @@ with needs("cli", "typer", "the command simjax"):
 
 # Without rich's boxes, which cut long lists of choices in the middle of a word.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EPILOG)
-for command in (demo, fit, merge, path, evaluate, predict, show, verify, doctor):
+for command in (demo, fit, merge, path, prune, evaluate, predict, show, verify, doctor):
     app.command(short_help=command.__doc__)(command)  # whole: by itself typer cuts it
 
 

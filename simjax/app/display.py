@@ -139,6 +139,11 @@ def print_json(report: Mapping[str, Any]) -> None:
     print(json_text(report), flush=True)
 
 
+def print_text(text: str) -> None:
+    """Lines as they are, on standard output."""
+    print(text, flush=True)
+
+
 def print_numbers(rows: np.ndarray) -> None:
     """A line for each row on standard output, in digits enough to read the same numbers again; commas between them."""
     print("\n".join(",".join(map(repr, row)) for row in rows.tolist()), flush=True)
