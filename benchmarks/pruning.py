@@ -10,14 +10,13 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.pruning_peers import PEERS
 from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, read, table, write_between
 from experiments import minilm
+from experiments.minilm_matrices import seen, weights_of
 from simjax._values import Unstated
 from simjax.datasets import load_newsgroups
 from simjax.pruning.layer import METHODS, prune_layer, refitted
@@ -31,39 +30,6 @@ FILE = RESULTS / "pruning.json"
 PAGE, MARKERS = ROOT / "docs" / "pruning.md", ("<!-- begin: measured -->", "<!-- end: measured -->")
 KEYS = ("matrix", "zeros", "method", "seed")
 Name = tuple[int, str]
-
-
-def statistics_of(
-    encoder: Any, tokenizer: Any, texts: list[str], tokens: int
-) -> tuple[dict[Name, LayerStatistics], int]:
-    """The inputs of every linear map on the first `tokens` tokens of the texts, and how many texts that takes.
-
-    Query, key and value see the same: theirs are one object.
-    """
-    found: dict[Name, LayerStatistics] = {}
-    done = used = 0
-    for batch, mask in minilm.token_batches(tokenizer, texts):
-
-        def see(number: int, name: str, inputs: Any, mask: np.ndarray = mask, left: int = tokens - done) -> None:
-            if name in ("key", "value"):
-                found[number, name] = found[number, "query"]
-                return
-            values = np.asarray(inputs)[mask][:left]
-            if (number, name) not in found:
-                found[number, name] = LayerStatistics(values.shape[1])
-            found[number, name].update(values)
-
-        encoder(jnp.asarray(batch), jnp.asarray(mask), see)
-        done, used = done + int(mask.sum()), used + len(batch)
-        if done >= tokens:
-            return found, used
-    raise ValueError(f"there are {done} tokens, fewer than {tokens}.")
-
-
-def weights_of(encoder: Any, name: Name) -> tuple[np.ndarray, np.ndarray]:
-    """W₀ (out, in) and b₀ (out,) of a linear map, in float64."""
-    linear = getattr(encoder.layers[name[0]], name[1])
-    return np.asarray(linear.kernel[...], dtype=np.float64).T, np.asarray(linear.bias[...], dtype=np.float64)
 
 
 def errors(held_out: LayerStatistics, weight: np.ndarray, given: np.ndarray, shift: np.ndarray | None) -> float:
@@ -161,8 +127,8 @@ def run(asked: argparse.Namespace) -> None:
     texts = load_newsgroups().train_texts
     order = np.random.default_rng(asked.seed).permutation(len(texts))
     shuffled = [texts[k] for k in order]
-    calibration, used = statistics_of(encoder, tokenizer, shuffled, CALIBRATION)
-    held_out, _ = statistics_of(encoder, tokenizer, shuffled[used:], HELD_OUT)
+    batches = minilm.token_batches(tokenizer, shuffled)
+    calibration, held_out = (seen(encoder, batches, tokens, LayerStatistics) for tokens in (CALIBRATION, HELD_OUT))
     for matrix in every if asked.matrix == ["all"] else asked.matrix:
         number, name = matrix.split(".")
         key = int(number), name

@@ -15,7 +15,7 @@ from simjax._values import Unstated
 from simjax.pruning.adaptive import adaptive_l1
 from simjax.pruning.cardinality import CardinalityProblem
 from simjax.pruning.kept import KeptLayer
-from simjax.pruning.patterns import Pattern
+from simjax.pruning.patterns import SPARSITY, Pattern
 from simjax.pruning.problem import LayerProblem
 from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
@@ -26,16 +26,13 @@ from simjax.rows.solve import solve_problem
 METHODS = ("auto", "cardinality", "l1")
 
 
-_SPARSITY = Unstated(0.8)
-
-
 def prune_layer(
     inputs: ArrayLike | LayerStatistics,
     weight: ArrayLike,
     bias: ArrayLike | None = None,
     *,
     targets: ArrayLike | None = None,
-    sparsity: float = _SPARSITY,
+    sparsity: float = SPARSITY,
     pattern: str = "unstructured",
     method: str = "auto",
     tol: float = SolveOptions.tol,

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from simjax._checks import float_array
+from simjax._values import Unstated
 
+SPARSITY = Unstated(0.8)  # where nobody says how many zeros
 _SHAPE = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
 _ROUNDING = 1e-9  # a share of zeros this near to a whole number of weights is that number
 

@@ -19,20 +19,19 @@ from simjax.pruning.network_result import PrunedMap, PrunedNetwork, PruneProgres
 from simjax.pruning.networks.linear_map import Network
 from simjax.pruning.networks.torch_network import TorchNetwork
 from simjax.pruning.passes import Curves, Passes, curves_of, joined, named, runs, shared_out, stages_of
-from simjax.pruning.patterns import Pattern
+from simjax.pruning.patterns import SPARSITY, Pattern
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
 from simjax.states.torch_layers import is_torch_module
 
 PROPAGATIONS = ("pruned", "original")
 ALLOCATIONS = ("layer", "global")
-_SPARSITY = Unstated(0.8)
 
 
 def prune(
     network: Any,
     inputs: Any,
-    sparsity: float = _SPARSITY,
+    sparsity: float = SPARSITY,
     *,
     variables: Any = None,
     layers: Sequence[str] | Callable[[str], bool] | None = None,

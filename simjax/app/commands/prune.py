@@ -12,16 +12,15 @@ import numpy as np
 from simjax._checks import choice
 from simjax._extras import needs
 from simjax._files import atomic_file, read_arrays
-from simjax._values import Unstated
 from simjax.app import display
 from simjax.app.arguments import Force, Json, check_output, place_of
 from simjax.app.exits import exit_by, reporting
 from simjax.app.reports import json_number
-from simjax.pruning.curve import allocate, error_curve
+from simjax.pruning.curve import error_curve
 from simjax.pruning.layer import METHODS, pruned_layer
 from simjax.pruning.network_result import PrunedMap, PrunedNetwork
-from simjax.pruning.passes import named
-from simjax.pruning.patterns import Pattern
+from simjax.pruning.passes import Curves, Shares, named, shared_out
+from simjax.pruning.patterns import SPARSITY, Pattern
 from simjax.pruning.prune import ALLOCATIONS
 from simjax.pruning.weight_file import WeightFile
 from simjax.rows.options import SolveOptions
@@ -66,7 +65,7 @@ def prune(
         check_output(output, force)
         if picture is not None:
             check_output(picture, force, ".png")
-        share = Unstated(0.8) if sparsity is None else sparsity
+        share = SPARSITY if sparsity is None else sparsity
         choice("--method", method, METHODS)
         choice("--allocation", allocation, ALLOCATIONS)
         if allocation == "global" and pattern != "unstructured":
@@ -78,17 +77,16 @@ def prune(
             with named(name):
                 designs[name] = _samples(seen[name], layer.weight.shape[1])
                 Pattern.make(pattern, share, layer.weight.shape, stated=sparsity is not None)
-        shares = dict.fromkeys(layers, share)
-        curves: dict[str, tuple] = {name: () for name in layers}
+        shares: Shares = {name: [share] for name in layers}
+        curves: Curves = {}
         done: dict[str, PrunedMap] = {}
         with display.Display(saved) as observer:
             if allocation == "global":
                 observer.stage("Error curves")
                 curves = {
-                    name: (error_curve(designs[name], it.weight, it.bias, tol=tol),) for name, it in layers.items()
+                    name: [error_curve(designs[name], it.weight, it.bias, tol=tol)] for name, it in layers.items()
                 }
-                shared = allocate([curve for (curve,) in curves.values()], share)
-                shares = dict(zip(layers, shared.tolist(), strict=True))
+                shares = shared_out(curves, share)
             for name, layer in layers.items():
                 observer.stage(f"Layer {len(done) + 1} of {len(layers)}: {name}")
                 with named(name):
@@ -96,13 +94,13 @@ def prune(
                         designs[name],
                         layer.weight,
                         layer.bias,
-                        sparsity=shares[name],
+                        sparsity=shares[name][0],
                         pattern=pattern,
                         method=method,
                         tol=tol,
                     )
                     file = file.replaced(layer, part.weight, part.bias)
-                done[name] = PrunedMap(name, (part,), curves[name])
+                done[name] = PrunedMap(name, (part,), tuple(curves.get(name, ())))
         result = PrunedNetwork(
             network=file,
             layers=done,
