@@ -16,11 +16,9 @@ import numpy as np
 from benchmarks.pruning_peers import PEERS
 from benchmarks.records import RESULTS, ROOT, Record, merge, place, places, read, table, write_between
 from experiments import minilm
-from experiments.minilm_matrices import seen, weights_of
-from simjax._values import Unstated
+from experiments.minilm_matrices import by_peer, seen, share_and_pattern, weights_of
 from simjax.datasets import load_newsgroups
 from simjax.pruning.layer import METHODS, prune_layer, refitted
-from simjax.pruning.patterns import Pattern
 from simjax.pruning.problem import LayerProblem
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
@@ -51,15 +49,12 @@ def records(
     methods: list[str],
 ) -> Iterator[Record]:
     """A record for each of the `methods` on one matrix, peers as they are and refitted."""
-    sparsity, name = (Unstated(0.0), zeros) if ":" in zeros else (float(zeros), "unstructured")
-    pattern = Pattern.make(name, sparsity, weight.shape, stated=":" not in zeros)
+    sparsity, name = share_and_pattern(zeros)
     problem = LayerProblem.make(calibration, weight, bias, None)
-    design, _ = calibration.compressed()
-    gram = design.T @ design
     for method in methods:
         began = time.perf_counter()
         if method in PEERS:
-            found = PEERS[method](gram, weight, pattern)
+            found = by_peer(problem, method, zeros)
             seconds = time.perf_counter() - began
             raw = errors(held_out, found, weight, None)
             ours = refitted(problem, found != 0.0, name, method, SolveOptions(), began)
@@ -127,7 +122,7 @@ def run(asked: argparse.Namespace) -> None:
     texts = load_newsgroups().train_texts
     order = np.random.default_rng(asked.seed).permutation(len(texts))
     shuffled = [texts[k] for k in order]
-    batches = minilm.token_batches(tokenizer, shuffled)
+    batches = minilm.whole_batches(tokenizer, shuffled, minilm.MAX_TOKENS)
     calibration, held_out = (seen(encoder, batches, tokens, LayerStatistics) for tokens in (CALIBRATION, HELD_OUT))
     for matrix in every if asked.matrix == ["all"] else asked.matrix:
         number, name = matrix.split(".")

