@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.records import Record, places, table
 from experiments import minilm
 from experiments.experiment import all_certified, grouped, spread
-from experiments.minilm_matrices import DENSE, LEVELS, METHODS, OURS
+from experiments.minilm_matrices import ALONE, DENSE, IN_TURN, LEVELS, METHODS, OURS
 
 TITLES = {OURS: "simjax", DENSE: "the trained encoder"}
 COLOURS = {
@@ -23,11 +23,13 @@ COLOURS = {
     "Wanda": "tab:brown",
     "magnitude": "tab:gray",
 }
-Cell = Mapping[tuple[str, str, bool], list[Record]]  # zeros, method, refit → records of the seeds
+KEYS = ("zeros", "method", "refit")
+Cell = Mapping[tuple[str, str, bool], list[Record]]  # by them, the records of the seeds
 
 
-def cells(records: Sequence[Record]) -> dict[tuple[str, str, bool], list[Record]]:
-    return {key: mine for key, mine in grouped(records, "zeros", "method", "refit").items()}
+def cells(records: Sequence[Record], how: str) -> dict[tuple[str, str, bool], list[Record]]:
+    mine = [record for record in records if record["how"] == how]
+    return {(zeros, method, refit): found for (zeros, method, refit), found in grouped(mine, *KEYS).items()}
 
 
 def shown(zeros: str) -> str:
@@ -35,9 +37,9 @@ def shown(zeros: str) -> str:
     return zeros if ":" in zeros else f"{100 * float(zeros):.0f} %"
 
 
-def levels(records: Sequence[Record]) -> list[str]:
+def levels(by: Cell) -> list[str]:
     """Those there are, in the order of `LEVELS`."""
-    there = {record["zeros"] for record in records}
+    there = {zeros for zeros, _, _ in by}
     return [zeros for zeros in LEVELS if zeros in there]
 
 
@@ -48,38 +50,36 @@ def mean_error(record: Record) -> float:
 
 def section(records: Sequence[Record]) -> str:
     """The tables, what was aimed at, the certificates, and where made."""
-    by = cells(records)
+    alone, in_turn = cells(records, ALONE), cells(records, IN_TURN)
     one = records[0]
     lines = [
         f"Calibrated on {one['calibration_tokens']:,} tokens, errors on {one['held_out_tokens']:,} others; embeddings "
-        f"of {one['test_texts']:,} test messages, a classifier trained on {one['train_texts']:,}, both cut at "
+        f"of {one['test_texts']:,} test messages, a classifier trained on {one['train_texts']:,}, all cut at "
         f"{one['max_tokens']} tokens. Where there are several seeds: mean ± standard deviation over them.",
         "",
         "## What was aimed at",
         "",
         "With the first seed.",
         "",
-        *aims(by, levels(records)),
+        *aims(alone, in_turn),
         "",
-        "## Relative error",
+        "## Alone: relative error",
         "",
         "Mean over the matrices, on tokens held out; as it is → with our refit on its support.",
         "",
-        *error_table(by, levels(records)),
+        *error_table(alone, levels(alone)),
         "",
-        "## The encoder put together",
+        "Matrix by matrix: on how many ours is at or below a peer.",
         "",
-        *accuracy_table(by, levels(records)),
+        *duel_table(alone, levels(alone)),
         "",
-        "## Matrix by matrix",
+        "Relative error of ours by kind of matrix, mean over layers and seeds; the seconds at 70 %, for all layers.",
         "",
-        *duel_table(by, levels(records)),
+        *kind_table(alone, levels(alone)),
         "",
-        "## Which matrices cost what",
+        "## In turn: the encoder",
         "",
-        "Relative error of ours, mean over the layers and seeds; the seconds at 70 %, all layers together.",
-        "",
-        *kind_table(by, levels(records)),
+        *accuracy_table(in_turn, levels(in_turn)),
         "",
         all_certified(records),
         "",
@@ -88,10 +88,10 @@ def section(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def aims(by: Cell, shares: Sequence[str]) -> list[str]:
+def aims(alone: Cell, in_turn: Cell) -> list[str]:
     """What was aimed at, and what was found; of the first seed that a method was run with."""
 
-    def first(zeros: str, method: str, refit: bool = True) -> Record | None:
+    def first(by: Cell, zeros: str, method: str, refit: bool = True) -> Record | None:
         mine = by.get((zeros, method, refit), [])
         return min(mine, key=lambda record: record["seed"]) if mine else None
 
@@ -104,8 +104,8 @@ def aims(by: Cell, shares: Sequence[str]) -> list[str]:
 
     rows = []
     told, met = [], []
-    for zeros in shares:
-        ours, peer = first(zeros, OURS), first(zeros, "SparseGPT", False)
+    for zeros in levels(alone):
+        ours, peer = first(alone, zeros, OURS), first(alone, zeros, "SparseGPT", False)
         if ours is not None and peer is not None:
             told.append(f"{shown(zeros)}: {mean_error(ours):.3g} and {mean_error(peer):.3g}")
             met.append(mean_error(ours) < mean_error(peer))
@@ -113,25 +113,25 @@ def aims(by: Cell, shares: Sequence[str]) -> list[str]:
     rows.append([aim, "; ".join(told), verdict(met, len(LEVELS))])
     told, met = [], []
     for zeros in ("0.5", "0.7", "0.9", "2:4"):
-        ours, peer = first(zeros, OURS), first(zeros, "ALPS", False)
+        ours, peer = first(alone, zeros, OURS), first(alone, zeros, "ALPS", False)
         if ours is not None and peer is not None:
             won = sum(a <= b for a, b in zip(ours["errors"], peer["errors"], strict=True))
             told.append(f"{shown(zeros)}: {won} of {len(ours['errors'])}")
             met.append(won >= 30)
     aim = "at or below ALPS, as it is, on at least 30 of the 36 matrices"
     rows.append([aim, "; ".join(told), verdict(met, 4)])
-    dense, ours = first("0", DENSE, False), first("0.5", OURS)
+    dense, ours = first(in_turn, "0", DENSE, False), first(in_turn, "0.5", OURS)
     if dense is not None and ours is not None:
         lost = 100.0 * (dense["accuracy"] - ours["accuracy"])
         found = f"{lost:.2f} points lost"
         rows.append(["at 50 % accuracy within 0.5 points of the trained encoder's", found, verdict([lost <= 0.5], 1)])
     for zeros in ("0.7", "0.8"):
-        ours = first(zeros, OURS)
+        ours = first(in_turn, zeros, OURS)
         peers = {}
         for method, refit in itertools.product(METHODS, (False, True)):
-            record = first(zeros, method, refit)
+            record = first(in_turn, zeros, method, refit)
             if method != OURS and record is not None:
-                peers[method + (" + refit" if refit else "")] = record["accuracy"]
+                peers[named(method, refit)] = record["accuracy"]
         if ours is not None and peers:
             best = max(peers, key=lambda name: peers[name])
             found = f"{100 * ours['accuracy']:.2f} %, best of {len(peers)} peers {100 * peers[best]:.2f} % ({best})"
@@ -139,20 +139,26 @@ def aims(by: Cell, shares: Sequence[str]) -> list[str]:
             missing = 2 * (len(METHODS) - 1) - len(peers)
             said += f", {missing} peers not measured" if missing else ""
             rows.append([f"at {shown(zeros)} accuracy ahead of every peer, refitted or not", found, said])
-    measured = [record for mine in by.values() for record in mine if record["method"] == OURS and record["mebibytes"]]
-    for record in measured[:1]:
-        minutes = (sum(record["seconds"]) + record["prepared_seconds"]) / 60.0
+    timed = [record for mine in in_turn.values() for record in mine if record["method"] == OURS and record["mebibytes"]]
+    for record in timed[:1]:
+        minutes = record["seconds"] / 60.0
         found = (
-            f"{minutes:.1f} minutes at {shown(record['zeros'])} with the calibration, {record['mebibytes']:,.0f} MiB, "
-            f"where the load of the two cores was {record['load']:g}"
+            f"`prune` at {shown(record['zeros'])}: {minutes:.1f} minutes and {record['mebibytes']:,.0f} MiB, where the "
+            f"load of the cores was {record['load_before']:g} before and {record['load']:g} after"
         )
         met = [minutes <= 10.0 and record["mebibytes"] <= 2e9 / 2**20]
         rows.append(["all matrices in ten minutes on two cores and 2 GB", found, verdict(met, 1)])
     solved, there = (
-        sum(r[key] for mine in by.values() for r in mine if r["method"] == OURS) for key in ("rows_certified", "rows")
+        sum(r[key] for by in (alone, in_turn) for mine in by.values() for r in mine if r["method"] == OURS)
+        for key in ("rows_certified", "rows")
     )
     rows.append(["every refitted row certified at 1e-6", f"{solved:,} of {there:,}", verdict([solved == there], 1)])
     return table(["aim", "found", ""], rows)
+
+
+def named(method: str, refit: bool) -> str:
+    """A method for a person; ours is always refitted."""
+    return TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
 
 
 def error_table(by: Cell, shares: Sequence[str]) -> list[str]:
@@ -185,7 +191,7 @@ def accuracy_table(by: Cell, shares: Sequence[str]) -> list[str]:
         *(((zeros, DENSE, False), dense) for zeros in ("0",) if dense),
         *((key, by[key]) for key in itertools.product(shares, METHODS, (False, True)) if key in by),
     ]:
-        title = TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
+        title = named(method, refit)
         numbers = [spread([r[key] for r in mine], ".2f", 100.0) for key in ("accuracy", "accuracy_retrained")]
         lost = spread([r["accuracy"] - dense[0]["accuracy"] for r in mine], "+.2f", 100.0) if dense else "–"
         cosine = spread([r["cosine"] for r in mine], ".4f")
@@ -203,7 +209,7 @@ def accuracy_table(by: Cell, shares: Sequence[str]) -> list[str]:
 
 
 def duel_table(by: Cell, shares: Sequence[str]) -> list[str]:
-    """On how many matrices ours is at or below each peer, certified rows, time and memory; first seed."""
+    """On how many matrices ours is at or below each peer, with the same seed; certified rows and time."""
     rivals = [(method, refit) for method in ("ALPS", "SparseGPT") for refit in (False, True)]
     rows = []
     for zeros in shares:
@@ -221,21 +227,11 @@ def duel_table(by: Cell, shares: Sequence[str]) -> list[str]:
             won = [sum(a <= b for a, b in zip(mine["errors"], peer["errors"], strict=True)) for mine, peer in pairs]
             row.append(f"{spread(won, '.3g')} of {len(ours[0]['errors'])}" if won else "–")
         solved, rows_there = (sum(record[key] for record in ours) for key in ("rows_certified", "rows"))
-        memory = [record["mebibytes"] for record in ours if record["mebibytes"]]
-        seconds = [sum(record["seconds"]) + record["prepared_seconds"] for record in ours if record["mebibytes"]]
-        loads = [record["load"] for record in ours if record["mebibytes"]]
-        rows.append(
-            [
-                *row,
-                f"{solved:,} of {rows_there:,}",
-                spread([sum(record["seconds"]) for record in ours], ".0f"),
-                f"{seconds[0]:.0f}" if seconds else "–",
-                f"{memory[0]:,.0f}" if memory else "–",
-                f"{loads[0]:g}" if loads else spread([record["load"] for record in ours], ".1f"),
-            ]
-        )
-    names = [f"≤ {method}{' + refit' if refit else ''}" for method, refit in rivals]
-    return table(["zeros", *names, "rows certified", "s", "with calibration, s", "MiB", "load"], rows)
+        seconds = spread([record["seconds"] for record in ours], ".0f")
+        load = spread([record["load"] for record in ours], ".1f")
+        rows.append([*row, f"{solved:,} of {rows_there:,}", seconds, load])
+    names = [f"≤ {named(method, refit)}" for method, refit in rivals]
+    return table(["zeros", *names, "rows certified", "s", "load"], rows)
 
 
 def kind_table(by: Cell, shares: Sequence[str]) -> list[str]:
@@ -247,7 +243,7 @@ def kind_table(by: Cell, shares: Sequence[str]) -> list[str]:
             row.append(
                 spread([float(np.mean(of_kind(r, kind, "errors"))) for r in by.get((zeros, OURS, True), [])], ".3g")
             )
-        row.append(spread([sum(of_kind(r, kind, "seconds")) for r in by.get(("0.7", OURS, True), [])], ".0f"))
+        row.append(spread([sum(of_kind(r, kind, "matrix_seconds")) for r in by.get(("0.7", OURS, True), [])], ".0f"))
         rows.append(row)
     return table(["matrix", *map(shown, shares), "s"], rows)
 
@@ -265,26 +261,23 @@ def of_kind(record: Record, kind: str, entry: str) -> list[float]:
 
 def pictures(records: Sequence[Record]) -> Mapping[str, Figure]:
     """Error and accuracy against zeros, and the error of each matrix."""
-    by = cells(records)
+    alone, in_turn = cells(records, ALONE), cells(records, IN_TURN)
     figure = Figure(figsize=(13.0, 5.8), layout="constrained")
     error, accuracy, matrices_ = figure.subplots(1, 3)
-    shares = [zeros for zeros in levels(records) if ":" not in zeros]
     for method, refit in itertools.product(METHODS, (True, False)):
-        drawn(error, by, method, refit, shares, mean_error)
-        drawn(accuracy, by, method, refit, shares, lambda record: 100 * record["accuracy"])
-    for record in by.get(("0", DENSE, False), []):
+        drawn(error, alone, method, refit, mean_error)
+        drawn(accuracy, in_turn, method, refit, lambda record: 100 * record["accuracy"])
+    for record in in_turn.get(("0", DENSE, False), []):
         accuracy.axhline(100 * record["accuracy"], color="black", linestyle=":", label="the trained encoder")
     error.set(xlabel="zeros (%)", ylabel="relative error", yscale="log", title="mean over the matrices")
     accuracy.set(xlabel="zeros (%)", ylabel="accuracy (%)", title="the trained encoder's classifier")
-    for zeros, line in zip(("0.5", "0.7", "0.9"), (":", "--", "-")):
-        ours = by.get((zeros, OURS, True), [])
-        for kind, colour in zip(
-            kinds(by), ("tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red", "tab:purple")
-        ):
-            if ours:
-                values = np.mean([of_kind(record, kind, "errors") for record in ours], axis=0)
-                label = kind if zeros == "0.9" or len(shares) == 1 else None
-                matrices_.plot(np.arange(1, len(values) + 1), values, line, color=colour, marker=".", label=label)
+    lines = {"0.5": ":", "0.7": "--", "0.9": "-"}
+    there = [zeros for zeros in lines if (zeros, OURS, True) in alone]
+    colours = ("tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red", "tab:purple")
+    for zeros, (kind, colour) in itertools.product(there, zip(kinds(alone), colours)):
+        values = np.mean([of_kind(record, kind, "errors") for record in alone[zeros, OURS, True]], axis=0)
+        label = kind if zeros == there[-1] else None
+        matrices_.plot(np.arange(1, len(values) + 1), values, lines[zeros], color=colour, marker=".", label=label)
     matrices_.set(
         xlabel="layer", ylabel="relative error", yscale="log", title="simjax at 50 % (···), 70 % (– –), 90 % (—)"
     )
@@ -294,14 +287,15 @@ def pictures(records: Sequence[Record]) -> Mapping[str, Figure]:
     return {"prune-minilm": figure}
 
 
-def drawn(
-    axes: Axes, by: Cell, method: str, refit: bool, shares: Sequence[str], value: Callable[[Record], float]
-) -> None:
+def drawn(axes: Axes, by: Cell, method: str, refit: bool, value: Callable[[Record], float]) -> None:
     """A method's line; dashed as it is, full with a refit."""
-    points = [(100 * float(zeros), by[zeros, method, refit]) for zeros in shares if (zeros, method, refit) in by]
+    points = [
+        (100 * float(zeros), by[zeros, method, refit])
+        for zeros in levels(by)
+        if ":" not in zeros and (zeros, method, refit) in by
+    ]
     if points:
         means = [np.mean([value(record) for record in mine]) for _, mine in points]
-        label = TITLES.get(method, method) + (" + refit" if refit and method != OURS else "")
         style, width = ("-" if refit else "--"), (2.2 if method == OURS else 1.2)
         axes.plot(
             [x for x, _ in points],
@@ -311,5 +305,5 @@ def drawn(
             linewidth=width,
             marker="o",
             markersize=3,
-            label=label,
+            label=named(method, refit),
         )

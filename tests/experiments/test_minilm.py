@@ -1,5 +1,7 @@
 """The sentence encoder: BERT's equations, written again in NumPy, and the names of its weights."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,7 +9,7 @@ from helpers import generator
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import erf, softmax
 
-from experiments.minilm import LINEAR, SentenceEncoder, Sizes, read_weights, token_batches
+from experiments.minilm import LINEAR, SentenceEncoder, Sizes, read_weights, whole_batches
 
 SIZES = Sizes(vocabulary=11, positions=6, width=8, layers=2, heads=2, hidden=12)
 
@@ -71,16 +73,19 @@ def test_embeddings_are_those_of_the_equations_and_padding_does_not_matter():
     assert_array_equal(seen[0, "query"], seen[0, "key"])
 
 
-def test_texts_come_in_padded_batches():
-    class Encoding:
-        def __init__(self, ids):
-            self.ids, self.attention_mask = ids, [int(i > 0) for i in ids]
+def test_texts_without_a_mask_are_all_there():
+    encoder = SentenceEncoder(SIZES, nnx.Rngs(0))
+    tokens = jnp.asarray([[1, 4, 7, 2], [3, 2, 2, 5]])
+    assert_allclose(encoder(tokens), encoder(tokens, jnp.ones((2, 4), dtype=bool)), atol=1e-6)
 
+
+def test_texts_come_in_batches_of_one_length():
     class Tokenizer:
-        def encode_batch(self, texts):
-            longest = max(map(len, texts))
-            return [Encoding([1] * len(text) + [0] * (longest - len(text))) for text in texts]
+        def encode(self, text):
+            return SimpleNamespace(ids=[1, *range(10, 10 + len(text)), 2])
 
-    batches = list(token_batches(Tokenizer(), ["ab", "abcd", "a"], 2))
-    assert [ids.shape for ids, _ in batches] == [(2, 4), (1, 1)]
-    assert_array_equal(batches[0][1].sum(axis=1), [2, 4])
+    texts = ["a" * n for n in (40, 13, 14, 35, 15, 300, 90, 62)]
+    batches = list(whole_batches(Tokenizer(), texts, 64, 2))  # in the order in which they are full
+    assert [batch.shape for batch in batches] == [(2, 32), (2, 16), (2, 64)]  # of 40 and 35, 14 and 15, 300 and 90
+    assert_array_equal(batches[0][1], [1, *range(10, 40), 2])  # the last token is the end, whatever is cut
+    assert_array_equal(batches[1], [[1, *range(10, 24), 2]] * 2)
