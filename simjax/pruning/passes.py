@@ -19,6 +19,7 @@ from simjax.pruning.network_result import PrunedMap
 from simjax.pruning.networks.linear_map import LinearMap, Network
 from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
+from simjax.rows.memory import give_back_freed
 
 Shares = dict[str, list[Any]]  # of each layer, of each group of its channels
 Curves = dict[str, list[ErrorCurve]]
@@ -49,13 +50,53 @@ def stages_of(network: Network, chosen: Sequence[str], batch: Any) -> list[list[
     return stages
 
 
+class _Enough(BaseException):
+    """Ends a run of which nothing more is needed; no `except Exception` of the user's network holds it up."""
+
+
+class Calls:
+    """How often each linear map is called in each batch, counted when the trained network is first run on it."""
+
+    def __init__(self, chosen: Sequence[str]) -> None:
+        self._chosen = chosen
+        self._counted: list[dict[str, int]] = []
+
+    def received(self, network: Network, number: int, batch: Any, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
+        """What the linear maps of these names receive, call by call. A run ends with the last call that was counted.
+
+        Args:
+          number: of the batch; each is first run on the trained network.
+        """
+        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        first = number == len(self._counted)
+        if first:
+            self._counted.append(dict.fromkeys(self._chosen, 0))
+        counted = self._counted[number]
+        left = -1 if first else sum(counted[name] for name in names)
+
+        def sink(name: str, rows: np.ndarray) -> None:
+            nonlocal left
+            if name in found:
+                found[name].append(rows)
+                left -= 1
+            if first:
+                counted[name] += 1
+            elif left == 0:
+                raise _Enough
+
+        with contextlib.suppress(_Enough):
+            network.run(batch, self._chosen if first else names, sink)
+        return found
+
+
 def seen_by(
-    trained: Network, at_work: Network | None, names: Sequence[str], batches: Batches
+    trained: Network, at_work: Network | None, names: Sequence[str], batches: Batches, calls: Calls
 ) -> dict[str, list[LayerStatistics]]:
     """The statistics of each group of the linear maps, with what the trained network gives as targets.
 
     Args:
       at_work: what their inputs are taken of; None for those of the trained network itself.
+      calls: of the trained network.
     """
     maps = trained.maps
     found = {
@@ -65,15 +106,9 @@ def seen_by(
         ]
         for name in names
     }
-
-    def run(network: Network, batch: Any) -> dict[str, list[np.ndarray]]:
-        received: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        network.run(batch, names, lambda name, rows: received[name].append(rows))
-        return received
-
-    for batch in batches:
-        original = run(trained, batch)
-        present = original if at_work is None else run(at_work, batch)
+    for number, batch in enumerate(batches):
+        original = calls.received(trained, number, batch, names)
+        present = original if at_work is None else calls.received(at_work, number, batch, names)
         for name in names:
             for given, now in zip(original[name], present[name], strict=True):
                 for group, statistics in enumerate(found[name]):
@@ -160,6 +195,10 @@ class Passes:
     tol: float
     kept: KeptLayers | None = None
 
+    @functools.cached_property
+    def calls(self) -> Calls:
+        return Calls(self.chosen)
+
     @property
     def chosen(self) -> list[str]:
         """The layers to prune, in the order in which they run."""
@@ -167,7 +206,7 @@ class Passes:
 
     def seen(self) -> dict[str, list[LayerStatistics]]:
         """What all layers see in the trained network."""
-        return seen_by(self.trained, None, self.chosen, self.batches)
+        return seen_by(self.trained, None, self.chosen, self.batches, self.calls)
 
     def even(self, sparsity: Any) -> Shares:
         """The same share of zeros for each layer."""
@@ -188,6 +227,7 @@ class Passes:
                 keep = functools.partial(self.kept.layer, self.chosen.index(name), group, how)
             with named(name):
                 parts.append(pruned_layer(each, linear.weight[group], bias_of(linear, group), keep=keep, **how))
+        give_back_freed()
         return parts
 
     def pruned(
@@ -209,7 +249,7 @@ class Passes:
         for number, stage in enumerate(self.stages):
             if self.propagate == "pruned":
                 # Until something has been pruned, a layer sees what it saw: its own outputs are the targets.
-                seen = seen_by(self.trained, at_work if number else None, stage, self.batches)
+                seen = seen_by(self.trained, at_work if number else None, stage, self.batches, self.calls)
             assert seen is not None
             for name in stage:
                 parts = self.pruned_parts(name, seen[name], shares[name])
