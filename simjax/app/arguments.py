@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,8 +158,11 @@ def _number_or_none(name: str, text: str) -> float | None:
         raise ValueError(f"{name} must be a number or none, got {text!r}.") from None
 
 
-def check_output(path: Path, force: bool, suffix: str = ".safetensors") -> None:
-    """Refuses, before a long computation, what saving would refuse after it."""
+def check_output(path: Path, force: bool, suffix: str = ".safetensors", *, read: Sequence[Path] = ()) -> None:
+    """Refuses, before a long computation, what saving would refuse after it, and a file that the command reads."""
+    for source in read:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"{path} is what the command reads, and would be lost: give the output another name.")
     try:
         check_target(path, overwrite=force, suffix=suffix)
     except FileExistsError:

@@ -245,6 +245,10 @@ def test_fit_overwrites_with_force(states_file: Path, tmp_path: Path) -> None:
     output.write_text("old")
     assert run("fit", states_file, "-o", output, "--force").exit_code == 0
     assert simjax.ImplicitModel.load(output).n == 4
+    before = states_file.read_bytes()
+    in_place = run("fit", states_file, "-o", states_file, "--force")
+    assert (in_place.exit_code, states_file.read_bytes()) == (2, before)
+    assert "is what the command reads, and would be lost" in in_place.stderr.replace("\n", " ")
 
 
 # ---- evaluate and show -------------------------------------------------------------------------------------

@@ -98,6 +98,10 @@ def test_nothing_is_lost(weights: Path, inputs: Path, tmp_path: Path) -> None:
     assert (refused.exit_code, out.read_bytes()) == (2, b"mine")
     assert "--force" in refused.stderr
     assert run(weights, inputs, "-o", out, "--force").exit_code == 0
+    before = weights.read_bytes()
+    in_place = run(weights, inputs, "-o", weights, "--force")
+    assert (in_place.exit_code, weights.read_bytes()) == (2, before)
+    assert "is what the command reads, and would be lost" in in_place.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_outputs_do_not_replace_their_inputs(tmp_path: Path) -> None:
     (tmp_path / "link.npz").symlink_to("u.npz")
     before = (tmp_path / "u.npz").read_bytes()
     result = run("predict", tmp_path / "m", tmp_path / "u.npz", "-o", tmp_path / "link.npz", "--force")
-    assert (result.exit_code, "holds the inputs, which would be lost" in result.stderr) == (2, True)
+    assert (result.exit_code, "is what the command reads, and would be lost" in result.stderr) == (2, True)
     assert (tmp_path / "u.npz").read_bytes() == before
 
 

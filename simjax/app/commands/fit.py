@@ -56,7 +56,7 @@ def fit(
         if shard is not None:
             part = shard_of(shard, output, checkpoint)
         elif output is not None:
-            check_output(output, force)
+            check_output(output, force, read=(states,))
         else:
             raise ValueError("--output MODEL.safetensors is needed: where to save the model.")
         weights = {name: value for name, value in (("alpha", alpha), ("sparsity", sparsity)) if value is not None}

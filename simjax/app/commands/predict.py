@@ -32,9 +32,7 @@ def predict(
     """Compute a saved model's outputs; without --output, print them: a line for each sample, commas between numbers."""
     with reporting() as saved:
         if output is not None:
-            check_output(output, force, ".npz")
-            if output.exists() and output.samefile(inputs):
-                raise ValueError(f"{output} holds the inputs, which would be lost: give the outputs another name.")
+            check_output(output, force, ".npz", read=(model, inputs))
         loaded = simjax.ImplicitModel.load(model)
         arrays = read_arrays(inputs)
         if "inputs" not in arrays:

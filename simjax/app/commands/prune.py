@@ -62,7 +62,7 @@ def prune(
     """Make the layers of saved weights sparse by what enters them, refit and certify each row, and save all weights."""
     began = time.perf_counter()
     with reporting() as saved:
-        check_output(output, force)
+        check_output(output, force, read=(weights, inputs))
         if picture is not None:
             check_output(picture, force, ".png")
         share = SPARSITY if sparsity is None else sparsity
