@@ -12,7 +12,7 @@ import numpy as np
 from simjax._checks import choice, positive_scalar
 from simjax._typing import ArrayLike
 from simjax._values import Unstated
-from simjax.pruning.adaptive import adaptive_l1
+from simjax.pruning.adaptive import PENALTIES, adaptive
 from simjax.pruning.cardinality import CardinalityProblem
 from simjax.pruning.kept import KeptLayer
 from simjax.pruning.patterns import SPARSITY, Pattern
@@ -23,7 +23,7 @@ from simjax.rows.options import SolveOptions
 from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_problem
 
-METHODS = ("auto", "cardinality", "l1")
+METHODS = ("auto", "cardinality", *PENALTIES)
 
 
 def prune_layer(
@@ -52,8 +52,9 @@ def prune_layer(
       sparsity: the least share of zeros, in [0, 1). Left out with n:m, it is what the pattern leaves zero.
       pattern: "unstructured"; n:m such as "2:4": at most n of each m inputs that follow one another; or "rows": whole
         outputs, those are removed that cost least, which leaves them constant with a bias, and zero without.
-      method: how the support is found: "cardinality" by ADMM on the number of weights of the layer; "l1" as that of an
-        adaptive L1 penalty, certified too, for "unstructured" only, slower and in all that was measured further off;
+      method: how the support is found: "cardinality" by ADMM on the number of weights of the layer; "l1" and
+        "perspective" as that of an adaptive penalty, certified too, for "unstructured" only, slower and in all that was
+        measured further off;
         "auto" is "cardinality", and for "rows" the choice that is provably best. See docs/pruning.md.
       tol: relative duality gap at which a refitted row counts as solved.
 
@@ -108,12 +109,12 @@ def pruned_layer(
         # A row left out costs ‖t‖², about the mean with a bias, whatever becomes of the others: the choice is exact.
         support = supported(lambda: allowed.project(np.sum(problem.targets**2, axis=0)[:, None]) & problem.seen)
         return refitted(problem, support, allowed.name, "the cost of each row, which is exact", refit, began)
-    if method == "l1":
+    if method in PENALTIES:
         if allowed.group is not None:
             raise ValueError(
-                f"pattern must be 'unstructured' for method 'l1', which cannot count groups; got {pattern!r}."
+                f"pattern must be 'unstructured' for method {method!r}, which cannot count groups; got {pattern!r}."
             )
-        penalised = adaptive_l1(problem, allowed.kept, options)
+        penalised = adaptive(problem, method, allowed.kept, options)
         support = dense_rows(penalised.weights) != 0.0
         pruned = refitted(problem, support, allowed.name, method, refit, began)
         return dataclasses.replace(pruned, penalised=penalised)

@@ -72,8 +72,8 @@ def prune(
         costs a pass of pruning for each way and a layer's pruning for each layer.
       tol: relative duality gap at which a refitted row counts as solved.
       checkpoint: a folder that keeps each layer as soon as it is done; the same call goes on from there after whatever
-        stopped it, to the same result. The network is run again, and so are error curves and the search of method
-        "l1"; a layer is taken from the folder only where all that it follows from is the same to the bit.
+        stopped it, to the same result. The network is run again, and so are error curves and the search of "l1"
+        and "perspective"; a layer is taken from the folder only where all that it follows from is the same to the bit.
       progress: called with a `PruneProgress` after each layer.
 
     Returns:

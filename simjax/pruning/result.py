@@ -18,7 +18,7 @@ class PrunedLayer(Value):
 
     What is certified is the refit, a convex problem: no weights on this `support` do better on these inputs, to within
     the gap of each row. Nothing is claimed of the support itself, which comes from a problem that is not convex, except
-    with method "l1", where it is that of `penalised`, certified as well.
+    with methods "l1" and "perspective", where it is that of `penalised`, certified as well.
 
     Attributes:
       weight: W, (out, in), float64, zero outside the support.
@@ -33,7 +33,7 @@ class PrunedLayer(Value):
       unseen: inputs that were zero in all samples, with a bias those that were constant: their weights are zero.
       solution: the refit, its certificate and status, a row for each output, posed on the compressed samples.
       seconds: wall time of all of it.
-      penalised: the rows with an L1 penalty whose support this is, of method "l1"; otherwise None.
+      penalised: the rows with a penalty whose support this is, of methods "l1" and "perspective"; otherwise None.
 
     Examples:
       >>> import numpy as np, simjax

@@ -123,8 +123,9 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         simjax.prune(network(), INPUTS, checkpoint=tmp_path / "mine.txt")
 
 
-def test_the_search_of_an_l1_penalty_is_done_again(tmp_path):
-    arguments = {"sparsity": 0.6, "method": "l1", "checkpoint": tmp_path}
+@pytest.mark.parametrize("method", ["l1", "perspective"])
+def test_the_search_of_a_penalty_is_done_again(tmp_path, method):
+    arguments = {"sparsity": 0.6, "method": method, "checkpoint": tmp_path}
     wanted = simjax.prune(network(), INPUTS, **arguments)
     found = simjax.prune(network(), INPUTS, **arguments)
     assert_same(found, wanted)

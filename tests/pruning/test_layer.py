@@ -12,6 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import simjax
 from simjax import LayerStatistics, prune_layer
+from simjax.pruning.adaptive import adaptive
+from simjax.pruning.problem import LayerProblem
+from simjax.rows.options import SolveOptions
 
 WIDTH, OUTPUTS, SAMPLES = 16, 6, 60
 
@@ -143,20 +146,41 @@ def test_rows_are_removed_where_they_cost_least():
     assert_allclose(pruned.bias[removed], (outputs + bias).mean(axis=0)[removed], rtol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["l1", "perspective"])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_support_by_an_l1_penalty_is_that_of_certified_rows(with_bias):
+def test_a_support_by_a_penalty_is_that_of_certified_rows(with_bias, method):
     inputs, weight, bias = layer()
     bias = bias if with_bias else None
-    pruned = prune_layer(inputs, weight, bias, sparsity=0.6, method="l1")
+    pruned = prune_layer(inputs, weight, bias, sparsity=0.6, method=method)
     assert pruned.converged
     assert pruned.penalised.converged
     assert_array_equal(pruned.support, pruned.penalised.weights != 0.0)
     assert 0.6 <= pruned.sparsity <= 0.6 + 2.0 / weight.size
     assert "6 of 6 penalised rows certified" in pruned.summary()
     assert pruned.relative_error <= np.sum(pruned.penalised.certificate.objective) / np.sum((inputs @ weight.T) ** 2)
-    zero = prune_layer(np.zeros((9, WIDTH)), weight, bias, sparsity=0.5, method="l1")
+    zero = prune_layer(np.zeros((9, WIDTH)), weight, bias, sparsity=0.5, method=method)
     assert zero.converged
     assert not zero.weight.any()
+
+
+def test_the_perspective_penalty_is_that_of_the_module_docstring():
+    inputs, weight, _ = layer()
+    statistics = LayerStatistics(WIDTH)
+    statistics.update(inputs)
+    problem = LayerProblem.make(statistics, weight, None, None)
+    norms = np.linalg.norm(inputs, axis=0)
+    scores = np.abs(weight) * norms
+    omega = norms / (scores + 0.1 * np.sqrt(np.mean(scores**2)))
+    penalised = adaptive(problem, "perspective", 40, SolveOptions())
+    found = penalised.weights
+    assert np.count_nonzero(found) <= 40
+    # Optimal for some α: where a weight is in use, 2Hw − 2Tᵀφ + α ω h′(ωw) = 0 gives the same α everywhere.
+    slope = 2.0 * (weight - found) @ (inputs.T @ inputs)
+    used = omega * found
+    derivative = omega * np.where(np.abs(used) > 1.0, used, np.sign(used))
+    alphas = slope[found != 0.0] / derivative[found != 0.0]
+    assert_allclose(alphas, alphas.mean(), rtol=1e-3)
+    assert np.all((np.abs(slope) <= alphas.mean() * omega * (1.0 + 1e-3))[found == 0.0])
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -221,6 +245,7 @@ BAD = [
     ({"method": "magic"}, ValueError, "method must be one of"),
     ({"method": "cardinality", "pattern": "rows"}, ValueError, "method must be 'auto' for pattern 'rows'"),
     ({"method": "l1", "pattern": "2:4"}, ValueError, "pattern must be 'unstructured' for method 'l1'"),
+    ({"method": "perspective", "pattern": "2:4"}, ValueError, "'unstructured' for method 'perspective'"),
     ({"tol": 0.0}, ValueError, "tol must be a positive number"),
     ({"inputs": np.full_like(INPUTS, np.nan)}, ValueError, "inputs must be finite, got 960 NaN"),
     ({"inputs": INPUTS[:, :4]}, ValueError, "inputs must be .* in = 16 .* got shape"),
