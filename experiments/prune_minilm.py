@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from flax import nnx
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
+from benchmarks.pruning_peers import PEERS
 from benchmarks.records import Record, peak_mebibytes
 from experiments import minilm
 from experiments.experiment import Experiment, Job, Settings, one_after_another
@@ -28,6 +30,7 @@ from experiments.minilm_matrices import (
     IN_TURN,
     LEVELS,
     OURS,
+    SHARED,
     Answer,
     Matrix,
     Name,
@@ -38,6 +41,8 @@ from experiments.minilm_matrices import (
 )
 from experiments.minilm_report import pictures, section
 from simjax.datasets import load_newsgroups
+from simjax.pruning.curve import error_curve
+from simjax.pruning.passes import Curves
 from simjax.rows.status import Status
 
 NAME = "prune-minilm"
@@ -64,20 +69,19 @@ def order(settings: Settings) -> list[Key]:
     """All jobs, the most important first: a run that is stopped has made these."""
     best, rest = (OURS, "ALPS", "SparseGPT"), ("Wanda", "magnitude", "SparseSwaps")
     first, *others = settings.seeds
-    if settings.quick:
-        return [
-            (how, zeros, method, first) for how in HOW for zeros in ("0.5", "2:4") for method in (OURS, "SparseGPT")
-        ]
 
     def each(how: str, levels: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Key]:
         return [(how, zeros, method, seed) for seed in seeds for zeros in levels for method in methods]
 
+    if settings.quick:
+        some = [key for how in HOW for key in each(how, ("0.5", "2:4"), (OURS, "SparseGPT"), [first])]
+        return [*some, (IN_TURN, "0.5", SHARED, first)]
     return [
-        *each(IN_TURN, IN_TURN_LEVELS, best, [first]),
+        *each(IN_TURN, IN_TURN_LEVELS, (*best, SHARED), [first]),
         *each(ALONE, ("0.5", "0.7", "0.9", "2:4", "0.8", "0.6"), best, [first]),
         *each(IN_TURN, IN_TURN_LEVELS, rest, [first]),
         *each(ALONE, EVERY_SEED, best, others),
-        *each(IN_TURN, EVERY_SEED, best, others),
+        *each(IN_TURN, EVERY_SEED, (*best, SHARED), others),
         *each(ALONE, LEVELS, rest, [first]),
         *each(ALONE, EVERY_SEED, rest, others),
         *each(IN_TURN, EVERY_SEED, rest, others),
@@ -98,7 +102,7 @@ def jobs(settings: Settings) -> Iterator[Job]:
 
 def refits(method: str) -> tuple[bool, ...]:
     """Peers are taken as they are and refitted, ours always is."""
-    return (True,) if method == OURS else (False, True)
+    return (False, True) if method in PEERS else (True,)
 
 
 class Prepared:
@@ -108,6 +112,7 @@ class Prepared:
         self.quick = quick
         self.jobs_done = 0
         self._matrices: tuple[int, dict[Name, Matrix]] | None = None
+        self._curves: tuple[int, Curves, float] | None = None
 
     @functools.cached_property
     def source(self) -> Source:
@@ -126,6 +131,17 @@ class Prepared:
             self._matrices = seed, found
         return self._matrices[1]
 
+    def curves(self, seed: int) -> tuple[Curves, float]:
+        """The error curves of all matrices, as `prune` makes them, and the seconds that took; one seed's are kept."""
+        if self._curves is None or self._curves[0] != seed:
+            began = time.perf_counter()
+            curves = {
+                f"layers.{number}.{name}": [error_curve(matrix.calibration, matrix.weight, matrix.bias)]
+                for (number, name), matrix in self.matrices(seed).items()
+            }
+            self._curves = seed, curves, time.perf_counter() - began
+        return self._curves[1:]
+
     def dense(self) -> Iterator[Record]:
         """The trained encoder's record."""
         keys = {"how": IN_TURN, "zeros": "0", "method": DENSE, "refit": False, "seed": 0}
@@ -138,7 +154,8 @@ class Prepared:
         batches = list(taken(source.numbered(seed), source.calibration))
         for refit in refits(method):
             load = os.getloadavg()[0]
-            found = pruned_in_turn(source.encoder, batches, method, zeros, refit=refit)
+            curves, curve_seconds = self.curves(seed) if method == SHARED else (None, 0.0)
+            found = pruned_in_turn(source.encoder, batches, method, zeros, refit=refit, curves=curves)
             # The peak of the process is that of this method only if nothing else has been done in it.
             peak = peak_mebibytes() if self.jobs_done == 0 else None
             self.jobs_done += 1
@@ -151,7 +168,7 @@ class Prepared:
                 "rows": sum(layer.rows for layer in found.layers),
                 "rows_certified": sum(layer.certified for layer in found.layers),
                 "worst_relative_gap": max((layer.worst_gap for layer in found.layers), default=0.0),
-                "seconds": found.seconds,
+                "seconds": found.seconds + curve_seconds,
                 "mebibytes": peak,
                 "load_before": round(load, 1),
                 **self.task.judged(found.encoder),
