@@ -32,7 +32,7 @@ from simjax.nn import ResNet
 from simjax.pruning.batches import Batches
 from simjax.pruning.networks.flax_networks import read_flax
 from simjax.pruning.networks.linear_map import Network
-from simjax.pruning.passes import seen_by
+from simjax.pruning.passes import Calls, seen_by
 from simjax.pruning.patterns import Pattern
 from simjax.pruning.statistics import LayerStatistics
 
@@ -155,7 +155,8 @@ class Work:
         if self._seen is None or self._seen[0] != seed:
             began, images = time.process_time(), self.source.calibration(seed)
             network = read_flax(self.source.network, None, images[:IMAGES])
-            found = seen_by(network, None, list(network.maps), Batches(images, again=True))
+            names = list(network.maps)
+            found = seen_by(network, None, names, Batches(images, again=True), Calls(names))
             statistics = {name: parts[0] for name, parts in found.items()}  # no convolution here is grouped
             self._seen = seed, network, statistics, time.process_time() - began
         return self._seen[1:]
