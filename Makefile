@@ -51,7 +51,7 @@ format: $(VENV)/.installed-lint
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The pictures of the README and the gallery, and what the notebooks say.
+# The pictures of the README, the gallery and the tutorials, and what the notebooks say.
 pictures: $(VENV)/.installed-test
 	$(BIN)/python docs/pictures.py
 

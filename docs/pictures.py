@@ -1,6 +1,6 @@
-"""Makes the pictures of the README and the gallery, and runs the notebooks: `make pictures`.
+"""Makes the pictures of the README, the gallery and the tutorials, and runs the notebooks: `make pictures`.
 
-python docs/pictures.py [overview] [gallery] [notebooks]     from the root of the repository; none means all three
+python docs/pictures.py [overview] [gallery] [tutorials] [notebooks]   from the root of the repository; none means all
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
+import tempfile
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
+TUTORIALS = ("prune-flax.md", "prune-pytorch.md")
 INK, BLUE, VERMILION, PURPLE, GREEN = "#24292f", "#0072B2", "#D55E00", "#A0488A", "#009E73"
 
 
@@ -121,11 +125,29 @@ def overview() -> None:
 
 def gallery() -> None:
     """Runs the blocks of docs/gallery.md where its pictures belong."""
-    text = (DOCS / "gallery.md").read_text(encoding="utf-8")
-    namespace: dict[str, object] = {}
-    with contextlib.chdir(IMAGES):
+    _run_blocks("gallery.md", IMAGES)
+
+
+def tutorials() -> None:
+    """Runs the blocks of the tutorials in a folder that goes again, and keeps the pictures that they show."""
+    for name in TUTORIALS:
+        text = (DOCS / name).read_text(encoding="utf-8")
+        if "import torch" in text and find_spec("torch") is None:
+            print(f"{name} needs PyTorch, which is not installed: its picture stays as it is")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            _run_blocks(name, Path(folder))
+            for picture in re.findall(r"\]\(images/([^)]+)\)", text):
+                shutil.copyfile(Path(folder) / picture, IMAGES / picture)
+
+
+def _run_blocks(page: str, folder: Path) -> None:
+    """Runs the Python blocks of a page, in order and in one namespace, in a folder."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    with contextlib.chdir(folder):
         for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            exec(compile(block, "docs/gallery.md", "exec"), namespace)
+            exec(compile(block, f"docs/{page}", "exec"), namespace)
 
 
 def notebooks() -> None:
@@ -143,7 +165,7 @@ def notebooks() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONPATH", str(DOCS.parent))
-    known = {"overview": overview, "gallery": gallery, "notebooks": notebooks}
+    known = {"overview": overview, "gallery": gallery, "tutorials": tutorials, "notebooks": notebooks}
     asked = sys.argv[1:] or list(known)
     if set(asked) - set(known):
         sys.exit(f"pictures: one of {', '.join(known)}, got {' '.join(asked)}")

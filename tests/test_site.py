@@ -83,6 +83,14 @@ def test_the_gallery_shows_every_picture_below_its_code():
     assert all((ROOT / "docs" / "images" / name).is_file() for name in drawn)
 
 
+@pytest.mark.parametrize("page", ["prune-flax", "prune-pytorch"])
+def test_a_tutorial_draws_the_picture_that_it_shows(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    (shown,) = re.findall(r"\]\(images/([^)]+)\)", text)
+    assert shown in re.findall(r'savefig\("([^"]+)"', text[: text.index(f"](images/{shown})")])
+    assert f'"{page}.md"' in (ROOT / "docs" / "pictures.py").read_text(), "`make pictures` does not draw it"
+
+
 def test_every_picture_is_shown_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     shown = set(re.findall(r"images/([\w-]+\.png)", "".join(page.read_text() for page in pages)))

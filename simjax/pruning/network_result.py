@@ -24,6 +24,8 @@ class PruneProgress:
       layer: the name of the layer that is done.
       done, layers: how many are done, of how many.
       relative_error: of that layer; see `PrunedLayer`.
+      stage: with `evaluate` "one layer alone" or the way to share out zeros that is being tried, each of which counts from
+        one; otherwise empty.
 
     Examples:
       >>> import numpy as np, simjax
@@ -122,6 +124,7 @@ class PrunedNetwork(Value):
       others: other parts of the network with parameters, and what they are: they stay as they were.
       samples: how many samples were run.
       seconds: wall time of all of it.
+      evaluation: what `evaluate` said, an `Evaluation`; None without it.
 
     Examples:
       >>> import numpy as np, simjax
