@@ -24,8 +24,8 @@ class PruneProgress:
       layer: the name of the layer that is done.
       done, layers: how many are done, of how many.
       relative_error: of that layer; see `PrunedLayer`.
-      stage: with `evaluate` "one layer alone" or the way to share out zeros that is being tried, each of which counts from
-        one; otherwise empty.
+      stage: with `evaluate` "one layer alone" or the way to share out zeros that is being tried, each of which counts
+        from one; otherwise empty.
 
     Examples:
       >>> import numpy as np, simjax
