@@ -72,6 +72,10 @@ def bars(ax: Axes, names: Sequence[str], values: Sequence[float], what: str, col
     ax.invert_yaxis()
     for place, value in enumerate(values):
         far = max(value, 0.0), place
-        ax.annotate(f"{value:{form}}", far, (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
+        # On white, so that no line is drawn through a number.
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        ax.annotate(
+            f"{value:{form}}", far, (3, 0), textcoords="offset points", va="center", fontsize=SMALL, bbox=behind
+        )
     ax.set_xlim(1.25 * min(min(values), 0.0), 1.25 * max(max(values), 1e-12))
     label_axes(ax, "", what, "")
