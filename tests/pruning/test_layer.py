@@ -100,12 +100,13 @@ def test_a_weight_of_two_is_the_sample_given_twice():
     assert_allclose(one.relative_error, other.relative_error, rtol=1e-9)
 
 
-def test_a_sparse_layer_is_found_again():
+@pytest.mark.parametrize("method", ["cardinality", "l1", "perspective"])
+def test_a_sparse_layer_is_found_again(method):
     """Where the layer is sparse already, its own support explains everything, and no other does."""
     inputs, weight, bias = layer()
     weight[generator(3).random(weight.shape) < 0.7] = 0.0
     share = np.mean(weight == 0.0)
-    pruned = prune_layer(inputs, weight, bias, sparsity=share)
+    pruned = prune_layer(inputs, weight, bias, sparsity=share, method=method)
     assert_array_equal(pruned.support, weight != 0.0)
     assert_allclose(pruned.weight, weight, atol=1e-9)
     assert_allclose(pruned.bias, bias, atol=1e-8)
