@@ -31,6 +31,7 @@ NAMES: tuple[str, ...] = (
     "networks",
     "prune-fashion",
     "prune-minilm",
+    "prune-resnet",
     "claims",
 )
 BEGIN, END = "<!-- generated:begin -->", "<!-- generated:end -->"
