@@ -179,6 +179,11 @@ def read_weights(encoder: SentenceEncoder, tensors: dict[str, np.ndarray]) -> No
         put(norm.bias, f"{name}.bias")
 
 
+def cut(numbers: list[int], most: int) -> list[int]:
+    """The first of a text's token numbers, `most` at most, of which the last one stays the end."""
+    return numbers if len(numbers) <= most else [*numbers[: most - 1], numbers[-1]]
+
+
 def whole_batches(tokenizer: Any, texts: Sequence[str], most: int, size: int = 16) -> Iterator[np.ndarray]:
     """Token numbers of the texts without any padding: `size` texts of one length at a time, (size, length).
 
@@ -192,6 +197,6 @@ def whole_batches(tokenizer: Any, texts: Sequence[str], most: int, size: int = 1
         if length == 0:
             continue
         waiting = by_length.setdefault(length, [])
-        waiting.append([*numbers[: length - 1], numbers[-1]])
+        waiting.append(cut(numbers, length))
         if len(waiting) == size:
             yield np.array(by_length.pop(length), dtype=np.int32)

@@ -16,7 +16,16 @@ import simjax
 from benchmarks.records import ROOT, Record, places, read, table
 from experiments import pareto
 from experiments.baselines import baseline
-from experiments.experiment import Experiment, Job, Settings, all_certified, grouped, one_after_another, spread
+from experiments.experiment import (
+    Experiment,
+    Job,
+    Settings,
+    all_certified,
+    certified_layers,
+    grouped,
+    one_after_another,
+    spread,
+)
 
 NAME = "prune-fashion"
 TARGETS = pareto.TARGETS
@@ -49,9 +58,7 @@ def measured(seed: int, quick: bool) -> Iterator[Record]:
                 "allocation": allocation,
                 "target": target,
                 "sparsity": result.sparsity,
-                "rows": sum(layer.rows for layer in layers),
-                "rows_certified": sum(layer.certified for layer in layers),
-                "worst_relative_gap": max(layer.worst_gap for layer in layers),
+                **certified_layers(layers),
                 "errors": [layer.relative_error for layer in layers],
                 "clean": result.network.export().accuracy(split.test_inputs, split.test_labels),
                 "prune_seconds": result.seconds,

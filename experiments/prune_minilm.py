@@ -22,7 +22,7 @@ from sklearn.model_selection import cross_val_score
 from benchmarks.pruning_peers import PEERS
 from benchmarks.records import Record, peak_mebibytes
 from experiments import minilm
-from experiments.experiment import Experiment, Job, Settings, one_after_another
+from experiments.experiment import Experiment, Job, Settings, certified_layers, one_after_another
 from experiments.minilm_matrices import (
     ALONE,
     DENSE,
@@ -165,9 +165,7 @@ class Prepared:
                 "method": method,
                 "refit": refit,
                 "seed": seed,
-                "rows": sum(layer.rows for layer in found.layers),
-                "rows_certified": sum(layer.certified for layer in found.layers),
-                "worst_relative_gap": max((layer.worst_gap for layer in found.layers), default=0.0),
+                **certified_layers(found.layers),
                 "seconds": found.seconds + curve_seconds,
                 "mebibytes": peak,
                 "load_before": round(load, 1),
@@ -298,10 +296,7 @@ def packaged_source() -> Source:
     ):
         some = [k for k in np.random.default_rng(0).permutation(len(texts_)) if texts_[k].strip()][:count]
         numbers = [tokenizer.encode(texts_[k]).ids for k in some]
-        labelled += [
-            [ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]] for ids in numbers],
-            labels[some],
-        ]
+        labelled += [[minilm.cut(ids, MAX_TOKENS) for ids in numbers], labels[some]]
     train, train_labels, test, test_labels = labelled
     return Source(encoder, numbered, (train, train_labels, test, test_labels), CALIBRATION, HELD_OUT, MAX_TOKENS)
 

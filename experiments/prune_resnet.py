@@ -24,7 +24,16 @@ import simjax
 from benchmarks.pruning_peers import PEERS
 from benchmarks.records import ROOT, Record, places, table
 from experiments.cifar import ALLOWED, PRINTED, PRINTED_BASELINE
-from experiments.experiment import Experiment, Job, Settings, all_certified, grouped, one_after_another, spread
+from experiments.experiment import (
+    Experiment,
+    Job,
+    Settings,
+    all_certified,
+    certified_layers,
+    grouped,
+    one_after_another,
+    spread,
+)
 from experiments.train_resnet import held_out_part, pixels, training_part
 from simjax import datasets
 from simjax.datasets import ImageDataset
@@ -206,9 +215,7 @@ def pruned(source: Source, images: np.ndarray, method: str, target: float) -> tu
     result = simjax.prune(source.network, images, target, **arguments)
     layers, ways = result.layers, result.evaluation
     proved = {
-        "rows": sum(layer.rows for layer in layers.values()),
-        "rows_certified": sum(layer.certified for layer in layers.values()),
-        "worst_relative_gap": max(layer.worst_gap for layer in layers.values()),
+        **certified_layers(layers.values()),
         "errors": {name: layer.relative_error for name, layer in layers.items()},
         "ways": {} if ways is None else {one.name: one.metric for one in ways.candidates},
         "chosen": None if ways is None else ways.chosen,

@@ -54,8 +54,8 @@ def prune_layer(
         outputs, those are removed that cost least, which leaves them constant with a bias, and zero without.
       method: how the support is found: "cardinality" by ADMM on the number of weights of the layer; "l1" and
         "perspective" as that of an adaptive penalty, certified too, for "unstructured" only, slower and in all that was
-        measured further off;
-        "auto" is "cardinality", and for "rows" the choice that is provably best. See docs/pruning.md.
+        measured further off; "auto" is "cardinality", and for "rows" the choice that is provably best. See
+        docs/pruning.md.
       tol: relative duality gap at which a refitted row counts as solved.
 
     Returns:

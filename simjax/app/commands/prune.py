@@ -48,7 +48,7 @@ def prune(
         float | None, typer.Option(help="Share of zeros, in [0, 1) (default: 0.8; with n:m, what that leaves zero).")
     ] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, rows, or n:m such as 2:4.")] = "unstructured",
-    method: Annotated[str, typer.Option(help="How supports are found: auto, cardinality, l1 or perspective.")] = "auto",
+    method: Annotated[str, typer.Option(help=f"How supports are found: {', '.join(METHODS)}.")] = "auto",
     allocation: Annotated[
         str, typer.Option(help="layer: sparsity is that of each; global: of all together, by their error curves.")
     ] = "layer",
