@@ -17,10 +17,11 @@ from benchmarks.pruning_peers import PEERS
 from experiments import minilm
 from simjax._values import Unstated
 from simjax.pruning.batches import Batches
+from simjax.pruning.evaluation import Evaluation
 from simjax.pruning.layer import prune_layer, refitted
 from simjax.pruning.network_result import PrunedMap
 from simjax.pruning.networks.flax_networks import read_flax
-from simjax.pruning.passes import Curves, Passes, shared_out, stages_of
+from simjax.pruning.passes import Passes, stages_of
 from simjax.pruning.patterns import Pattern
 from simjax.pruning.problem import LayerProblem
 from simjax.pruning.prune import prune
@@ -28,9 +29,11 @@ from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
 
-# Beside the names of `PEERS`: ours with the same share of zeros in each matrix as all peers, and with zeros shared out.
-OURS, SHARED, DENSE = "ours", "ours, shared out", "dense"
-METHODS = (SHARED, OURS, *reversed(PEERS))
+# Beside the names of `PEERS`: ours with the same share of zeros in each matrix as all peers, and with zeros shared out
+# as `evaluate` says; and with the ends of what `correction` may be.
+OURS, EVALUATED, DENSE = "ours", "ours, evaluate", "dense"
+CORRECTIONS = {"ours, correction 0": 0.0, "ours, correction 1": 1.0}
+METHODS = (EVALUATED, OURS, *CORRECTIONS, *reversed(PEERS))
 ALONE, IN_TURN = "alone", "in turn"  # by what the trained encoder shows, or the pruned one
 HOW = (IN_TURN, ALONE)
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4")
@@ -219,45 +222,56 @@ class InTurn(NamedTuple):
       encoder: with sparse weights.
       layers: a `PrunedMap` for each map that was refitted.
       seconds: for all of it, the passes through the encoder too.
+      evaluation: of `EVALUATED`, what its metric gave.
     """
 
     encoder: Any
     layers: list[PrunedMap]
     seconds: float
+    evaluation: Evaluation | None = None
 
 
 def pruned_in_turn(
-    encoder: Any, batches: Sequence[Tokens], method: str, zeros: str, *, refit: bool, curves: Curves | None = None
+    encoder: Any,
+    batches: Sequence[Tokens],
+    method: str,
+    zeros: str,
+    *,
+    refit: bool,
+    evaluate: Callable[[Any], float] | None = None,
 ) -> InTurn:
     """By `prune`, or by a peer in the same passes. Each sees the inputs that the pruned maps before it make.
 
     Args:
       refit: of a peer: whether its supports are refitted.
-      curves: of `SHARED`, by which zeros are shared out, as by `prune` with allocation "global".
+      evaluate: of `EVALUATED`, as `prune` takes it.
     """
     sparsity, pattern = share_and_pattern(zeros)
     began = time.perf_counter()
-    if method == OURS:
-        result = prune(encoder, batches, sparsity, pattern=pattern)
-        return InTurn(result.network, list(result.layers.values()), time.perf_counter() - began)
+    if method not in PEERS:
+        how: dict[str, Any] = {"pattern": pattern}
+        if method in CORRECTIONS:
+            how["correction"] = CORRECTIONS[method]
+        if method == EVALUATED:
+            how |= {"allocation": "global", "evaluate": evaluate}
+        result = prune(encoder, batches, sparsity, **how)
+        layers = list(result.layers.values())
+        return InTurn(result.network, layers, time.perf_counter() - began, result.evaluation)
     read = functools.partial(read_flax, encoder, None, batches[0])
     trained = read()
-    common: dict[str, Any] = {
-        "trained": trained,
-        "again": read,
-        "stages": stages_of(trained, list(trained.maps), batches[0]),
-        "batches": Batches(batches, again=True),
-        "pattern": pattern,
-        "propagate": "pruned",
-        "tol": SolveOptions.tol,
-    }
-    passes, shares = Passes(method="auto", **common), None
-    if method == SHARED:
-        assert curves is not None
-        shares = shared_out(curves, sparsity)
-    else:
-        passes = PeerPasses(method=method, zeros=zeros, refit=refit, **common)
-    at_work, done = passes.pruned(shares or passes.even(sparsity), {}, None, lambda layer: None)
+    passes = PeerPasses(
+        trained=trained,
+        again=read,
+        stages=stages_of(trained, list(trained.maps), batches[0]),
+        batches=Batches(batches, again=True),
+        pattern=pattern,
+        method=method,
+        propagate="pruned",
+        tol=SolveOptions.tol,
+        zeros=zeros,
+        refit=refit,
+    )
+    at_work, done = passes.pruned(passes.even(sparsity), {}, None, lambda layer: None)
     return InTurn(at_work.finished(), list(done.values()) if refit else [], time.perf_counter() - began)
 
 

@@ -13,11 +13,27 @@ from benchmarks.pruning_peers import PEERS
 from benchmarks.records import Record, places, table
 from experiments import minilm
 from experiments.experiment import all_certified, grouped, spread
-from experiments.minilm_matrices import ALONE, DENSE, IN_TURN, LEVELS, METHODS, OURS, SHARED
+from experiments.minilm_matrices import (
+    ALONE,
+    CORRECTIONS,
+    DENSE,
+    EVALUATED,
+    IN_TURN,
+    LEVELS,
+    METHODS,
+    OURS,
+)
+from simjax.pruning.evaluation import CURVES, EVEN, SENSITIVITY
 
-TITLES = {OURS: "simjax", SHARED: "simjax, zeros shared out", DENSE: "the trained encoder"}
+WAYS = (CURVES, SENSITIVITY, EVEN)  # in the order in which `prune` tries them
+TITLES = {
+    OURS: "simjax",
+    EVALUATED: "simjax, by evaluate",
+    **{method: f"simjax, correction={gamma:g}" for method, gamma in CORRECTIONS.items()},
+    DENSE: "the trained encoder",
+}
 COLOURS = {
-    SHARED: "tab:cyan",
+    EVALUATED: "tab:red",
     OURS: "tab:blue",
     "ALPS": "tab:orange",
     "SparseGPT": "tab:green",
@@ -83,6 +99,7 @@ def section(records: Sequence[Record]) -> str:
         "",
         *accuracy_table(in_turn, levels(in_turn)),
         "",
+        *sharing_table(in_turn, levels(in_turn)),
         all_certified(records),
         "",
         *places(records),
@@ -127,9 +144,9 @@ def aims(alone: Cell, in_turn: Cell) -> list[str]:
         found_here = {
             named(method, refit): record["accuracy"]
             for method, refit in itertools.product(METHODS, (False, True))
-            if (record := first(in_turn, zeros, method, refit)) is not None
+            if method not in CORRECTIONS and (record := first(in_turn, zeros, method, refit)) is not None
         }
-        ours = {name: found_here.pop(name) for name in (TITLES[OURS], TITLES[SHARED]) if name in found_here}
+        ours = {name: found_here.pop(name) for name in (TITLES[OURS], TITLES[EVALUATED]) if name in found_here}
         if not ours or dense is None:
             continue
         told_ours = ", ".join(f"{100 * accuracy:.2f} % ({name})" for name, accuracy in ours.items())
@@ -213,6 +230,27 @@ def accuracy_table(by: Cell, shares: Sequence[str]) -> list[str]:
     return table(heads, rows)
 
 
+def sharing_table(by: Cell, shares: Sequence[str]) -> list[str]:
+    """What `evaluate` gave for each way to share out zeros, and the share that each kind of matrix got."""
+    rows = []
+    for zeros in shares:
+        for record in by.get((zeros, EVALUATED, True), []):
+            of_kinds: dict[str, list[float]] = {kind: [] for kind in minilm.LINEAR}
+            for name, share in record["layer_zeros"].items():
+                of_kinds[name.rpartition(".")[2]].append(100.0 * share)
+            told = [f"{record['ways'][way]:.4f}" if way in record["ways"] else "–" for way in WAYS]
+            told[WAYS.index(record["chosen"])] = f"**{told[WAYS.index(record['chosen'])]}**"
+            rows.append([shown(zeros), *told, *(f"{np.mean(found):.0f}" for found in of_kinds.values())])
+    if not rows:
+        return []
+    heads = ["zeros", *(f"cosine, {way}" for way in WAYS), *(f"{kind} (%)" for kind in minilm.LINEAR)]
+    said = (
+        "With `evaluate`: the cosine on training messages of each way to share out zeros, in bold the one that was "
+        "kept, and the share of zeros that it gives each kind of matrix, mean over layers."
+    )
+    return [said, "", *table(heads, rows), ""]
+
+
 def duel_table(by: Cell, shares: Sequence[str]) -> list[str]:
     """On how many matrices ours is at or below each peer, with the same seed; certified rows and time."""
     rivals = [(method, refit) for method in ("ALPS", "SparseGPT") for refit in (False, True)]
@@ -269,7 +307,7 @@ def pictures(records: Sequence[Record]) -> Mapping[str, Figure]:
     alone, in_turn = cells(records, ALONE), cells(records, IN_TURN)
     figure = Figure(figsize=(13.0, 5.8), layout="constrained")
     error, accuracy, matrices_ = figure.subplots(1, 3)
-    for method, refit in itertools.product(METHODS, (True, False)):
+    for method, refit in itertools.product(COLOURS, (True, False)):
         drawn(error, alone, method, refit, mean_error)
         drawn(accuracy, in_turn, method, refit, lambda record: 100 * record["accuracy"])
     for record in in_turn.get(("0", DENSE, False), []):

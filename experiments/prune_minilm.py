@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,13 +24,15 @@ from experiments import minilm
 from experiments.experiment import Experiment, Job, Settings, certified_layers, one_after_another
 from experiments.minilm_matrices import (
     ALONE,
+    CORRECTIONS,
     DENSE,
+    EVALUATED,
     HOW,
     IN_TURN,
     LEVELS,
     OURS,
-    SHARED,
     Answer,
+    InTurn,
     Matrix,
     Name,
     Texts,
@@ -41,8 +42,6 @@ from experiments.minilm_matrices import (
 )
 from experiments.minilm_report import pictures, section
 from simjax.datasets import load_newsgroups
-from simjax.pruning.curve import error_curve
-from simjax.pruning.passes import Curves
 from simjax.rows.status import Status
 
 NAME = "prune-minilm"
@@ -54,7 +53,8 @@ IN_TURN_LEVELS = ("0.7", "0.5", "0.8")  # of which the accuracy is asked
 # embeddings, test messages to classify and to compare embeddings on.
 MAX_TOKENS = 64
 CALIBRATION, HELD_OUT = 16_000, 14_000  # tokens
-TRAIN_TEXTS, TEST_TEXTS = 2000, 2000
+TRAIN_TEXTS = 2000  # of the training messages; of the test messages all
+GUIDE_TEXTS = 256  # of the training messages, on which `evaluate` compares embeddings; it needs no labels
 INVERSE_PENALTY, FOLDS = 10.0, 5  # of the logistic regression; of the test messages, for one that is trained anew
 KEYS = ("how", "zeros", "method", "refit", "seed")
 
@@ -75,13 +75,15 @@ def order(settings: Settings) -> list[Key]:
 
     if settings.quick:
         some = [key for how in HOW for key in each(how, ("0.5", "2:4"), (OURS, "SparseGPT"), [first])]
-        return [*some, (IN_TURN, "0.5", SHARED, first)]
+        return [*some, (IN_TURN, "0.5", EVALUATED, first)]
     return [
-        *each(IN_TURN, IN_TURN_LEVELS, (*best, SHARED), [first]),
+        *each(IN_TURN, IN_TURN_LEVELS, best, [first]),
+        *each(IN_TURN, ["0.7"], tuple(CORRECTIONS), [first]),
         *each(ALONE, ("0.5", "0.7", "0.9", "2:4", "0.8", "0.6"), best, [first]),
         *each(IN_TURN, IN_TURN_LEVELS, rest, [first]),
+        *each(IN_TURN, ("0.7", "0.8"), [EVALUATED], [first]),
         *each(ALONE, EVERY_SEED, best, others),
-        *each(IN_TURN, EVERY_SEED, (*best, SHARED), others),
+        *each(IN_TURN, EVERY_SEED, best, others),
         *each(ALONE, LEVELS, rest, [first]),
         *each(ALONE, EVERY_SEED, rest, others),
         *each(IN_TURN, EVERY_SEED, rest, others),
@@ -112,7 +114,6 @@ class Prepared:
         self.quick = quick
         self.jobs_done = 0
         self._matrices: tuple[int, dict[Name, Matrix]] | None = None
-        self._curves: tuple[int, Curves, float] | None = None
 
     @functools.cached_property
     def source(self) -> Source:
@@ -131,17 +132,6 @@ class Prepared:
             self._matrices = seed, found
         return self._matrices[1]
 
-    def curves(self, seed: int) -> tuple[Curves, float]:
-        """The error curves of all matrices, as `prune` makes them, and the seconds that took; one seed's are kept."""
-        if self._curves is None or self._curves[0] != seed:
-            began = time.perf_counter()
-            curves = {
-                f"layers.{number}.{name}": [error_curve(matrix.calibration, matrix.weight, matrix.bias)]
-                for (number, name), matrix in self.matrices(seed).items()
-            }
-            self._curves = seed, curves, time.perf_counter() - began
-        return self._curves[1:]
-
     def dense(self) -> Iterator[Record]:
         """The trained encoder's record."""
         keys = {"how": IN_TURN, "zeros": "0", "method": DENSE, "refit": False, "seed": 0}
@@ -154,8 +144,8 @@ class Prepared:
         batches = list(taken(source.numbered(seed), source.calibration))
         for refit in refits(method):
             load = os.getloadavg()[0]
-            curves, curve_seconds = self.curves(seed) if method == SHARED else (None, 0.0)
-            found = pruned_in_turn(source.encoder, batches, method, zeros, refit=refit, curves=curves)
+            evaluate = self.task.nearness if method == EVALUATED else None
+            found = pruned_in_turn(source.encoder, batches, method, zeros, refit=refit, evaluate=evaluate)
             # The peak of the process is that of this method only if nothing else has been done in it.
             peak = peak_mebibytes() if self.jobs_done == 0 else None
             self.jobs_done += 1
@@ -166,9 +156,10 @@ class Prepared:
                 "refit": refit,
                 "seed": seed,
                 **certified_layers(found.layers),
-                "seconds": found.seconds + curve_seconds,
+                "seconds": found.seconds,
                 "mebibytes": peak,
                 "load_before": round(load, 1),
+                **ways(found),
                 **self.task.judged(found.encoder),
                 **source.sizes(),
             }
@@ -192,6 +183,18 @@ class Prepared:
                 **sums.record(),
                 **self.source.sizes(),
             }
+
+
+def ways(found: InTurn) -> Record:
+    """How zeros were shared out and what `evaluate` gave for each way; nothing where it was not asked."""
+    said = found.evaluation
+    if said is None:
+        return {}
+    return {
+        "ways": {way.name: way.metric for way in said.candidates},
+        "chosen": said.chosen,
+        "layer_zeros": {layer.name: layer.sparsity for layer in found.layers},
+    }
 
 
 class Sums:
@@ -266,6 +269,7 @@ class Source:
             "held_out_tokens": self.held_out,
             "train_texts": len(self.labelled[0]),
             "test_texts": len(self.labelled[2]),
+            "guide_texts": GUIDE_TEXTS,
             "max_tokens": self.max_tokens,
             "load": round(os.getloadavg()[0], 1),
             "threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
@@ -292,7 +296,7 @@ def packaged_source() -> Source:
     labelled: list[Any] = []
     for texts_, labels, count in (
         (plain.train_texts, plain.train_labels, TRAIN_TEXTS),
-        (plain.test_texts, plain.test_labels, TEST_TEXTS),
+        (plain.test_texts, plain.test_labels, None),
     ):
         some = [k for k in np.random.default_rng(0).permutation(len(texts_)) if texts_[k].strip()][:count]
         numbers = [tokenizer.encode(texts_[k]).ids for k in some]
@@ -329,20 +333,28 @@ class Task:
       labels: theirs, (texts,).
       dense: the trained encoder's embeddings of them, (texts, width).
       classifier: logistic regression on the trained encoder's embeddings of the training texts.
+      guide: some of the training texts.
+      guide_dense: the trained encoder's embeddings of them.
     """
 
     test: Texts
     labels: np.ndarray
     dense: np.ndarray
     classifier: Any
+    guide: Texts
+    guide_dense: np.ndarray
 
     @classmethod
     def make(
         cls, encoder: Any, train: list[list[int]], train_labels: np.ndarray, test: list[list[int]], labels: np.ndarray
     ) -> Task:
-        texts = Texts(test)
-        classifier = regression().fit(Texts(train).embedded(encoder), train_labels)
-        return cls(texts, labels, texts.embedded(encoder), classifier)
+        texts, trained = Texts(test), Texts(train).embedded(encoder)
+        classifier, guide = regression().fit(trained, train_labels), slice(GUIDE_TEXTS)
+        return cls(texts, labels, texts.embedded(encoder), classifier, Texts(train[guide]), trained[guide])
+
+    def nearness(self, encoder: Any) -> float:
+        """What `prune` is given as `evaluate`: the mean cosine between embeddings of the guide and the trained ones."""
+        return float(np.mean(np.sum(self.guide.embedded(encoder) * self.guide_dense, axis=1)))
 
     def judged(self, encoder: Any | None) -> Record:
         """How near an encoder's embeddings are to the trained one's, and how well they are classified.

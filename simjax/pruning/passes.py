@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from simjax._values import Unstated
 from simjax.pruning.batches import Batches
 from simjax.pruning.curve import ErrorCurve, allocate, error_curve
 from simjax.pruning.kept import KeptLayers
 from simjax.pruning.layer import pruned_layer
 from simjax.pruning.network_result import PrunedMap
-from simjax.pruning.networks.linear_map import LinearMap, Network
+from simjax.pruning.networks.linear_map import LinearMap, Network, Received
 from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.memory import give_back_freed
 
+CORRECTION = Unstated(0.5)  # measured on a sentence encoder; see docs/pruning.md
 Shares = dict[str, list[Any]]  # of each layer, of each group of its channels
 Curves = dict[str, list[ErrorCurve]]
 
@@ -33,9 +35,9 @@ def stages_of(network: Network, chosen: Sequence[str], batch: Any) -> list[list[
     """
     first: dict[str, bytes] = {}
 
-    def sink(name: str, received: np.ndarray) -> None:
+    def sink(name: str, received: Received) -> None:
         if name not in first:  # a digest, since patches of all layers together may be large
-            first[name] = hashlib.blake2b(received.tobytes()).digest()
+            first[name] = hashlib.blake2b(received().tobytes()).digest()
 
     network.run(batch, chosen, sink)
     idle = [name for name in chosen if name not in first]
@@ -74,10 +76,10 @@ class Calls:
         counted = self._counted[number]
         left = -1 if first else sum(counted[name] for name in names)
 
-        def sink(name: str, rows: np.ndarray) -> None:
+        def sink(name: str, rows: Received) -> None:
             nonlocal left
             if name in found:
-                found[name].append(rows)
+                found[name].append(rows())
                 left -= 1
             if first:
                 counted[name] += 1
@@ -90,13 +92,19 @@ class Calls:
 
 
 def seen_by(
-    trained: Network, at_work: Network | None, names: Sequence[str], batches: Batches, calls: Calls
+    trained: Network,
+    at_work: Network | None,
+    names: Sequence[str],
+    batches: Batches,
+    calls: Calls,
+    correction: float = CORRECTION,
 ) -> dict[str, list[LayerStatistics]]:
-    """The statistics of each group of the linear maps, with what the trained network gives as targets.
+    """The statistics of each group of the linear maps.
 
     Args:
-      at_work: what their inputs are taken of; None for those of the trained network itself.
+      at_work: what their inputs x̂ are taken of; None for those of the trained network itself, x.
       calls: of the trained network.
+      correction: γ in the targets W₀(x̂ + γ(x − x̂)) + b₀.
     """
     maps = trained.maps
     found = {
@@ -112,9 +120,11 @@ def seen_by(
         for name in names:
             for given, now in zip(original[name], present[name], strict=True):
                 for group, statistics in enumerate(found[name]):
-                    targets = None if at_work is None else given_by(maps[name], group, given[group])
+                    seen, targets = now[group], None
+                    if at_work is not None:
+                        targets = given_by(maps[name], group, seen + correction * (given[group] - seen))
                     with named(name):
-                        statistics.update(now[group], targets)
+                        statistics.update(seen, targets)
     return found
 
 
@@ -181,7 +191,7 @@ class Passes:
       again: makes another copy of it.
       stages: the layers to prune, in the order in which they run, together where they see the same.
       batches: the inputs.
-      pattern, method, propagate, tol: as in `prune`.
+      pattern, method, propagate, correction, tol: as in `prune`.
       kept: where finished layers are kept, or None.
     """
 
@@ -193,11 +203,18 @@ class Passes:
     method: str
     propagate: str
     tol: float
+    correction: float = CORRECTION
     kept: KeptLayers | None = None
 
     @functools.cached_property
     def calls(self) -> Calls:
         return Calls(self.chosen)
+
+    def copied(self) -> Network:
+        """Another copy of the trained network, to be written to; what its maps were is held once for all copies."""
+        copy = self.again()
+        copy.maps = self.trained.maps
+        return copy
 
     @property
     def chosen(self) -> list[str]:
@@ -243,13 +260,14 @@ class Passes:
           seen: what the layers see in the trained network, if it is known; not needed for `propagate` "pruned".
           tell: is told of each layer when it is done.
         """
-        at_work, done = self.again(), dict[str, PrunedMap]()
+        at_work, done = self.copied(), dict[str, PrunedMap]()
         if self.propagate == "original" and seen is None:
             seen = self.seen()
         for number, stage in enumerate(self.stages):
             if self.propagate == "pruned":
                 # Until something has been pruned, a layer sees what it saw: its own outputs are the targets.
-                seen = seen_by(self.trained, at_work if number else None, stage, self.batches, self.calls)
+                so_far = at_work if number else None
+                seen = seen_by(self.trained, so_far, stage, self.batches, self.calls, self.correction)
             assert seen is not None
             for name in stage:
                 parts = self.pruned_parts(name, seen[name], shares[name])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
-from simjax._checks import choice, positive_scalar
+from simjax._checks import choice, nonnegative_scalar, positive_scalar
 from simjax._values import Unstated
 from simjax.pruning.batches import Batches
 from simjax.pruning.evaluation import CURVES, EVEN, SENSITIVITY, Candidate, Evaluation, measured, weights_by_loss
@@ -18,7 +18,7 @@ from simjax.pruning.layer import METHODS
 from simjax.pruning.network_result import PrunedMap, PrunedNetwork, PruneProgress, share_of_zeros
 from simjax.pruning.networks.linear_map import Network
 from simjax.pruning.networks.torch_network import TorchNetwork
-from simjax.pruning.passes import Curves, Passes, curves_of, joined, named, runs, shared_out, stages_of
+from simjax.pruning.passes import CORRECTION, Curves, Passes, curves_of, joined, named, runs, shared_out, stages_of
 from simjax.pruning.patterns import SPARSITY, Pattern
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.options import SolveOptions
@@ -38,6 +38,7 @@ def prune(
     pattern: str = "unstructured",
     method: str = "auto",
     propagate: str = "pruned",
+    correction: float = CORRECTION,
     allocation: str = "layer",
     evaluate: Callable[[Any], Any] | None = None,
     tol: float = SolveOptions.tol,
@@ -60,9 +61,12 @@ def prune(
       layers: names of those to prune, a function of a name that says whether to, or None for all that are read; the
         names are those of `summary()`.
       pattern, method: as in `prune_layer`.
-      propagate: "pruned": a layer sees what the layers before it, pruned, make of the inputs, and is to give what it
-        gave before. "original": all see what they saw in the trained network, which needs one run in place of one for
-        each stage, a stage being layers that follow one another and see the same.
+      propagate: "pruned": a layer sees what the layers before it, pruned, make of the inputs. "original": all see what
+        they saw in the trained network, which needs one run in place of one for each stage, a stage being layers that
+        follow one another and see the same.
+      correction: γ in [0, 1], with `propagate` "pruned": how much of what the layers before it have lost a layer is to
+        make up for. It is to give W₀(x̂ + γ(x − x̂)) + b₀ with x what it saw in the trained network and x̂ what it sees
+        now: with 1 what it gave there, with 0 what it would give now.
       allocation: "layer": `sparsity` is that of each. "global": it is that of all together, shared out so that the sum
         of relative errors is least, by the error curve of each layer (unstructured only). Where layers differ much in
         size or in what they can do without, "layer" may cost a network all of its accuracy; see docs/pruning.md.
@@ -87,8 +91,8 @@ def prune(
         A `checkpoint` of another network, of other inputs or settings: what differs is named, and it stays as it is.
       OSError: the folder of `checkpoint` cannot be written, is a file or holds other things; what is kept is whole.
 
-    Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023); the pruned inputs with the original
-    targets as in Meng et al., ALPS (2024).
+    Source: layer-wise reconstruction as in Frantar, Alistarh, SparseGPT (2023), which corrects nothing; targets of the
+    trained network as in Li et al., GPTAQ (2025).
 
     Examples:
       >>> import numpy as np, simjax
@@ -103,6 +107,11 @@ def prune(
     choice("propagate", propagate, PROPAGATIONS)
     choice("allocation", allocation, ALLOCATIONS)
     positive_scalar("tol", tol)
+    gamma = nonnegative_scalar("correction", correction)
+    if gamma > 1.0:
+        raise ValueError(f"correction must be a number in [0, 1], got {correction!r}.")
+    if propagate == "original" and not isinstance(correction, Unstated):
+        raise ValueError("correction needs propagate='pruned': with 'original' there is nothing to make up for.")
     for name, function in (("progress", progress), ("evaluate", evaluate)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable or None, got {type(function).__name__}.")
@@ -132,6 +141,7 @@ def prune(
             "pattern": pattern,
             "method": method,
             "propagate": propagate,
+            "correction": gamma,
             "allocation": allocation,
             "tol": float(tol),
         }
@@ -144,6 +154,7 @@ def prune(
         pattern=pattern,
         method=method,
         propagate=propagate,
+        correction=gamma,
         tol=tol,
         kept=kept,
     )
@@ -177,7 +188,7 @@ def _best(
 ) -> tuple[Network, dict[str, PrunedMap], Evaluation]:
     """The best of the ways to share out zeros, by the user's metric, and what it gave for all of them."""
     dense, chosen = measured(evaluate, passes.trained.shown(), "the network as it was"), passes.chosen
-    alone, errors, single = {}, {}, passes.again()
+    alone, errors, single = {}, {}, passes.copied()
     tell = _teller(progress, chosen, "one layer alone")
     for name in chosen:
         layer = PrunedMap(name, tuple(passes.pruned_parts(name, seen[name], passes.even(sparsity)[name])))

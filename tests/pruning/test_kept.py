@@ -103,6 +103,7 @@ def test_whole_rows_and_shares_of_zeros_by_a_metric(tmp_path, searched):
         ({"inputs": INPUTS + 1e-3}, "inputs"),
         ({"sparsity": 0.7}, r"sparsity \(0.6 there, 0.7 here\)"),
         ({"propagate": "original"}, "propagate"),
+        ({"correction": 1.0}, "correction"),
         ({"layers": lambda name: name != "layers.0"}, "network, layers"),
     ],
 )

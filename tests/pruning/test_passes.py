@@ -8,6 +8,7 @@ from helpers import generator
 from numpy.testing import assert_array_equal
 
 import simjax
+from simjax.pruning.passes import Calls
 
 RUNS = []
 
@@ -51,8 +52,8 @@ def test_a_run_ends_with_the_last_call_that_is_needed(batches):
 
 def test_every_call_is_seen_however_often_a_batch_makes_it(batches):
     network, seen = Tower(), []
-    result = simjax.prune(network, batches, sparsity=0.5)
-    # What the middle layer receives from the pruned first one, call by call, and what it is to give.
+    result = simjax.prune(network, batches, sparsity=0.5, correction=1.0)
+    # What the middle layer receives from the pruned first one, call by call, and what it gave.
     first = result.network.first
     middle, targets = network.middle, []
     for batch in batches:
@@ -66,3 +67,19 @@ def test_every_call_is_seen_however_often_a_batch_makes_it(batches):
     (part,) = result.layers["middle"].parts
     assert_array_equal(part.support, alone.support)
     np.testing.assert_allclose(part.weight, alone.weight, atol=1e-5)
+
+
+def test_what_is_only_counted_is_not_made():
+    class Two:
+        """Calls `first` once and `other` twice; what enters the latter must not be asked for."""
+
+        def run(self, batch, names, sink):
+            for name in ("first", "other", "other"):
+                if name in names:
+                    sink(name, (lambda: batch[None]) if name == "first" else pytest.fail)
+
+    calls, batch = Calls(["first", "other"]), np.ones((3, 4))
+    found = calls.received(Two(), 0, batch, ["first"])
+    assert_array_equal(found["first"], batch[None, None])
+    with pytest.raises(pytest.fail.Exception):
+        calls.received(Two(), 0, batch, ["other"])

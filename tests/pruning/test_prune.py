@@ -76,7 +76,7 @@ def test_without_zeros_a_network_is_what_it_was_and_the_one_passed_in_always():
 def test_a_convolution_is_a_linear_map_of_its_patches(name):
     network = NnxNetwork(Everything(nnx.Rngs(1)), samples(5, 6, 4, 2))
     seen = {}
-    network.run(samples(5, 6, 4, 2), [name], lambda layer, rows: seen.setdefault(layer, rows))
+    network.run(samples(5, 6, 4, 2), [name], lambda layer, rows: seen.setdefault(layer, rows()))
     linear = network.maps[name]
     groups = zip(seen[name], linear.weight, linear.bias)
     outputs = np.concatenate([rows @ weight.T + bias for rows, weight, bias in groups], axis=1)
@@ -87,10 +87,11 @@ def test_a_convolution_is_a_linear_map_of_its_patches(name):
     assert_allclose(outputs, np.asarray(given).reshape(-1, given.shape[-1]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("propagate", ["pruned", "original"])
-def test_every_layer_is_prune_layer_of_what_it_sees(propagate):
+@pytest.mark.parametrize(("propagate", "correction"), [*(("pruned", c) for c in (0, 0.25, 0.5, 1)), ("original", None)])
+def test_every_layer_is_prune_layer_of_what_it_sees(propagate, correction):
     network, inputs = chain(), samples(300, 6)
-    result = simjax.prune(network, inputs, 0.5, propagate=propagate)
+    how = {} if correction in (None, 0.5) else {"correction": correction}  # the half is what it is by default
+    result = simjax.prune(network, inputs, 0.5, propagate=propagate, **how)
     assert result.converged
     assert result.samples == 300
     weights = [np.asarray(network.layers[k].kernel[...], np.float64).T for k in (0, 2, 4)]
@@ -98,13 +99,14 @@ def test_every_layer_is_prune_layer_of_what_it_sees(propagate):
     pruned = [np.asarray(result.network.layers[k].kernel[...], np.float64).T for k in (0, 2, 4)]
     given, now = inputs.astype(np.float64), inputs.astype(np.float64)
     for k, part in enumerate(result.layers.values()):
-        targets = given @ weights[k].T + biases[k]
+        aim = now if correction is None else now + correction * (given - now)
+        targets = aim @ weights[k].T + biases[k]
         alone = simjax.prune_layer(now, weights[k], biases[k], targets=targets, sparsity=0.5)
         assert part.sparsity >= 0.5
         assert_allclose(part.relative_error, alone.relative_error, rtol=1e-3)
         assert_allclose(pruned[k], part.parts[0].weight, rtol=1e-6, atol=1e-7)
         assert part.worst_gap <= 1e-6
-        given = np.maximum(targets, 0.0)
+        given = np.maximum(given @ weights[k].T + biases[k], 0.0)
         if propagate == "pruned":
             bias = np.asarray(result.network.layers[2 * k].bias[...], np.float64)
             now = np.maximum(now @ pruned[k].T + bias, 0.0)
@@ -211,6 +213,11 @@ def test_half_precision_stays_half_precision():
         ({"pattern": "rows", "allocation": "global"}, ValueError, "pattern must be 'unstructured'"),
         ({"method": "magnitude"}, ValueError, "method"),
         ({"propagate": "both"}, ValueError, "propagate"),
+        ({"correction": 1.5}, ValueError, r"correction must be a number in \[0, 1\], got 1.5"),
+        ({"correction": -0.5}, ValueError, "correction must be"),
+        ({"correction": np.nan}, ValueError, "correction must be"),
+        ({"correction": "half"}, TypeError, "correction must be"),
+        ({"correction": 0.5, "propagate": "original"}, ValueError, "correction needs propagate='pruned'"),
         ({"allocation": "even"}, ValueError, "allocation"),
         ({"tol": 0.0}, ValueError, "tol"),
         ({"inputs": []}, ValueError, "inputs must have at least one batch"),

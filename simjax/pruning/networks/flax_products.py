@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simjax.pruning.networks.linear_map import LinearMap, Sink, narrowed, patches
+from simjax.pruning.networks.linear_map import LinearMap, Received, Sink, narrowed, patches
 
 
 def matrix_of_product(kernel: np.ndarray, inputs: int, bias: np.ndarray | None) -> LinearMap:
@@ -82,8 +82,8 @@ class Records:
         finally:
             self._names, self._sink = (), None
 
-    def tell(self, name: str, received: Any, kernel: Any, rows: Callable[[], np.ndarray] | None) -> None:
-        """Of one product; `rows` gives what enters, (groups, samples, in), and is None for axes that are not read."""
+    def tell(self, name: str, received: Any, kernel: Any, rows: Received | None) -> None:
+        """Of one product; `rows` is None for axes that are not read."""
         if name not in self._names:
             return
         why = ""
@@ -94,7 +94,7 @@ class Records:
         elif rows is None:
             why = "a product over other axes than the last ones"
         elif self._sink is not None:
-            self._sink(name, rows())
+            self._sink(name, rows)
         if why and self._sink is not None:
             raise ValueError(f"layers [{name!r}] cannot be read, {why}: leave them out by layers=.")
         if why:

@@ -29,8 +29,10 @@ class LinearMap:
         return self.weight.shape[0]
 
 
-# Called with the name of a linear map and what enters it, (groups, samples, in).
-Sink = Callable[[str, np.ndarray], None]
+# What enters a linear map in a call of it, (groups, samples, in), made when it is asked for.
+Received = Callable[[], np.ndarray]
+# Called with the name of a linear map and what enters it, before it is applied.
+Sink = Callable[[str, Received], None]
 
 
 class Network(Protocol):

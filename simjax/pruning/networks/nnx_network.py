@@ -65,13 +65,13 @@ class NnxNetwork:
             self._running(jnp.asarray(batch), **evaluation_flags(self._running.__call__))
 
     def write(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
-        for part in self._parts[name]:
-            old = part.kernel[...]
-            make = products.kernel_of_convolution if isinstance(part, nnx.Conv) else products.kernel_of_product
-            part.kernel[...] = products.like(make(weight, old.shape), old)
-            self._records.kernels[name] = np.asarray(part.kernel[...])
-            if bias is not None:
-                part.bias[...] = products.like(bias, part.bias[...])
+        own, running = self._parts[name]
+        old = own.kernel[...]
+        make = products.kernel_of_convolution if isinstance(own, nnx.Conv) else products.kernel_of_product
+        own.kernel[...] = running.kernel[...] = products.like(make(weight, old.shape), old)
+        self._records.kernels[name] = np.asarray(running.kernel[...])
+        if bias is not None:
+            own.bias[...] = running.bias[...] = products.like(bias, own.bias[...])
 
     def shown(self) -> nnx.Module:
         copy = _copied(self._module)

@@ -71,9 +71,12 @@ class TorchNetwork:
 
     def _tell(self, name: str, convolution: bool) -> Any:
         def tell(part: Any, received: tuple, named: dict[str, Any]) -> None:
-            if self._sink is not None and name in self._names:
+            def rows() -> np.ndarray:
                 given = _array(received[0] if received else named["input"])
-                self._sink(name, self._patches(part, given) if convolution else given.reshape(1, -1, given.shape[-1]))
+                return self._patches(part, given) if convolution else given.reshape(1, -1, given.shape[-1])
+
+            if self._sink is not None and name in self._names:
+                self._sink(name, rows)
 
         return tell
 
