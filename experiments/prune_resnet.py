@@ -231,7 +231,7 @@ def largest(network: ResNet, images: np.ndarray, target: float) -> ResNet:
     kept = Pattern.make("unstructured", target, (1, everything.size)).project(everything[None])[0]
     parts = np.split(kept, np.cumsum([size.size for size in sizes])[:-1])
     for (name, linear), part in zip(at_work.maps.items(), parts):
-        at_work.write(name, np.where(part.reshape(linear.weight.shape), linear.weight, 0.0), linear.bias)
+        at_work.write(name, np.where(part.reshape(linear.stored.shape), linear.weight, 0.0), linear.bias)
     return at_work.finished()
 
 

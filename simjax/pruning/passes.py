@@ -109,7 +109,7 @@ def seen_by(
     maps = trained.maps
     found = {
         name: [
-            LayerStatistics(maps[name].weight.shape[2], None if at_work is None else maps[name].weight.shape[1])
+            LayerStatistics(maps[name].stored.shape[2], None if at_work is None else maps[name].stored.shape[1])
             for _ in range(maps[name].groups)
         ]
         for name in names

@@ -127,7 +127,7 @@ def prune(
     for name in chosen:  # before anything is run for long
         stated = not isinstance(sparsity, Unstated)
         with named(name):
-            Pattern.make(pattern, sparsity, trained.maps[name].weight.shape[1:], stated=stated)
+            Pattern.make(pattern, sparsity, trained.maps[name].stored.shape[1:], stated=stated)
     with runs(network):
         stages = stages_of(trained, chosen, batches.first)
     kept = None

@@ -24,7 +24,8 @@ _NEGLIGIBLE = 5e-14
 _CANCELLED = 1e-12
 # SciPy's LAPACK holds the interpreter's lock, NumPy's does not, but is slower on small matrices.
 _LOCK_FREE = 300
-_BYTES = 2**27
+# What the factors of a tile take at most, for each thread; but a few rows always, which share products with the design.
+_BYTES, _ROWS = 2**25, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,8 @@ def row_tiles(members: np.ndarray) -> list[np.ndarray]:
     """Row numbers in tiles whose factors fit the memory set aside, rows of one pattern next to each other."""
     order = np.lexsort(np.packbits(members, axis=1).T)
     size = 8 * members.sum(axis=1)[order].astype(np.int64) ** 2
-    return np.split(order, np.flatnonzero(np.diff(np.cumsum(size) // _BYTES)) + 1)
+    most = max(_BYTES, _ROWS * int(size.max(initial=0)))
+    return np.split(order, np.flatnonzero(np.diff(np.cumsum(size) // most)) + 1)
 
 
 def project_out(

@@ -201,6 +201,16 @@ def test_half_precision_stays_half_precision():
     assert result.converged
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_weights_are_committed_to_a_device_only_where_they_were(committed):
+    network = chain()
+    if committed:
+        graph, state = nnx.split(network)
+        network = nnx.merge(graph, jax.device_put(state, jax.devices()[0]))
+    result = simjax.prune(network, samples(40, 6), 0.5)
+    assert {leaf.committed for leaf in jax.tree.leaves(nnx.state(result.network))} == {committed}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -16,15 +16,15 @@ def matrix_of_product(kernel: np.ndarray, inputs: int, bias: np.ndarray | None) 
     """A kernel whose first `inputs` axes are contracted, (in…, out…), as one matrix."""
     size = int(np.prod(kernel.shape[:inputs]))
     flat = None if bias is None else np.asarray(bias, np.float64).reshape(1, -1)
-    return LinearMap(np.asarray(kernel, np.float64).reshape(size, -1).T[None], flat)
+    return LinearMap(kernel.reshape(size, -1).T[None], flat)
 
 
 def matrix_of_convolution(kernel: np.ndarray, groups: int, bias: np.ndarray | None) -> LinearMap:
     """A kernel (window…, channels of a group, out) as one matrix for each group."""
     channels, out = kernel.shape[-2:]
-    by_group = np.asarray(kernel, np.float64).reshape(-1, channels, groups, out // groups)  # window, in, group, out
-    weight = by_group.transpose(2, 3, 1, 0).reshape(groups, out // groups, -1)
-    return LinearMap(weight, None if bias is None else np.asarray(bias, np.float64).reshape(groups, -1))
+    by_group = kernel.reshape(-1, channels, groups, out // groups)  # window, in, group, out
+    stored = by_group.transpose(2, 3, 1, 0).reshape(groups, out // groups, -1)
+    return LinearMap(stored, None if bias is None else np.asarray(bias, np.float64).reshape(groups, -1))
 
 
 def kernel_of_product(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -41,7 +41,9 @@ def kernel_of_convolution(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def like(values: np.ndarray, old: Any) -> Any:
-    """Values in the type of an array, and on its devices.
+    """Values in the type of an array, and on its devices; committed to them only where it is.
+
+    What follows from a committed array is compiled anew, and is refused beside arrays that are committed elsewhere.
 
     Raises:
       ValueError: for numbers that are beyond it.
@@ -50,7 +52,7 @@ def like(values: np.ndarray, old: Any) -> Any:
     if not isinstance(old, jax.Array):
         return new
     with jax.enable_x64(True):  # not to lose the type of a network in double precision
-        return jax.device_put(new, old.sharding)
+        return jax.device_put(new, old.sharding if old.committed else None)
 
 
 class Records:

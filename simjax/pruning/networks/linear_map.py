@@ -17,16 +17,21 @@ class LinearMap:
     A convolution is one linear map for all positions: x_g is the patch that a position sees, channels first.
 
     Attributes:
-      weight: (groups, out, in), float64; groups is 1 but for grouped convolutions.
-      bias: (groups, out), or None.
+      stored: W in the network's own type or float64, (groups, out, in); groups is 1 but for grouped convolutions.
+      bias: (groups, out), float64, or None.
     """
 
-    weight: np.ndarray
+    stored: np.ndarray
     bias: np.ndarray | None
 
     @property
+    def weight(self) -> np.ndarray:
+        """W in float64, (groups, out, in), made when it is asked for."""
+        return self.stored.astype(np.float64)
+
+    @property
     def groups(self) -> int:
-        return self.weight.shape[0]
+        return self.stored.shape[0]
 
 
 # What enters a linear map in a call of it, (groups, samples, in), made when it is asked for.
