@@ -19,6 +19,7 @@ from simjax.pruning.patterns import SPARSITY, Pattern
 from simjax.pruning.problem import LayerProblem
 from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
+from simjax.rows.memory import give_back_freed
 from simjax.rows.options import SolveOptions
 from simjax.rows.solution import dense_rows
 from simjax.rows.solve import solve_problem
@@ -100,7 +101,9 @@ def pruned_layer(
     refit = options if place is None else dataclasses.replace(options, checkpoint=place.rows)
 
     def supported(find: Callable[[], np.ndarray]) -> np.ndarray:
-        return find() if place is None else place.support(find)
+        support = find() if place is None else place.support(find)
+        give_back_freed()  # the search took as much as the refit will
+        return support
 
     allowed = Pattern.make(pattern, sparsity, problem.weight.shape, stated=not isinstance(sparsity, Unstated))
     if allowed.name == "rows":

@@ -66,7 +66,7 @@ def prune(
         follow one another and see the same.
       correction: γ in [0, 1], with `propagate` "pruned": how much of what the layers before it have lost a layer is to
         make up for. It is to give W₀(x̂ + γ(x − x̂)) + b₀ with x what it saw in the trained network and x̂ what it sees
-        now: with 1 what it gave there, with 0 what it would give now.
+        now: with 1 what it gave there, with 0 what it would give now; half-way was best, or near it, where measured.
       allocation: "layer": `sparsity` is that of each. "global": it is that of all together, shared out so that the sum
         of relative errors is least, by the error curve of each layer (unstructured only). Where layers differ much in
         size or in what they can do without, "layer" may cost a network all of its accuracy; see docs/pruning.md.
