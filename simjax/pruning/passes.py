@@ -125,6 +125,7 @@ def seen_by(
                         targets = given_by(maps[name], group, seen + correction * (given[group] - seen))
                     with named(name):
                         statistics.update(seen, targets)
+    give_back_freed()
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -70,14 +69,14 @@ class LayerProblem:
             )
         return cls(design, given, weight, centring, size, statistics.m)
 
-    @functools.cached_property
+    @property
     def gram(self) -> np.ndarray:
-        """ΦᵀΦ, (in, in)."""
+        """ΦᵀΦ, (in, in), made when it is asked for."""
         return self.design.T @ self.design
 
-    @functools.cached_property
+    @property
     def correlations(self) -> np.ndarray:
-        """TᵀΦ, (out, in)."""
+        """TᵀΦ, (out, in), made when it is asked for."""
         return self.targets.T @ self.design
 
     @property
