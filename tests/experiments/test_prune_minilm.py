@@ -135,7 +135,8 @@ def test_the_first_jobs_are_the_most_important_ones():
 def made_up(seeds=(0, 1)):
     # fmt: off
     common = {"calibration_tokens": 100, "held_out_tokens": 90, "train_texts": 9, "test_texts": 8, "max_tokens": 7,
-              "load": 1.0, "load_before": 0.5, "seconds": 3.0, "mebibytes": None, "worst_relative_gap": 1e-9}
+              "load": 1.0, "load_before": 0.5, "threads": "", "seconds": 3.0, "mebibytes": None,
+              "worst_relative_gap": 1e-9}
     # fmt: on
     judged = {"cosine": 1.0, "accuracy": 0.6, "accuracy_retrained": 0.6}
     dense = {"how": IN_TURN, "zeros": "0", "method": "dense", "refit": False, "seed": 0, "rows": 0, "rows_certified": 0}
