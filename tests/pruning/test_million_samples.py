@@ -75,13 +75,8 @@ def network_of(samples):
         for part in (network.layers[0], network.layers[2])
     )
     own = normal_equations((x, x @ first + b1) for x in batches)
-    behind = normal_equations(
-        (
-            np.maximum(x @ parts[0].weight.T + parts[0].bias, 0.0),
-            np.maximum(x @ first + b1, 0.0) @ second + b2,
-        )
-        for x in batches
-    )
+    pairs = ((np.maximum(x @ parts[0].weight.T + parts[0].bias, 0.0), np.maximum(x @ first + b1, 0.0)) for x in batches)
+    behind = normal_equations((now, 0.5 * (now + given) @ second + b2) for now, given in pairs)  # half-way
     return told(memory, result.samples, parts, [distance(parts[0], *own), distance(parts[1], *behind)])
 
 
