@@ -161,8 +161,9 @@ def aims(alone: Cell, in_turn: Cell) -> list[str]:
             missing = 2 * len(PEERS) - len(found_here)
             said += f", {missing} peers not measured" if missing else ""
             rows.append([f"at {shown(zeros)} accuracy ahead of every peer, refitted or not", found, said])
-    timed = [record for mine in in_turn.values() for record in mine if record["method"] == OURS and record["mebibytes"]]
-    for record in [record for record in timed if not record["threads"]][:1]:  # not kept to fewer threads than cores
+    runs = [record for mine in in_turn.values() for record in mine if record["method"] == OURS]
+    timed = [record for record in runs if record["mebibytes"] and not record["threads"]]  # with a thread for each core
+    for record in timed[:1]:
         minutes = record["seconds"] / 60.0
         found = (
             f"`prune` at {shown(record['zeros'])}: {minutes:.1f} minutes and {record['mebibytes']:,.0f} MiB, where the "

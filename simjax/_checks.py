@@ -156,13 +156,14 @@ def positive_scalar(name: str, value: Any, *, below: float = math.inf) -> float:
     return float(array)
 
 
-def nonnegative_scalar(name: str, value: Any) -> float:
-    """`value` as a finite float >= 0."""
+def nonnegative_scalar(name: str, value: Any, *, most: float = math.inf) -> float:
+    """`value` as a finite float in [0, most]."""
+    expected = "a number >= 0" if most == math.inf else f"a number in [0, {most:g}]"
     if value is None or isinstance(value, str):
-        raise TypeError(f"{name} must be a number >= 0, got {value!r}.")
+        raise TypeError(f"{name} must be {expected}, got {value!r}.")
     array = float_array(name, value)
-    if array.ndim != 0 or float(array) < 0.0:
-        raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
+    if array.ndim != 0 or not 0.0 <= float(array) <= most:
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
     return float(array)
 
 

@@ -107,9 +107,7 @@ def prune(
     choice("propagate", propagate, PROPAGATIONS)
     choice("allocation", allocation, ALLOCATIONS)
     positive_scalar("tol", tol)
-    gamma = nonnegative_scalar("correction", correction)
-    if gamma > 1.0:
-        raise ValueError(f"correction must be a number in [0, 1], got {correction!r}.")
+    gamma = nonnegative_scalar("correction", correction, most=1.0)
     if propagate == "original" and not isinstance(correction, Unstated):
         raise ValueError("correction needs propagate='pruned': with 'original' there is nothing to make up for.")
     for name, function in (("progress", progress), ("evaluate", evaluate)):
