@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
+
+from simjax.rows import lapack
 
 # A pass leaves ε/rcond of what it was to remove; below this a few passes would not do.
 _LEAST_RCOND = 1e-11
@@ -22,8 +23,7 @@ _ENOUGH = 1e-14
 _ROUNDED = 1e-16  # a product of rounded numbers has no less: what is below needs no pass at all
 _NEGLIGIBLE = 5e-14
 _CANCELLED = 1e-12
-# SciPy's LAPACK holds the interpreter's lock, NumPy's does not, but is slower on small matrices.
-_LOCK_FREE = 300
+_BLOCK = 64  # rows of a matrix that are gathered while they stay in the cache
 # What the factors of a tile take at most, for each thread; but a few rows always, which share products with the design.
 _BYTES, _ROWS = 2**25, 4
 
@@ -68,11 +68,7 @@ class GatheredFactors:
                 continue
             row = first if own else 0
             scale = 1.0 / np.sqrt(np.broadcast_to(squares[row], width)[columns])
-            matrix = gram.take(columns, axis=0).take(columns, axis=1)  # many times as fast as a pair of index arrays
-            matrix *= scale[:, None]
-            matrix *= scale
-            matrix.reshape(-1)[:: columns.size + 1] = 1.0  # diag(q) is in the scale
-            factor = _cholesky(matrix)
+            factor = _factor(gram, columns, scale)
             if factor is None:
                 good[rows] = False
             else:
@@ -85,30 +81,28 @@ class GatheredFactors:
         for group in self.groups:
             if group.rows.size == 1:
                 row = group.rows[0]
-                found, _ = lapack.dpotrs(group.factor, right[row, group.columns] * group.scale, lower=1)
-                answer[row, group.columns] = found * group.scale
+                found = lapack.cholesky_solve(group.factor[None], (right[row, group.columns] * group.scale)[None])
+                answer[row, group.columns] = found[0] * group.scale
             else:
                 index = np.ix_(group.rows, group.columns)
-                found, _ = lapack.dpotrs(group.factor, (right[index] * group.scale).T, lower=1)
-                answer[index] = found.T * group.scale
+                found = lapack.cholesky_solve(group.factor[None], (right[index] * group.scale).T[None])
+                answer[index] = found[0].T * group.scale
         return answer
 
 
-def _cholesky(matrix: np.ndarray) -> np.ndarray | None:
-    """The lower factor of a symmetric matrix of unit diagonal (overwritten), or None if it is nearly singular."""
-    size = np.abs(matrix).sum(axis=0).max()
-    if matrix.shape[0] < _LOCK_FREE:
-        factor, failed = lapack.dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
-        if failed:
-            return None
-    else:
-        try:
-            factor = np.linalg.cholesky(matrix)
-        except np.linalg.LinAlgError:
-            return None
-        factor = np.asfortranarray(factor)
-    rcond, _ = lapack.dpocon(factor, size, uplo="L")
-    return factor if rcond > _LEAST_RCOND else None
+def _factor(gram: np.ndarray, columns: np.ndarray, scale: np.ndarray) -> np.ndarray | None:
+    """The factor of D⁻¹ (G_JJ + diag(q)) D⁻¹, or None if that is nearly singular; q is in the scale 1/D alone."""
+    count = columns.size
+    matrix, norm = np.empty((count, count)), 0.0
+    for start in range(0, count, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        part = gram[columns[rows]].take(columns, axis=1, out=matrix[rows], mode="clip")
+        part *= scale[rows, None]
+        part *= scale
+        part.reshape(-1)[start :: count + 1] = 1.0
+        norm = max(norm, float(np.abs(part).sum(axis=1).max()))
+    usable = lapack.cholesky_in_place(matrix) and lapack.reciprocal_condition(matrix, norm) > _LEAST_RCOND
+    return matrix if usable else None
 
 
 def _equal_rows(members: np.ndarray, diagonal: np.ndarray | None) -> Iterator[np.ndarray]:

@@ -149,7 +149,6 @@ def test_tiles_of_little_memory_and_large_factors_change_nothing(monkeypatch):
     expected = solve_supported_rows(design, gram, targets.T, np.zeros((1, 1)), mask)
     monkeypatch.setattr(gathered, "_BYTES", 4000)
     monkeypatch.setattr(gathered, "_ROWS", 1)
-    monkeypatch.setattr(gathered, "_LOCK_FREE", 4)
     assert len(gathered.row_tiles(mask)) > 1
     out = solve_supported_rows(design, gram, targets.T, np.zeros((1, 1)), mask)
     np.testing.assert_allclose(out.weights, expected.weights, atol=1e-13)

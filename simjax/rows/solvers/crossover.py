@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg.lapack
 
-from simjax.rows.solvers import lapack
+from simjax.rows import lapack
 from simjax.rows.solvers.interior_point import InteriorPoint
 
 _RIDGE = 1e-11  # ‖K‖ = 1

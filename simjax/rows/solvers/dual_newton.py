@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simjax.rows.solvers import lapack
+from simjax.rows import lapack
 from simjax.rows.solvers.factor import Factorisation
 
 _INDEPENDENT = 1e-12  # the least eigenvalue of G, of norm one, with which P has any digits

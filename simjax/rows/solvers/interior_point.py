@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simjax.rows.solvers import lapack
+from simjax.rows import lapack
 from simjax.rows.solvers.interior_terms import (
     CanonicalDesign,
     Point,

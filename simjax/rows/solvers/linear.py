@@ -9,7 +9,7 @@ import numpy as np
 
 from simjax._typing import Array
 from simjax.rows.arrays import matmul, namespace, pytree
-from simjax.rows.solvers import lapack
+from simjax.rows import lapack
 
 
 @pytree()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.rows.solvers import lapack
+from simjax.rows import lapack
 
 _RIDGE = 1e-12  # relative to the largest diagonal entry: a metric for singular blocks, not a change of the problem
 _ARMIJO = 1e-4

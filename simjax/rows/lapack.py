@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import scipy.linalg.cython_lapack
 
-_INT = ctypes.c_int
+_INT, _TRIANGLE = ctypes.c_int, b"L"
 
 
 def cholesky(matrix: np.ndarray) -> np.ndarray:
-    """Factors of symmetric (R, k, k) float64 matrices, in whose lower triangle L is; NaN where one is not positive
-    definite. What is above the triangle is meaningless.
+    """Factors of symmetric (R, k, k) float64 matrices, for `cholesky_solve`; NaN where one is not positive definite.
+
+    Each holds Lᵀ in the triangle above its diagonal; what is below is meaningless.
     """
     factors = np.array(matrix, dtype=np.float64, order="C")
     for factor in factors:
@@ -32,10 +33,18 @@ def cholesky(matrix: np.ndarray) -> np.ndarray:
 def cholesky_in_place(matrix: np.ndarray) -> bool:
     """Put the factor of one contiguous (k, k) float64 matrix in its place; whether there is one."""
     n, info = _INT(len(matrix)), _INT(0)
-    if len(matrix):  # the lower triangle of rows is the upper one of columns
-        place = matrix.ctypes.data_as(ctypes.c_void_p)
-        _routine("dpotrf", 5)(b"U", ctypes.byref(n), place, ctypes.byref(n), ctypes.byref(info))
+    if len(matrix):  # LAPACK sees rows as columns, and a symmetric matrix as it is; OpenBLAS is fastest on "L"
+        _routine("dpotrf", 5)(_TRIANGLE, ctypes.byref(n), _place(matrix), ctypes.byref(n), ctypes.byref(info))
     return info.value == 0
+
+
+def reciprocal_condition(factor: np.ndarray, norm: float) -> float:
+    """An estimate of 1/(‖M‖₁ ‖M⁻¹‖₁) from the factor (k, k) of a matrix M and ‖M‖₁; k > 0."""
+    n, size, answer, info = _INT(len(factor)), ctypes.c_double(norm), ctypes.c_double(0.0), _INT(0)
+    work, more = np.empty(3 * len(factor)), np.empty(len(factor), dtype=np.intc)
+    places = (_place(factor), ctypes.byref(n), ctypes.byref(size), ctypes.byref(answer), _place(work), _place(more))
+    _routine("dpocon", 9)(_TRIANGLE, ctypes.byref(n), *places, ctypes.byref(info))
+    return answer.value
 
 
 def cholesky_solve(factors: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -48,16 +57,20 @@ def cholesky_solve(factors: np.ndarray, right: np.ndarray) -> np.ndarray:
         n, columns, info = _INT(size), _INT(solution.shape[1] if several else 1), _INT(0)
         for factor, vector in zip(factors, solution):
             potrs(
-                b"U",
+                _TRIANGLE,
                 ctypes.byref(n),
                 ctypes.byref(columns),
-                factor.ctypes.data_as(ctypes.c_void_p),
+                _place(factor),
                 ctypes.byref(n),
-                vector.ctypes.data_as(ctypes.c_void_p),
+                _place(vector),
                 ctypes.byref(n),
                 ctypes.byref(info),
             )
     return solution.transpose(0, 2, 1) if several else solution
+
+
+def _place(array: np.ndarray) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)
 
 
 @functools.cache
