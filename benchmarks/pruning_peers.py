@@ -123,26 +123,60 @@ def sparseswaps(gram: np.ndarray, weight: np.ndarray, pattern: Pattern, *, most:
     gains. Zimmer, Roux, Wagner, Hendrych, Pokutta, SparseSwaps (2025), arXiv 2512.10922.
     """
     support = row_by_row(np.abs(weight) * np.sqrt(np.diagonal(gram)), pattern)
-    diagonal = np.diagonal(gram)
-    group = None if pattern.group is None else np.arange(weight.shape[1]) // pattern.group[1]
+    apart = False  # where two weights must not change places
+    if pattern.group is not None:
+        group = np.arange(weight.shape[1]) // pattern.group[1]
+        apart = group[:, None] != group
     for row, kept in zip(weight, support):
-        correlation = gram @ np.where(kept, 0.0, row)
+        both = 2.0 * row[:, None] * gram * row
+        alone = np.diagonal(both) / 2.0
+        joint = both.copy()  # 2w_i w_j H_ij where they may
+        np.fill_diagonal(joint, -np.inf)
+        joint[apart] = -np.inf
+        least = alone - joint.max(axis=1)  # of a dropped weight, but for what depends on the mask
+        slope, gain = both[:, ~kept].sum(axis=1), -1e-12 * np.sum(both)
         for _ in range(most):
-            inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept)
-            if inside.size == 0 or outside.size == 0:
+            pair = best_exchange(kept, joint, alone + slope, alone - slope, least + slope, gain)
+            if pair is None:
                 break
-            drop = 2.0 * row[inside] * correlation[inside] + row[inside] ** 2 * diagonal[inside]
-            keep = -2.0 * row[outside] * correlation[outside] + row[outside] ** 2 * diagonal[outside]
-            change = drop[:, None] + keep - 2.0 * np.outer(row[inside], row[outside]) * gram[np.ix_(inside, outside)]
-            if group is not None:
-                change[group[inside][:, None] != group[outside]] = np.inf
-            best = int(np.argmin(change))
-            if change.flat[best] >= -1e-12 * abs(row @ gram @ row):
-                break
-            j, i = inside[best // outside.size], outside[best % outside.size]
-            correlation += row[j] * gram[j] - row[i] * gram[i]
-            kept[j], kept[i] = False, True
+            slope += both[pair[0]] - both[pair[1]]
+            kept[list(pair)] = False, True
     return np.where(support, weight, 0.0)
+
+
+def best_exchange(
+    kept: np.ndarray,
+    joint: np.ndarray,
+    dropped: np.ndarray,
+    restored: np.ndarray,
+    least: np.ndarray,
+    limit: float,
+    block: int = 16,
+) -> tuple[int, int] | None:
+    """The kept j and other i with the least dropped_j + restored_i − joint_ji, if that is below `limit`.
+
+    Args:
+      kept: (d,), boolean.
+      joint: (d, d).
+      dropped, restored: (d,).
+      least: no more than dropped_j − joint_ji for any i, (d,): who cannot be the best is left out.
+      limit: what is wanted.
+      block: so many j at once.
+    """
+    pair, others = None, np.where(kept, np.inf, restored)
+    inside = np.flatnonzero(kept)
+    inside = inside[np.argsort(least[inside])]
+    for start in range(0, inside.size, block):
+        some = inside[start : start + block]
+        if not least[some[0]] + others.min() < limit:
+            break
+        change = others - joint[some]
+        partner = change.argmin(axis=1)
+        values = dropped[some] + change[np.arange(some.size), partner]
+        first = int(values.argmin())
+        if values[first] < limit:
+            limit, pair = values[first], (int(some[first]), int(partner[first]))
+    return pair
 
 
 PEERS: dict[str, Peer] = {

@@ -9,7 +9,7 @@ from helpers import generator
 from numpy.testing import assert_allclose, assert_array_equal
 
 from benchmarks import pruning, refit
-from benchmarks.pruning_peers import PEERS, alps, row_by_row, sparsegpt, sparseswaps, wanda
+from benchmarks.pruning_peers import PEERS, alps, best_exchange, row_by_row, sparsegpt, sparseswaps, wanda
 from simjax import LayerStatistics
 from simjax.pruning.patterns import Pattern
 
@@ -46,17 +46,35 @@ def test_sparsegpt_makes_up_for_a_weight_by_those_on_its_right():
     assert_allclose(found[:, 1:], best, atol=1e-9)
 
 
-def test_swaps_end_where_no_swap_gains():
+@pytest.mark.parametrize("name", ["unstructured", "2:4"])
+def test_swaps_end_where_no_swap_gains(name):
     inputs, weight = layer()
-    gram, pattern = inputs.T @ inputs, Pattern.make("unstructured", 0.5, weight.shape)
+    gram, pattern = inputs.T @ inputs, Pattern.make(name, 0.5, weight.shape)
     found = sparseswaps(gram, weight, pattern)
     assert error(inputs, weight, found) < error(inputs, weight, wanda(gram, weight, pattern))
     for row in range(4):
         kept, dropped = np.flatnonzero(found[row]), np.flatnonzero(found[row] == 0.0)
         for j, i in itertools.product(kept, dropped):
+            if name == "2:4" and j // 4 != i // 4:
+                continue
             other = found[row].copy()
             other[j], other[i] = 0.0, weight[row, i]
             assert error(inputs, weight[row], other) >= error(inputs, weight[row], found[row]) * (1.0 - 1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_the_best_exchange_is_the_best_of_all(block):
+    """What cannot be the best is left out; of the rest none is overlooked."""
+    rng = generator(1)
+    for kept, limit in ((rng.random(30) < 0.5, 0.0), (rng.random(30) < 0.2, -2.0), (rng.random(30) < 0.5, -1e3)):
+        joint, dropped, restored = rng.normal(size=(30, 30)), rng.normal(size=30), rng.normal(size=30)
+        changes = np.where(kept[:, None] & ~kept, dropped[:, None] + restored - joint, np.inf)
+        found = best_exchange(kept, joint, dropped, restored, dropped - joint.max(axis=1), limit, block)
+        best = tuple(int(k) for k in np.unravel_index(changes.argmin(), changes.shape))
+        assert found == (best if changes.min() < limit else None)
+    nothing = np.zeros(30, dtype=bool)
+    assert best_exchange(~nothing, joint, dropped, restored, dropped - 9.0, 0.0) is None
+    assert best_exchange(nothing, joint, dropped, restored, dropped - 9.0, 0.0) is None
 
 
 def test_alps_is_nearer_than_the_scores_and_scores_are_row_by_row():

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simjax._typing import Array
-from simjax.rows.arrays import matmul, namespace, pytree
 from simjax.rows import lapack
+from simjax.rows.arrays import matmul, namespace, pytree
 
 
 @pytree()
