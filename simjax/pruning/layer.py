@@ -75,28 +75,32 @@ def prune_layer(
       >>> bool(pruned.sparsity >= 0.5), pruned.converged
       (True, True)
     """
-    return pruned_layer(
-        inputs, weight, bias, targets=targets, sparsity=sparsity, pattern=pattern, method=method, tol=tol
-    )
+    began = time.perf_counter()
+    choice("method", method, METHODS)
+    positive_scalar("tol", tol)
+    problem = LayerProblem.make(inputs, weight, bias, targets)
+    return pruned_layer(problem, sparsity=sparsity, pattern=pattern, method=method, tol=tol, began=began)
 
 
 def pruned_layer(
-    inputs: Any,
-    weight: Any,
-    bias: Any,
+    problem: LayerProblem,
     *,
-    targets: Any = None,
     sparsity: Any,
     pattern: str,
     method: str,
     tol: float,
+    began: float,
     keep: Callable[[LayerProblem], KeptLayer] | None = None,
 ) -> PrunedLayer:
-    """`prune_layer`, whose support and refit may be kept, or taken from where they have been."""
-    began = time.perf_counter()
-    choice("method", method, METHODS)
-    options = SolveOptions(tol=positive_scalar("tol", tol))
-    problem = LayerProblem.make(inputs, weight, bias, targets)
+    """`prune_layer` of compressed samples, whose support and refit may be kept, or taken from where they have been.
+
+    Args:
+      problem: the layer.
+      sparsity, pattern, method, tol: as in `prune_layer`.
+      began: from when on its time is counted.
+      keep: where support and refit are kept; None for nowhere.
+    """
+    options = SolveOptions(tol=tol)
     place = None if keep is None else keep(problem)
     refit = options if place is None else dataclasses.replace(options, checkpoint=place.rows)
 
@@ -129,13 +133,14 @@ def refitted(
     problem: LayerProblem, support: np.ndarray, pattern: str, method: str, options: SolveOptions, began: float
 ) -> PrunedLayer:
     """The layer by least squares on a support (out, in), certified."""
-    solution = solve_problem(problem.rows(support), options)
+    rows = problem.rows(support)
+    solution = solve_problem(rows, options)
     weight, errors = dense_rows(solution.weights), solution.certificate.objective
     size, total = problem.size, float(problem.size.sum())
     return PrunedLayer(
         weight=weight,
         bias=solution.intercept,
-        support=support,
+        support=support if rows.support is None else rows.support,  # held once, for these may be large
         relative_error=float(errors.sum()) / total if total > 0.0 else 0.0,
         size=total,
         row_errors=np.where(size > 0.0, errors / np.where(size > 0.0, size, 1.0), 0.0),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from simjax.pruning.kept import KeptLayers
 from simjax.pruning.layer import pruned_layer
 from simjax.pruning.network_result import PrunedMap
 from simjax.pruning.networks.linear_map import LinearMap, Network, Received
+from simjax.pruning.problem import LayerProblem
 from simjax.pruning.result import PrunedLayer
 from simjax.pruning.statistics import LayerStatistics
 from simjax.rows.memory import give_back_freed
@@ -231,9 +233,14 @@ class Passes:
         return {name: [sparsity] * self.trained.maps[name].groups for name in self.chosen}
 
     def pruned_parts(self, name: str, statistics: list[LayerStatistics], shares: Sequence[Any]) -> list[PrunedLayer]:
-        """A layer, each group of its channels."""
+        """A layer, each group of its channels.
+
+        Args:
+          statistics: of each group; they are taken out of the list, so that none is held when it is needed no more.
+        """
         linear, parts = self.trained.maps[name], []
-        for group, (each, share) in enumerate(zip(statistics, shares)):
+        for group, share in enumerate(shares):
+            began = time.perf_counter()
             how: dict[str, Any] = {
                 "sparsity": share,
                 "pattern": self.pattern,
@@ -244,7 +251,8 @@ class Passes:
             if self.kept is not None:
                 keep = functools.partial(self.kept.layer, self.chosen.index(name), group, how)
             with named(name):
-                parts.append(pruned_layer(each, linear.weight[group], bias_of(linear, group), keep=keep, **how))
+                problem = LayerProblem.make(statistics.pop(0), linear.weight[group], bias_of(linear, group), None)
+                parts.append(pruned_layer(problem, began=began, keep=keep, **how))
         give_back_freed()
         return parts
 
@@ -271,7 +279,8 @@ class Passes:
                 seen = seen_by(self.trained, so_far, stage, self.batches, self.calls, self.correction)
             assert seen is not None
             for name in stage:
-                parts = self.pruned_parts(name, seen[name], shares[name])
+                own = seen.pop(name) if self.propagate == "pruned" else list(seen[name])
+                parts = self.pruned_parts(name, own, shares[name])
                 done[name] = PrunedMap(name, tuple(parts), tuple(curves.get(name, ())))
                 with named(name):
                     at_work.write(name, *joined(parts))

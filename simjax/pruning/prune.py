@@ -189,7 +189,7 @@ def _best(
     alone, errors, single = {}, {}, passes.copied()
     tell = _teller(progress, chosen, "one layer alone")
     for name in chosen:
-        layer = PrunedMap(name, tuple(passes.pruned_parts(name, seen[name], passes.even(sparsity)[name])))
+        layer = PrunedMap(name, tuple(passes.pruned_parts(name, list(seen[name]), passes.even(sparsity)[name])))
         own = passes.trained.maps[name]
         with named(name):
             single.write(name, *joined(layer.parts))

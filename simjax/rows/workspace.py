@@ -49,7 +49,7 @@ class Workspace:
     def __init__(self, design: np.ndarray, penalty: Penalty | None = None) -> None:
         self.design = design
         self.column_scale = np.asarray(balancing_scale(design, penalty))
-        self.scaled = FactoredDesign(design / self.column_scale)
+        self.scaled = FactoredDesign(design, self.column_scale)
         self._of_groups: dict[bytes, Workspace] = {}
 
     def for_penalty(self, penalty: Penalty) -> Workspace:

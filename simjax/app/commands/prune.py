@@ -17,7 +17,7 @@ from simjax.app.arguments import Force, Json, check_output, place_of
 from simjax.app.exits import exit_by, reporting
 from simjax.app.reports import json_number
 from simjax.pruning.curve import error_curve
-from simjax.pruning.layer import METHODS, pruned_layer
+from simjax.pruning.layer import METHODS, prune_layer
 from simjax.pruning.network_result import PrunedMap, PrunedNetwork
 from simjax.pruning.passes import Curves, Shares, named, shared_out
 from simjax.pruning.patterns import SPARSITY, Pattern
@@ -90,7 +90,7 @@ def prune(
             for name, layer in layers.items():
                 observer.stage(f"Layer {len(done) + 1} of {len(layers)}: {name}")
                 with named(name):
-                    part = pruned_layer(
+                    part = prune_layer(
                         designs[name],
                         layer.weight,
                         layer.bias,

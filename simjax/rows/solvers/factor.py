@@ -63,19 +63,25 @@ class FactoredDesign:
     """A design Φ (m, d) and its factorisations, each made when it is first needed and shared by all that is solved.
 
     Args:
-      design: Φ, (m, d), in float64.
+      design: (m, d), in float64.
+      column_scale: (d,), by which its columns are divided, which makes it Φ; None for Φ itself.
     """
 
-    def __init__(self, design: np.ndarray) -> None:
-        self.array = design
+    def __init__(self, design: np.ndarray, column_scale: np.ndarray | None = None) -> None:
+        self._design, self._column_scale = design, column_scale
         self._made: dict[bool, tuple[Factorisation, np.ndarray | None]] = {}
         self._itself: Factorisation | None = None
         self._making = threading.Lock()  # threads of an executor ask at the same time; `is_itself` needs one answer
 
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """Φ, (m, d)."""
+        return self._design if self._column_scale is None else self._design / self._column_scale
+
     @property
     def sparse(self) -> bool:
         """Whether it is a `SparseDesign`."""
-        return isinstance(self.array, SparseDesign)
+        return isinstance(self._design, SparseDesign)
 
     @property
     def stored(self) -> int:
@@ -85,7 +91,7 @@ class FactoredDesign:
     @functools.cached_property
     def bytes_of_factorisation(self) -> float:
         """About what a factorisation takes: its Gram matrix and, unless ΦᵀΦ is enough, bases of the size of Φ."""
-        m, d = self.array.shape
+        m, d = self._design.shape
         return 8.0 * (4 * min(m, d) ** 2 + (0 if m >= _MOMENTS_FROM * d else 3 * m * d))
 
     @functools.cached_property

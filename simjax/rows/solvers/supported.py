@@ -57,7 +57,7 @@ def solve_supported_rows(
       support: boolean (R, d), or None for all coordinates.
       correlations: Kᵀt, (R, d); made of the samples where None.
       omega, tilt, radius: a ball Σ ω|w| + δᵀw ≤ κ that the answers are checked against, not made to meet.
-      threads: over which tiles of rows are spread; large factors are made without the interpreter's lock.
+      threads: over which tiles of rows are spread; factors are made without the interpreter's lock.
     """
     shape = (targets.shape[0], design.shape[1])
     support = np.ones(shape, dtype=bool) if support is None else support
