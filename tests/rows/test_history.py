@@ -49,7 +49,7 @@ def test_it_ends_in_the_certificate(solver: str, engine: str) -> None:
         assert len(steps) >= 2
         # Within the passes the best gap never rises.
         assert np.all(np.diff(history.gap[:-1], axis=0) <= 0.0)
-    assert np.all(history.gap[0] >= history.gap[-1])
+    assert np.all(history.gap[0] >= history.gap[-1] - 1e-14)  # rounding, where it ends at the first check
 
 
 @pytest.mark.parametrize(
