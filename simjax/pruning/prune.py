@@ -162,6 +162,8 @@ def prune(
         curves = curves_of(trained, seen, tol)
         shares = shared_out(curves, sparsity)
     if evaluate is None:
+        if propagate == "pruned":
+            seen = None  # layers are to see something else: not held for nothing
         at_work, done = passes.pruned(shares, curves, seen, _teller(progress, chosen, ""))
     else:
         at_work, done, evaluation = _best(passes, curves, seen or {}, sparsity, evaluate, progress)
