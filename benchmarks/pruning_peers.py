@@ -123,16 +123,14 @@ def sparseswaps(gram: np.ndarray, weight: np.ndarray, pattern: Pattern, *, most:
     gains. Zimmer, Roux, Wagner, Hendrych, Pokutta, SparseSwaps (2025), arXiv 2512.10922.
     """
     support = row_by_row(np.abs(weight) * np.sqrt(np.diagonal(gram)), pattern)
-    apart = False  # where two weights must not change places
+    apart = np.eye(weight.shape[1], dtype=bool)  # where two weights must not change places
     if pattern.group is not None:
         group = np.arange(weight.shape[1]) // pattern.group[1]
-        apart = group[:, None] != group
+        apart |= group[:, None] != group
     for row, kept in zip(weight, support):
         both = 2.0 * row[:, None] * gram * row
         alone = np.diagonal(both) / 2.0
-        joint = both.copy()  # 2w_i w_j H_ij where they may
-        np.fill_diagonal(joint, -np.inf)
-        joint[apart] = -np.inf
+        joint = np.where(apart, -np.inf, both)  # 2w_i w_j H_ij where they may
         least = alone - joint.max(axis=1)  # of a dropped weight, but for what depends on the mask
         slope, gain = both[:, ~kept].sum(axis=1), -1e-12 * np.sum(both)
         for _ in range(most):

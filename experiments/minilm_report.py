@@ -109,7 +109,7 @@ def section(records: Sequence[Record]) -> str:
 
 
 def aims(alone: Cell, in_turn: Cell) -> list[str]:
-    """What was aimed at, and what was found; of the first seed that a method was run with."""
+    """What was aimed at, and what was found: accuracies of all seeds, all else of the first one there is."""
 
     def first(by: Cell, zeros: str, method: str, refit: bool = True) -> Record | None:
         mine = by.get((zeros, method, refit), [])
